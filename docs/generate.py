@@ -1,0 +1,211 @@
+"""Writes the pages of docs/ that the code already says: papers, sites, the command line, one line per module.
+
+`make gen` writes them; tests/test_docs.py fails when one of them is not what this script would write.
+"""
+
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "microtome"
+DOCS = ROOT / "docs"
+NOTE = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
+
+_SOURCE = re.compile(r"\bSource: ")
+CITATION = re.compile(
+    r"(?P<who>[^;]+? \d{4}[a-z]?), (?P<where>arXiv:\d{4}\.\d{4,5}|doi:[^\s,;]+|[^,;]+?)(?:, (?P<what>[^;]+?))?"
+    r"(?P<end>; |(?<!\beq)(?<!\bal)(?<!\bsec)(?<!\bfig)(?<!\bno)\.(?=\s|$))",
+    re.IGNORECASE,
+)
+"""One of the works that a `Source:` line names; `; ` stands between two of them, a full stop after the last."""
+
+
+@dataclass(frozen=True, order=True)
+class Citation:
+    """A paper behind a piece of code, and the tests that name the code."""
+
+    who: str
+    where: str
+    what: str
+    code: str
+    tests: tuple[str, ...]
+
+    @property
+    def paper(self) -> str:
+        """The paper as a link, where it has an address."""
+        link = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
+        scheme, colon, name = self.where.partition(":")
+        return f"{self.who}, [{self.where}]({link[scheme]}{name})" if colon and scheme in link else f"{self.who}, {self.where}"
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """The dotted name inside its module, and the docstring, of a module ("") and of all that it defines."""
+
+    def walk(node: Any, name: str) -> Iterator[tuple[str, str]]:
+        yield name, " ".join((ast.get_docstring(node) or "").split())
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield from walk(child, f"{name}.{child.name}".lstrip("."))
+
+    yield from walk(tree, "")
+
+
+def modules() -> dict[str, ast.Module]:
+    """The package's modules by dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def mentions() -> dict[str, set[str]]:
+    """The names that each test file uses, those of the modules it imports included."""
+    found = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+        found[str(path.relative_to(ROOT / "tests"))] = names
+    return found
+
+
+def works(line: str, where: str) -> Iterator[re.Match[str]]:
+    """The works that a `Source:` line names, up to its full stop.
+
+    Raises:
+        ValueError: where it is not of the form that papers.md can be made of.
+    """
+    position, end = 0, "; "
+    while end == "; ":
+        match = CITATION.match(line, position)
+        if match is None:
+            raise ValueError(f"{where}: not of the form 'Source: Authors year, arXiv:number, place.': Source: {line[:100]}")
+        yield match
+        position, end = match.end(), match["end"]
+
+
+def citations() -> list[Citation]:
+    """Every `Source:` line of the package. A malformed one is an error."""
+    tests, found = mentions(), []
+    for module, tree in modules().items():
+        lens = ".".join(module.split(".")[:2])
+        near = {name: used for name, used in tests.items() if any(word == lens or word.startswith(f"{lens}.") for word in used)}
+        for name, text in definitions(tree):
+            wanted = name.rpartition(".")[2]
+            known = tuple(test for test, used in near.items() if not name or wanted in used)
+            for start in _SOURCE.finditer(text):
+                where = f"{module}.{name}".rstrip(".")
+                found += [
+                    Citation(w["who"], w["where"], w["what"] or "", where, known) for w in works(text[start.end() :], where)
+                ]
+    return sorted(found)
+
+
+def papers() -> str:
+    """docs/papers.md."""
+    rows = [
+        f"| {c.paper} | {c.what} | `{c.code.removeprefix('microtome.')}` | {', '.join(f'`{t}`' for t in c.tests) or '-'} "
+        f"| {'tested' if c.tests else 'no test names it'} |"
+        for c in citations()
+    ]
+    head = (
+        "# Papers\n\nWhat is taken from which paper, the code that does it, and the tests that name that code (under `tests/`).\n\n"
+        "| paper | what of it | code | tests | status |\n|---|---|---|---|---|\n"
+    )
+    return NOTE + head + "\n".join(rows) + "\n"
+
+
+def sites() -> str:
+    """docs/sites.md."""
+    from microtome.core.sites import SITES
+
+    rows = [
+        f"| `{s.name}` | {s.scope} | {', '.join(s.axes)} | {s.meaning.replace('|', chr(92) + '|')} |" for s in SITES.values()
+    ]
+    head = (
+        "# Sites\n\nA site names a tensor by what it is, whatever the architecture. `resid_post.6` is the one of layer 6, counted from 0.\n"
+        "`microtome sites MODEL` lists those of a model, with their shapes, and why the absent ones are absent.\n\n"
+        "| site | one per | axes | meaning |\n|---|---|---|---|\n"
+    )
+    return NOTE + head + "\n".join(rows) + "\n"
+
+
+def internals() -> str:
+    """docs/internals.md."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    order = [name.strip(" ()") for layer in reversed(layers) for name in layer.split("|")]
+    found = modules()
+    lines = [
+        "# Internals",
+        "",
+        "One line per module, from the lowest layer to the highest. ARCHITECTURE.md has the picture.",
+        "",
+    ]
+    for package in order:
+        own = [name for name in found if name == f"microtome.{package}" or name.startswith(f"microtome.{package}.")]
+        if own:
+            lines += [f"## {package}", ""]
+            lines += [
+                f"- `{name.removeprefix('microtome.')}`: {(ast.get_docstring(found[name]) or '').splitlines()[0]}"
+                for name in own
+            ]
+            lines.append("")
+    return NOTE + "\n".join(lines).rstrip() + "\n"
+
+
+def command_line() -> str:
+    """docs/reference/cli.md, what `microtome VERB --help` prints when it does not know the terminal."""
+    from typer.testing import CliRunner
+
+    from microtome.cli.verbs import app
+
+    runner = CliRunner()
+
+    def help_of(*verb: str) -> str:
+        result = runner.invoke(app, [*verb, "--help"], prog_name="microtome")
+        return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+
+    verbs = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    lines = ["# Command line", "", "```text", help_of(), "```", ""]
+    for verb in verbs:
+        lines += [f"## {verb}", "", "```text", help_of(verb), "```", ""]
+    return NOTE + "\n".join(lines).rstrip() + "\n"
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "papers.md": papers,
+    DOCS / "sites.md": sites,
+    DOCS / "internals.md": internals,
+    DOCS / "reference" / "cli.md": command_line,
+}
+
+
+def main() -> None:
+    """Write the pages that are not current."""
+    for path, write in PAGES.items():
+        text = write()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

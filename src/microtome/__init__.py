@@ -1,0 +1,69 @@
+"""microtome cuts transformers into slices thin enough to see through.
+
+    import microtome as mt
+
+    mt.build("HuggingFaceTB/SmolLM2-135M", "speeches/", output="atlas")
+    mt.Atlas("atlas").sql("select sentence from findings order by rank limit 5")
+
+This module is the list of public names and nothing else. Each is imported from where it lives when it is first used, so that
+`import microtome` is quick and touches neither the network nor any extra. Code inside the package imports from the packages
+below, never from here. docs/api.md has a page on every name.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from microtome import geometry as geometry
+    from microtome import neurons as neurons
+    from microtome import vocabulary as vocabulary
+    from microtome.atlas import Atlas as Atlas
+    from microtome.atlas import Settings as Settings
+    from microtome.atlas import build as build
+    from microtome.atlas import estimate as estimate
+    from microtome.core import Refusal as Refusal
+    from microtome.core import Site as Site
+    from microtome.core import UnitAddress as UnitAddress
+    from microtome.corpus import Reading as Reading
+    from microtome.model import load as load
+    from microtome.model import open_checkpoint as open_checkpoint
+    from microtome.model import site_table as site_table
+    from microtome.web import export as export
+    from microtome.web import serve as serve
+
+_HOMES = {
+    "Atlas": "atlas",
+    "Reading": "corpus",
+    "Refusal": "core",
+    "Settings": "atlas",
+    "Site": "core",
+    "UnitAddress": "core",
+    "build": "atlas",
+    "estimate": "atlas",
+    "export": "web",
+    "geometry": "",
+    "load": "model",
+    "neurons": "",
+    "open_checkpoint": "model",
+    "serve": "web",
+    "site_table": "model",
+    "vocabulary": "",
+}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.metadata.version("microtome")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"microtome has no public name {name!r}; it has {', '.join(_HOMES)}")
+    if not home:
+        return importlib.import_module(f"microtome.{name}")
+    return getattr(importlib.import_module(f"microtome.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

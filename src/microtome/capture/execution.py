@@ -1,0 +1,61 @@
+"""The execution class: everything besides model, corpus and plan on which the bytes of a result depend.
+
+Within one class an atlas is the same to the byte however often it is interrupted; work of two classes is never mixed.
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+
+from microtome.core import Fold
+from microtome.model import Model
+from microtome.numerics import kernels
+
+__all__ = ["execution_class", "tokens_per_batch", "windows_per_unit"]
+
+_TOKENS_PER_BATCH: Final = {"cpu": 2048, "mps": 8192, "cuda": 32768}
+_FLOPS_PER_SECOND: Final = {"cpu": 2e11, "mps": 2e12, "cuda": 1e14}
+"""Assumed, not measured: the cut into units must be the same in every run."""
+_BYTES_PER_SECOND: Final = 1e9
+_FORWARD_TO_WRITE: Final = 20
+
+
+def tokens_per_batch(model: Model) -> int:
+    """How many tokens, padding included, go through the model at once."""
+    return _TOKENS_PER_BATCH.get(model.device.type, _TOKENS_PER_BATCH["cpu"])
+
+
+def execution_class(model: Model) -> dict[str, str]:
+    """The execution class of this process for `model`, by name of what decides it."""
+    device = model.device.type
+    return {
+        "device": torch.cuda.get_device_name(model.device) if device == "cuda" else f"{device} {platform.machine()}",
+        "instructions": torch.backends.cpu.get_cpu_capability() if device == "cpu" else device,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+        "tokens_per_batch": str(tokens_per_batch(model)),
+        "kernels": kernels.name(),
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "microtome": importlib.metadata.version("microtome"),
+    }
+
+
+def flops_per_token(model: Model) -> float:
+    """Multiplications and additions of one token's forward pass through the blocks: 2 per weight of a matrix."""
+    embeddings = {id(m.weight) for m in model.module.modules() if isinstance(m, torch.nn.Embedding)}
+    return 2.0 * sum(p.numel() for p in model.module.parameters() if p.ndim >= 2 and id(p) not in embeddings)
+
+
+def windows_per_unit(model: Model, folds: Iterable[Fold], window: int) -> int:
+    """The fewest windows whose forward pass takes 20 times as long as writing the states of `folds`."""
+    device = model.device.type
+    state = sum(tensor.numel() * tensor.element_size() for fold in folds for tensor in fold.init().values())
+    write = state / _BYTES_PER_SECOND
+    forward = window * flops_per_token(model) / _FLOPS_PER_SECOND.get(device, _FLOPS_PER_SECOND["cpu"])
+    per_batch = max(1, tokens_per_batch(model) // window)
+    batches = max(1, round(_FORWARD_TO_WRITE * write / (forward * per_batch)))
+    return batches * per_batch

@@ -1,0 +1,95 @@
+"""What a lens is to the machinery: stages, folds per stage, tables at the end.
+
+A build runs the stages of all its lenses in order. Equal stages of several lenses are one forward pass that feeds all their
+folds. A later stage may use what earlier ones found (pilot quantiles, say). Running stages belongs in `capture.run`, and
+writing an atlas in `atlas`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from microtome.core import Fold
+from microtome.corpus import Corpus
+from microtome.model import Checkpoint, Model
+
+__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Run", "Stage"]
+
+Depth = Literal["quick", "standard", "full"]
+
+
+@dataclass(frozen=True, order=True)
+class Stage:
+    """One pass over windows of the corpus.
+
+    `order` places it among the stages; `sample` is the number of windows taken (seeded, spread over the corpus), all if None;
+    `masked` hides 15 % of the content tokens from a masked language model and keeps them as `Batch.targets`.
+    """
+
+    order: int
+    name: str
+    sample: int | None = None
+    masked: bool = False
+
+
+PILOT = Stage(0, "pilot", sample=32)
+MAIN = Stage(1, "main")
+MASKED = Stage(2, "masked", masked=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is being measured: a model on a corpus, or the weights of a checkpoint alone (`corpus` None)."""
+
+    name: str
+    model: Model | Checkpoint
+    corpus: Corpus | None
+    seed: int
+    depth: Depth
+
+
+class Results:
+    """Results of the folds of finished stages, computed from their states when first asked for."""
+
+    def __init__(self) -> None:
+        self._thunks: dict[tuple[str, str], Callable[[], Any]] = {}
+
+    def add(self, stage: Stage, name: str, result: Callable[[], Any]) -> None:
+        """Register the result of the fold `name` of `stage`."""
+        self._thunks[stage.name, name] = result
+
+    def of(self, stage: Stage, name: str) -> Any:
+        """The result of the fold that `folds` called `name`."""
+        return self._thunks[stage.name, name]()
+
+    def names(self, stage: Stage) -> tuple[str, ...]:
+        """Names of the folds of `stage` that have results."""
+        return tuple(name for owner, name in self._thunks if owner == stage.name)
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """A line of research as a value: what to fold over the stream, and what tables to write from it."""
+
+    @property
+    def name(self) -> str:
+        """The writer of the lens's tables: geometry, neurons, vocabulary, factors."""
+        ...
+
+    def stages(self, run: Run) -> tuple[Stage, ...]:
+        """The passes this lens wants over this run; none for a lens that reads weights only, or without a corpus."""
+        ...
+
+    def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
+        """Its folds in `stage`, each under a name of its own that begins with the lens's name."""
+        ...
+
+    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
+        """Rows for the atlas, by table name of `store.TABLES`; findings included."""
+        ...
+
+    def absent(self, run: Run) -> Mapping[str, str]:
+        """What this run cannot or does not compute, and why or with which command it is to be had."""
+        ...

@@ -1,0 +1,173 @@
+"""Run the stages of lenses over a corpus: one forward pass per stage feeds the folds of all of them.
+
+Hooks hand each tensor to the folds that want it while it is still in cache, and let go of it; nothing is kept but fold
+states. What is folded is the lenses' business, where units run the engine's.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from microtome.capture.execution import execution_class, tokens_per_batch, windows_per_unit
+from microtome.capture.lens import Lens, Results, Run, Stage
+from microtome.capture.progress import Progress
+from microtome.core import Batch, ExpertRows, Fold, Refusal, Site, State
+from microtome.corpus import Corpus
+from microtome.engine import States
+from microtome.engine import run as run_units
+from microtome.model import Model, observe
+from microtome.store import fingerprint
+
+__all__ = ["StageWork", "fold_batch", "run_stages"]
+
+
+def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progress) -> Results:
+    """Run every stage that a lens wants, in order, resuming from `folder`; the results of all their folds.
+
+    Cost: one forward pass per stage over its windows, stopped after the deepest site that a fold needs.
+    Errors: `Refusal` for NaN or infinite activations, for work in `folder` that this run cannot continue.
+    """
+    results = Results()
+    for stage in sorted({stage for lens in lenses for stage in lens.stages(run)}):
+        folds: dict[str, Fold] = {}
+        for lens in lenses:
+            if stage in lens.stages(run):
+                folds |= lens.folds(stage, run, results)
+        if not folds or run.corpus is None:
+            continue
+        work = StageWork(run, stage, folds, tuple(_windows(run.corpus, stage, run.seed)), progress)
+        progress.begin(stage.name, len(work.windows))
+        states = run_units(work, folder / stage.name, work.note)
+        for name, fold in folds.items():
+            results.add(stage, name, functools.cache(functools.partial(fold.result, states[name])))
+    return results
+
+
+def _windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
+    return range(corpus.windows) if stage.sample is None else sorted(corpus.sample(stage.sample, seed))
+
+
+@dataclass(eq=False)
+class StageWork:
+    """A stage as work for the engine: units are runs of consecutive windows."""
+
+    of: Run
+    stage: Stage
+    folds: Mapping[str, Fold]
+    windows: tuple[int, ...]
+    progress: Progress
+    _computed: set[int] = field(default_factory=set)
+
+    @property
+    def units(self) -> int:
+        """Units of as many windows as `execution.windows_per_unit` says."""
+        return math.ceil(len(self.windows) / self._per_unit)
+
+    @functools.cached_property
+    def _per_unit(self) -> int:
+        return windows_per_unit(self._model, self.folds.values(), self._corpus.window)
+
+    @property
+    def _model(self) -> Model:
+        assert isinstance(self.of.model, Model), "a stage is run on a model that was built"
+        return self.of.model
+
+    @property
+    def _corpus(self) -> Corpus:
+        assert self.of.corpus is not None, "a stage is run over a corpus"
+        return self.of.corpus
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, str]:
+        """Model, corpus, folds and the execution class."""
+        return {
+            "model": self.of.model.fingerprint,
+            "corpus": self._corpus.fingerprint,
+            "stage": fingerprint((self.stage, self.of.seed, self.folds, self._per_unit)),
+            **execution_class(self._model),
+        }
+
+    def _slice(self, unit: int) -> tuple[int, ...]:
+        return self.windows[unit * self._per_unit : (unit + 1) * self._per_unit]
+
+    def run(self, unit: int) -> dict[str, State]:
+        """The states of all folds over one unit's windows."""
+        model = self._model
+        self._computed.add(unit)
+        states = {name: fold.init() for name, fold in self.folds.items()}
+        for batch in self._corpus.batches(self._slice(unit), tokens_per_batch(model), model.device):
+            seen = self._corpus.mask(batch, model.tokenizer, self.of.seed) if self.stage.masked else batch
+            fold_batch(model, seen, self.folds, states)
+            self.progress.advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
+        return states
+
+    def merge(self, states: States, later: States) -> dict[str, State]:
+        """Fold by fold."""
+        return {name: fold.merge(states[name], later[name]) for name, fold in self.folds.items()}
+
+    def note(self, unit: int) -> None:
+        """Tell the watcher of units that were found done."""
+        if unit not in self._computed:
+            self.progress.found(len(self._slice(unit)))
+
+
+def fold_batch(model: Model, batch: Batch, folds: Mapping[str, Fold], states: Mapping[str, State]) -> None:
+    """One forward pass over `batch`; every fold is updated as soon as the last of its sites has been computed.
+
+    Errors: `Refusal` for NaN or infinite activations, naming the first site and window that have them.
+    """
+    waiting = {name: set(fold.sites) for name, fold in folds.items()}
+    wanted: dict[Site, list[str]] = {}
+    for name, fold in folds.items():
+        for site in fold.sites:
+            wanted.setdefault(site, []).append(name)
+        if not fold.sites:
+            fold.update(states[name], {}, batch)
+    if not wanted:
+        return
+    deepest = max(wanted)
+    held: dict[Site, Tensor | ExpertRows] = {}
+
+    def receive(site: Site, value: Tensor | ExpertRows) -> None:
+        if site == deepest:
+            _require_finite(model, batch, site, value)
+        held[site] = value
+        for name in wanted[site]:
+            waiting[name].discard(site)
+            if not waiting[name]:
+                fold = folds[name]
+                fold.update(states[name], {needed: held[needed] for needed in fold.sites}, batch)
+        for stale in [s for s in held if not any(waiting[name] for name in wanted[s])]:
+            del held[stale]
+
+    observe(model, batch, wanted, receive)
+
+
+def _require_finite(model: Model, batch: Batch, site: Site, value: Tensor | ExpertRows) -> None:
+    """Refuse NaN and infinity at the deepest site, where they all arrive, naming where in the stream they begin."""
+    tensor = value.values if isinstance(value, ExpertRows) else value
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all()):
+        return
+
+    def check(place: Site, stream: Tensor | ExpertRows) -> None:
+        assert isinstance(stream, Tensor), "the stream is a plain tensor"
+        bad = (~torch.isfinite(stream)).flatten(1).any(dim=1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            raise _not_finite(place, f" in window {int(batch.window[row])} (document {int(batch.document[row])})")
+
+    observe(model, batch, [Site("resid_post", layer) for layer in range(model.shape.layers)], check)
+    raise _not_finite(site, "")
+
+
+def _not_finite(site: Site, where: str) -> Refusal:
+    return Refusal(
+        f"activations at {site}",
+        why=f"they are NaN or infinite{where}",
+        instead="run with --dtype float32, or check the checkpoint",
+    )

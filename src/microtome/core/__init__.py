@@ -1,0 +1,16 @@
+"""Names that every layer shares: sites, axes, addresses, batches, the fold contract, the one error."""
+
+from microtome.core.addresses import UnitAddress as UnitAddress
+from microtome.core.addresses import WeightAddress as WeightAddress
+from microtome.core.bases import Basis as Basis
+from microtome.core.bases import ExpertRows as ExpertRows
+from microtome.core.batches import CONTENT as CONTENT
+from microtome.core.batches import Batch as Batch
+from microtome.core.batches import Half as Half
+from microtome.core.batches import Role as Role
+from microtome.core.errors import Refusal as Refusal
+from microtome.core.folds import Fold as Fold
+from microtome.core.folds import State as State
+from microtome.core.sites import SITES as SITES
+from microtome.core.sites import Site as Site
+from microtome.core.sites import SiteSpec as SiteSpec

@@ -1,0 +1,29 @@
+"""The one exception that users of microtome see.
+
+Every refusal says what was asked, why it cannot be done, and what to do instead. Invariants of our own are `assert`ed;
+anything a user can cause is a `Refusal`. Formatting for a terminal belongs in `cli`, not here.
+"""
+
+__all__ = ["Refusal"]
+
+
+class Refusal(ValueError):
+    """Something asked for cannot be done; carries what, why and what to do instead.
+
+    >>> print(Refusal("resid_mid.5 of gpt_neox", why="attention and MLP run in parallel", instead="use resid_post.5"))
+    resid_mid.5 of gpt_neox: attention and MLP run in parallel; use resid_post.5
+    """
+
+    def __init__(self, what: str, *, why: str, instead: str) -> None:
+        super().__init__(f"{what}: {why}; {instead}")
+        self.what = what
+        self.why = why
+        self.instead = instead
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the three parts when an error crosses a process boundary."""
+        return _rebuild, (self.what, self.why, self.instead)
+
+
+def _rebuild(what: str, why: str, instead: str) -> Refusal:
+    return Refusal(what, why=why, instead=instead)

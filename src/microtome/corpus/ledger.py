@@ -1,0 +1,164 @@
+"""The list of documents while a corpus is being prepared: what became of each, which half it is in, when to refuse.
+
+Rows of the table `documents` come from here, those of `windows` from `windows`.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Final
+
+import pyarrow as pa
+
+from microtome.core import Refusal
+from microtome.corpus.corpus import BOTH
+from microtome.corpus.documents import Document, problem_of
+from microtome.corpus.tokenising import Piece, pieces
+from microtome.corpus.windows import Tally
+
+__all__ = ["Ledger"]
+
+NAMED: Final = 5
+"""Unusable documents that a refusal names."""
+RANKED: Final = 64
+"""Below so many distinct texts the halves are made by rank of hash, which balances them."""
+_ROWS: Final = 1024
+_CHARACTERS: Final = 1 << 24
+
+
+@dataclass(eq=False)
+class _Entry:
+    number: int
+    document: Document
+    reason: str | None
+    finished: bool
+
+
+class Ledger:
+    """What became of each document, in order. Rows wait in a temporary file until the halves can be decided.
+
+    Halves: a document is in the half that a hash of its text and the seed says, so that copies are in the same half. With fewer
+    than `RANKED` distinct texts the hashes are ranked and taken in turn; with fewer than four, every document is in both halves
+    and its windows are dealt to them in blocks (see `corpus.Corpus`).
+    """
+
+    def __init__(self, source: str, run: str, fewest: int, seed: int, spool: IO[bytes]) -> None:
+        self.tally = Tally()
+        self._source = source
+        self._run = run
+        self._fewest = fewest
+        self._key = seed.to_bytes(8, "little", signed=True)
+        self._waiting: deque[_Entry] = deque()
+        self._spool = spool
+        self._schema = pa.schema([(field.name, field.type) for field in _SCHEMA] + [("hash", pa.uint64())])
+        self._file = pa.ipc.new_stream(spool, self._schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+        self._rows: list[dict[str, object]] = []
+        self._characters = 0
+        self._hashes: set[int] = set()
+        self._count = 0
+        self._bad = 0
+        self._named: list[str] = []
+
+    def pieces(self, stream: Iterator[Document], gap: int) -> Iterator[Piece]:
+        """Number the documents, note the unusable ones, and cut the others for the tokenizer."""
+        for document in stream:
+            number = self.note(document)
+            if number is not None:
+                yield from pieces(number, document.text, gap)
+
+    def note(self, document: Document) -> int | None:
+        """The number of a new document, or None where it is unusable."""
+        reason = problem_of(document)
+        number = self._count
+        self._count += 1
+        self._waiting.append(_Entry(number, document, reason, reason is not None))
+        return number if reason is None else None
+
+    def name_of(self, number: int) -> str:
+        """The name of a document that is not finished yet."""
+        return next(entry.document.name for entry in self._waiting if entry.number == number)
+
+    def finish(self, ended: set[int]) -> None:
+        """Note that all windows of these documents have been cut."""
+        for entry in self._waiting:
+            entry.finished |= entry.number in ended
+        while self._waiting and self._waiting[0].finished:
+            self._write(self._waiting.popleft())
+
+    def close(self) -> None:
+        """End the list of documents."""
+        while self._waiting:
+            self._write(self._waiting.popleft())
+        self._flush()
+        self._file.close()
+
+    def check(self, bad_share: float) -> None:
+        """Refuse a source that is unusable as a whole."""
+        if self._bad < self._count and (self._bad <= 1 or self._bad <= bad_share * self._count):
+            return
+        if not self._count:
+            raise Refusal(self._source, why="there are no documents in it", instead="name a text that is not empty")
+        named = ", ".join(self._named) + (f" and {self._bad - len(self._named)} more" if self._bad > len(self._named) else "")
+        encoding = "name the text's encoding with --encoding" if "--encoding" in named else "name a source of plain text"
+        if self._bad == self._count:
+            raise Refusal(self._source, why=f"none of its documents is usable: {named}", instead=encoding)
+        raise Refusal(
+            self._source,
+            why=f"{self._bad} of its {self._count} documents are unusable, more than {bad_share:.0%}: {named}",
+            instead=f"{encoding}, remove these documents, or allow more of them (bad_share)",
+        )
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """Rows of the table `documents`, halves included; to be called when the list is closed."""
+        self._spool.seek(0)
+        ranks = {value: rank for rank, value in enumerate(sorted(self._hashes))}
+        place = self._schema.get_field_index("tokens")
+        for batch in pa.ipc.open_stream(self._spool):
+            hashes = batch.column("hash").to_pylist()
+            half = pa.array([None if value is None else self._half(value, ranks) for value in hashes], pa.string())
+            columns = [batch.column(name) for name in _SCHEMA.names]
+            names = list(_SCHEMA.names)
+            yield pa.RecordBatch.from_arrays(
+                [*columns[:place], half, *columns[place:]], [*names[:place], "half", *names[place:]]
+            )
+
+    def _half(self, value: int, ranks: dict[int, int]) -> str:
+        if len(ranks) < 4:
+            return BOTH
+        return ("discover", "confirm")[(ranks[value] if len(ranks) < RANKED else value) % 2]
+
+    def _write(self, entry: _Entry) -> None:
+        windows, tokens = self.tally.take(entry.number)
+        reason = entry.reason or (None if windows else f"fewer than {self._fewest} tokens")
+        value = None
+        if reason is None:
+            value = self._hash(entry.document.digest or entry.document.text)
+            if len(self._hashes) < RANKED:
+                self._hashes.add(value)
+        else:
+            self._bad += 1
+            if len(self._named) < NAMED:
+                self._named.append(f"{entry.document.name} ({reason})")
+        self._rows.append({
+            "run": self._run, "document": entry.number, "name": entry.document.name, "label": entry.document.label,
+            "tokens": tokens, "windows": windows, "status": "used" if reason is None else "skipped", "reason": reason,
+            "text": entry.document.text if reason is None and entry.document.digest is None else None, "hash": value,
+        })  # fmt: skip
+        self._characters += len(entry.document.text)
+        if len(self._rows) >= _ROWS or self._characters >= _CHARACTERS:
+            self._flush()
+
+    def _hash(self, content: str) -> int:
+        return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8, key=self._key).digest(), "little")
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._characters = [], 0
+
+
+_SCHEMA: Final = pa.schema({
+    "run": pa.string(), "document": pa.int64(), "name": pa.string(), "label": pa.string(), "tokens": pa.int64(),
+    "windows": pa.int64(), "status": pa.string(), "reason": pa.string(), "text": pa.large_string(),
+})  # fmt: skip

@@ -1,0 +1,144 @@
+"""Units of work, one after another in this process, so that being killed costs one unit.
+
+A unit's fold states are merged in memory along the fixed tree as far as finished neighbours allow, and committed as one
+subtree; what it replaces is removed after that. Running again continues. What a unit does belongs in `capture`, how states
+look on disk in `store.states`.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from microtome.core import Refusal, State
+from microtome.engine.tree import Node, root
+from microtome.store import Damaged, committed, delete_states, has_states, read_states, write_states
+
+__all__ = ["States", "Work", "run"]
+
+States = Mapping[str, State]
+
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Work(Protocol):
+    """A stage as the engine sees it: numbered units that each give states, and how two neighbours' states merge."""
+
+    @property
+    def units(self) -> int:
+        """How many units there are, at least 1."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What determines the states' bytes, by name: model, corpus, folds, execution class. Resuming needs all unchanged."""
+        ...
+
+    def run(self, unit: int) -> dict[str, State]:
+        """The states of one unit."""
+        ...
+
+    def merge(self, states: States, later: States) -> dict[str, State]:
+        """The states of two neighbouring subtrees together."""
+        ...
+
+
+def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
+    """The merged states of all units, from `folder` as far as they are there, computed and committed where not.
+
+    `done` is told of every unit that is finished, first of those found in `folder`.
+    Errors: `Refusal` where `folder` holds units of other work (another execution class, say).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(work, folder)
+    finished = _finished(folder, work.units)
+    for node in finished:
+        for unit in node.units(work.units):
+            done(unit)
+    covered = {unit for node in finished for unit in node.units(work.units)}
+    latest: tuple[Node, States] | None = None
+    for unit in range(work.units):
+        if unit not in covered:
+            latest = _climb(work, folder, finished, Node(0, unit), work.run(unit))
+            done(unit)
+    return _whole(work, folder, finished, latest)
+
+
+def _claim(work: Work, folder: Path) -> None:
+    """Write the identity of the work beside its states, or compare with the one that is there."""
+    path, identity = folder / "work.json", dict(work.identity)
+    if not path.exists():
+        with committed(path) as temporary:
+            temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
+        return
+    recorded = json.loads(path.read_text())
+    changed = sorted(key for key in {*recorded, *identity} if recorded.get(key) != identity.get(key))
+    if changed:
+        raise Refusal(
+            f"continuing stage {folder.name} of run {folder.parent.name}",
+            why="; ".join(
+                f"{key} was {recorded.get(key, 'absent')} and is now {identity.get(key, 'absent')}" for key in changed
+            ),
+            instead=f"go back to what it was, or delete {folder} to begin the run again",
+        )
+
+
+def _finished(folder: Path, units: int) -> set[Node]:
+    """Committed subtrees, the largest that hold each unit; damaged ones are named, deleted and computed again."""
+    nodes = {Node.parse(path.stem) for path in folder.glob("*-*.json")}
+    kept: set[Node] = set()
+    for node in sorted(nodes, reverse=True):
+        stem = folder / str(node)
+        inside = any(node.units(units).start in other.units(units) for other in kept)
+        if inside or not has_states(stem) or isinstance(damage := read_states(stem), Damaged):
+            if not inside:
+                _log.warning("%s is damaged (its bytes are not those written); its units are computed again", stem.name)
+            delete_states(stem)
+        else:
+            del damage
+            kept.add(node)
+    return kept
+
+
+def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: States) -> tuple[Node, States]:
+    """Merge a new subtree with finished neighbours as far up as they go, commit the result, remove what it holds."""
+    replaced: list[Node] = []
+    while node != root(work.units):
+        sibling = node.sibling
+        if not sibling.units(work.units):
+            node = node.parent
+            continue
+        if sibling not in finished:
+            break
+        other = _read(folder, sibling)
+        states = work.merge(other, states) if sibling.index < node.index else work.merge(states, other)
+        replaced.append(sibling)
+        node = node.parent
+    write_states(folder / str(node), states)
+    finished.add(node)
+    for old in replaced:
+        finished.discard(old)
+        delete_states(folder / str(old))
+    return node, states
+
+
+def _read(folder: Path, node: Node) -> States:
+    states = read_states(folder / str(node))
+    if isinstance(states, Damaged):
+        raise Refusal(
+            str(states.path),
+            why="its bytes changed while the run was going on",
+            instead="check the disk and run again to rebuild it",
+        )
+    return states
+
+
+def _whole(work: Work, folder: Path, finished: set[Node], latest: tuple[Node, States] | None) -> States:
+    """The states of the root, from memory where they still are."""
+    top = root(work.units)
+    if latest is not None and latest[0] == top:
+        return latest[1]
+    assert top in finished, "every unit is covered, so all subtrees have met at the root"
+    return _read(folder, top)

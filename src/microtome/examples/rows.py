@@ -1,0 +1,84 @@
+"""Contexts and units of bases as rows of an atlas.
+
+Rows are made from whole tensors: the text of an address is built once per unit, and rows refer to it. Sorting and writing belong
+in `store`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from microtome.core import Basis, Half
+from microtome.examples.entries import Contexts
+from microtome.store.tables import empty_table
+
+__all__ = ["address_column", "contexts_table", "units_table", "word_column"]
+
+
+def contexts_table(found: Sequence[tuple[Basis, Contexts]], run: str) -> pa.Table:
+    """Rows of the table `contexts`: every filled place of every list, `rank` counting within (unit, end, half).
+
+    `first` is the token of a row's first neighbour and may lie before the window, where activations say that no token is.
+    """
+    if not found:
+        return empty_table("contexts")
+    return pa.concat_tables([_contexts(basis, contexts, run) for basis, contexts in found])
+
+
+def units_table(bases: Sequence[Basis]) -> pa.Table:
+    """Rows of the table `units`: each unit of each basis by its address and the parts of it."""
+    addresses = [basis.address(index) for basis in bases for index in range(basis.units)]
+    return pa.table(
+        {
+            "unit": pa.array([str(address) for address in addresses], pa.string()),
+            "basis": _words([address.basis for address in addresses]),
+            "name": _words([address.name for address in addresses]),
+            "layer": pa.array([address.layer for address in addresses], pa.int16()),
+            "expert": pa.array([address.expert for address in addresses], pa.int16()),
+            "index": pa.array([address.index for address in addresses], pa.int32()),
+        }
+    )
+
+
+def address_column(basis: Basis, units: np.ndarray) -> pa.DictionaryArray:
+    """Addresses of the units numbered, as references to one list of texts."""
+    texts = pa.array([str(basis.address(index)) for index in range(basis.units)], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(units.astype(np.int32)), texts)
+
+
+def word_column(words: Sequence[str], codes: np.ndarray) -> pa.DictionaryArray:
+    """A column whose rows are `words[code]`, and null where the code is -1."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int16), mask=codes < 0), pa.array(list(words), pa.string()))
+
+
+def _words(texts: Sequence[str | None]) -> pa.DictionaryArray:
+    """A column of few texts."""
+    words = list(dict.fromkeys(text for text in texts if text is not None))
+    places = {None: -1, **{word: place for place, word in enumerate(words)}}
+    return word_column(words or [""], np.array([places[text] for text in texts]))
+
+
+def _contexts(basis: Basis, contexts: Contexts, run: str) -> pa.Table:
+    window = contexts.window.numpy()
+    group, unit, place = np.nonzero(window >= 0)
+    ends = list(dict.fromkeys(contexts.ends))
+    end = np.array([ends.index(name) for name in contexts.ends])[group]
+    rows = len(group)
+    around = np.ascontiguousarray(contexts.activations.numpy()[group, unit, place])
+    zeros = np.zeros(rows, np.int16)
+    columns = {
+        "unit": address_column(basis, unit),
+        "site": word_column([str(basis.sites[0])], zeros),
+        "end": word_column(ends, end),
+        "half": word_column([half.name.lower() for half in Half], contexts.half.numpy()[group, unit, place]),
+        "rank": pa.array(place.astype(np.int16)),
+        "value": pa.array(contexts.value.numpy()[group, unit, place]),
+        "window": pa.array(window[group, unit, place]),
+        "position": pa.array(contexts.position.numpy()[group, unit, place]),
+        "first": pa.array(contexts.position.numpy()[group, unit, place] - np.int32(contexts.neighbours)),
+        "scale": pa.array(contexts.scale.numpy()[group, unit, place]),
+        "activations": pa.FixedSizeListArray.from_arrays(pa.array(around.reshape(-1)), around.shape[1]),
+        "run": word_column([run], zeros),
+    }
+    return pa.table(columns)

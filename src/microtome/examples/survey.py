@@ -1,0 +1,84 @@
+"""Everything that a pass over all tokens says of every unit, in one read of the activations.
+
+Moments, density and extremes of a unit come from the same tile of memory while it is in cache, which makes them together little
+dearer than one of them. What needs more than a tile (contexts per decile, co-activation) is a fold of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from microtome.core import CONTENT, Basis, Batch, Role, Site, State
+from microtome.core.bases import ExpertRows
+from microtome.examples.entries import Contexts, to_device
+from microtome.examples.top import counted_of, empty_top, insert_extremes, merge_top, top_record
+from microtome.numerics import Moments, moments
+from microtome.store.tables import NEIGHBOURS
+
+__all__ = ["UnitSurvey", "UnitSurveyRecord"]
+
+_MOMENTS, _LISTS = "moments.", "contexts."
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSurveyRecord:
+    """Moments of each unit (range and share of positive activations included) and its most extreme contexts."""
+
+    moments: Moments
+    contexts: Contexts
+
+
+@dataclass(frozen=True)
+class UnitSurvey:
+    """Moments 1 to 4, range, share of positive activations and extreme contexts of every unit of a basis.
+
+    The same numbers as `numerics.moments` and `TopContexts` give apart, from one read of the activations.
+    Errors: `result` refuses activations that are not finite.
+    """
+
+    kind: ClassVar[str] = "examples.unit_survey"
+    version: ClassVar[int] = 1
+
+    basis: Basis
+    k: int = 10
+    neighbours: int = NEIGHBOURS
+    roles: frozenset[Role] = CONTENT
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What the basis reads."""
+        return self.basis.sites
+
+    def init(self) -> State:
+        """Nothing seen."""
+        lists = empty_top(self.basis, self.k, self.neighbours)
+        return {**_prefixed(_MOMENTS, moments.init(self.basis.units)), **_prefixed(_LISTS, lists)}
+
+    def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
+        """Add a batch."""
+        x = self.basis.encode(values)
+        to_device(state, x.device)
+        extremes = moments.sweep(_part(state, _MOMENTS), x, counted_of(batch, self.roles, x.device))
+        insert_extremes(_part(state, _LISTS), x, extremes, batch)
+
+    def merge(self, state: State, later: State) -> State:
+        """Both streams."""
+        return {
+            **_prefixed(_MOMENTS, moments.merge(_part(state, _MOMENTS), _part(later, _MOMENTS))),
+            **_prefixed(_LISTS, merge_top(_part(state, _LISTS), _part(later, _LISTS))),
+        }
+
+    def result(self, state: State) -> UnitSurveyRecord:
+        """Both records, on the host."""
+        on_host = {name: tensor.cpu() for name, tensor in _part(state, _MOMENTS).items()}
+        return UnitSurveyRecord(moments.result(on_host), top_record(_part(state, _LISTS)))
+
+
+def _prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _part(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

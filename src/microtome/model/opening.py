@@ -1,0 +1,237 @@
+"""Opening models: from a folder, a GGUF file, a hub id or a model already built, to a `Model` or to its parts on disk.
+
+Everything that can be wrong with a checkpoint is refused here, before anything is computed with it. What its files are is
+`checkpoint`'s and `disk`'s business, making a `Model` of a module and certifying it `model`'s.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from microtome.core import Refusal
+from microtome.model.checkpoint import Files, digest_of, find_files, gguf_in
+from microtome.model.checks import check_finite, check_headers, check_loaded
+from microtome.model.disk import DiskTensors
+from microtome.model.families import FAMILIES, Family, Head, family_of
+from microtome.model.gguf import converted
+from microtome.model.hub import snapshot
+from microtome.model.model import Model
+from microtome.model.precision import Stored, choose_device, choose_dtype, stored_dtype
+from microtome.model.quiet import quiet
+from microtome.model.shape import Head as HeadKind
+from microtome.model.shape import Shape
+from microtome.model.tokenizers import open_tokenizer
+from microtome.model.weights import Weights, stored_tensors
+from microtome.model.wrapping import wrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Checkpoint", "RemoteCode", "load", "open_checkpoint"]
+
+RemoteCode = Literal["refuse", "allow"]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that is open but not built: what weights-only work needs.
+
+    `weights` are mapped from the files, `config` is the transformers configuration, `architecture` the model class it names.
+    `stored` is the dtype most weights are stored in, or that they were quantised.
+    """
+
+    name: str
+    files: Files
+    config: Any
+    architecture: type
+    family: Family
+    shape: Shape
+    weights: Weights
+    tokenizer: Any
+    stored: Stored
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and the weight files. Cost: one read of the weights, the first time."""
+        return digest_of(self.files)
+
+
+def load(
+    source: "str | Path | PreTrainedModel",
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    remote_code: RemoteCode = "refuse",
+) -> Model:
+    """Open a model: a folder, a .gguf file, a hub id (`owner/name`, `owner/name@revision`), or a transformers model.
+
+    The class that the checkpoint's configuration names is built, with its head. `dtype` and `device`: see
+    `precision.choose_dtype` and `choose_device`; a model already built keeps its own. `remote_code` is only asked for where the
+    checkpoint brings its own class.
+
+    Errors: `Refusal` for everything that cannot be opened, is damaged, contradicts itself, or is of an unknown architecture.
+    Cost: two reads of the weights (one is the fingerprint's); a GGUF file is converted the first time.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(source, PreTrainedModel):
+        return _adopt(source, dtype, device)
+    target = choose_device(device)
+    checkpoint = open_checkpoint(source, remote_code=remote_code)
+    module = _build(checkpoint, choose_dtype(dtype, target, checkpoint.stored))
+    check_finite(checkpoint.name, module.named_parameters())
+    try:
+        module.to(target)  # pyright: ignore[reportArgumentType]
+    except torch.OutOfMemoryError as error:
+        raise Refusal(
+            f"model {checkpoint.name}", why=f"it does not fit on {target}", instead="use device='cpu' or dtype='bfloat16'"
+        ) from error
+    return wrap(
+        module,
+        checkpoint.tokenizer,
+        name=checkpoint.name,
+        fingerprint=checkpoint.fingerprint,
+        stored=checkpoint.weights.fetch,
+    )
+
+
+def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -> Checkpoint:
+    """Open a checkpoint without building the model: configuration, sizes, weights by memory map, tokenizer, fingerprint.
+
+    Errors: as `load`, except that the numbers in the weights are not looked at. Cost: headers and the tokenizer only.
+    """
+    folder, name = _folder(source, remote_code)
+    files = find_files(folder)
+    if files.model_type not in FAMILIES:
+        raise Refusal(
+            f"model {name}",
+            why=f"microtome does not know the architecture {files.model_type}",
+            instead=f"use a model of {', '.join(sorted(FAMILIES))}, or add a row to microtome.model.families",
+        )
+    tensors = DiskTensors(files.weights)
+    with quiet():
+        architecture = _architecture(files, name, remote_code)
+        config = _config(files, name, remote_code)
+        family = family_of(config)
+        head = family.head(architecture.__name__)
+        shape = family.shape(config, _kind(head, architecture))
+        weights = Weights(family, shape, config, head, stored_tensors(tensors, family))
+        check_headers(name, tensors.shapes, weights)
+        tokenizer = open_tokenizer(folder, shape.vocab) if family.inputs == "text" else None
+    stored = files.stored or stored_dtype(tensors.elements())
+    return Checkpoint(name, files, config, architecture, family, shape, weights, tokenizer, stored)
+
+
+def _kind(head: Head | None, architecture: type) -> HeadKind:
+    """What the class predicts: by its family's head, labels for any other head, nothing for a trunk."""
+    if head is not None:
+        return head.kind
+    return "none" if architecture.__name__.endswith("Model") else "labels"
+
+
+def _folder(source: str | Path, remote_code: RemoteCode) -> tuple[Path, str]:
+    """The folder that `source` stands for, and the model's name."""
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return converted(path), path.stem
+    if path.is_file():
+        raise Refusal(f"model {source}", why="it is a single file", instead="name the folder that holds it and its config.json")
+    if not path.is_dir() and _may_be_hub_id(source):
+        return snapshot(str(source), remote_code), str(source)
+    inside = gguf_in(path)
+    if inside is not None:
+        return converted(inside), inside.stem
+    return path, path.absolute().name
+
+
+def _may_be_hub_id(source: str | Path) -> bool:
+    return isinstance(source, str) and source.count("/") <= 1 and not source.startswith((".", "/", "~")) and "\\" not in source
+
+
+def _architecture(files: Files, name: str, remote_code: RemoteCode) -> type:
+    """The model class that config.json names: transformers' own, or, where allowed, the checkpoint's."""
+    import transformers
+
+    named = files.config.get("architectures") or []
+    if not named:
+        raise Refusal(
+            f"model {name}",
+            why="its config.json does not name the class of the model (architectures)",
+            instead='add it, for example "architectures": ["LlamaForCausalLM"]',
+        )
+    found = getattr(transformers, named[0], None)
+    if isinstance(found, type):
+        return found
+    ways = [way for way in dict(files.config.get("auto_map") or {}).values() if str(way).endswith(f".{named[0]}")]
+    if not ways:
+        raise Refusal(
+            f"model {name}",
+            why=f"transformers {transformers.__version__} has no class {named[0]}, which its config.json names",
+            instead="correct architectures in config.json, or install the version of transformers that it was saved with",
+        )
+    if remote_code == "refuse":
+        raise Refusal(
+            f"model {name}",
+            why=f"its class {named[0]} is code inside the checkpoint, and running it is off",
+            instead="read that code, and if you trust it pass remote_code='allow'",
+        )
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(ways[0], str(files.folder))
+
+
+def _config(files: Files, name: str, remote_code: RemoteCode) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=remote_code == "allow")
+    except Exception as error:  # validation errors of many classes
+        raise _contradiction(name, error) from error
+
+
+def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> "PreTrainedModel":
+    try:
+        with quiet():
+            module, info = checkpoint.architecture.from_pretrained(
+                checkpoint.files.folder,
+                config=checkpoint.config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=checkpoint.files.weights[0].suffix == ".safetensors",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever a model class makes of a configuration that contradicts itself
+        raise _contradiction(checkpoint.name, error) from error
+    check_loaded(checkpoint.name, info, checkpoint.shape.layers)
+    return module.eval()
+
+
+def _contradiction(name: str, error: Exception) -> Refusal:
+    detail = " ".join(str(error).split())
+    return Refusal(
+        f"model {name}",
+        why=f"transformers cannot build what its config.json describes: {detail[:300]}",
+        instead="use the config.json that was saved with these weights",
+    )
+
+
+def _adopt(module: "PreTrainedModel", dtype: str | torch.dtype, device: str | torch.device) -> Model:
+    """A model that is already built; its dtype and device are its owner's business."""
+    named = str(module.name_or_path or "")
+    if dtype not in ("auto", module.dtype) or device not in ("auto", module.device, str(module.device)):
+        raise Refusal(
+            f"model {named or type(module).__name__}",
+            why=f"it is already built, as {module.dtype} on {module.device}",
+            instead="convert it with module.to(...) before, or leave dtype and device at auto",
+        )
+    check_finite(named or type(module).__name__, module.named_parameters())
+    embeddings = module.get_input_embeddings()
+    tokenizer = None
+    if named and Path(named).is_dir() and isinstance(embeddings, torch.nn.Embedding):
+        with quiet():
+            tokenizer = open_tokenizer(Path(named), embeddings.num_embeddings)
+    return wrap(module, tokenizer, name=Path(named).name or type(module).__name__)

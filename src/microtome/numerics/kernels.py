@@ -1,0 +1,140 @@
+"""Which compiled kernels are in use, how they read tensors, and how their work is spread over threads.
+
+Every kernel has a torch reference beside its caller and a parity test. Without the extra `fast` (numba), for tensors that are
+not on the CPU, and inside `reference()`, the references run: same results to rounding, slower. `name()` is part of the
+execution class of a run. The kernels themselves are in `compiled`, which is the only module that imports numba; nothing here
+knows what they compute.
+
+Threads are Python's: a kernel releases the interpreter lock and works on a range of units, as many ranges as torch has threads.
+Ranges begin at multiples of a block, and a unit's arithmetic does not depend on its range, so results do not depend on threads.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+__all__ = ["Counted", "Rows", "available", "compiled_for", "name", "reference", "rows_of", "spread"]
+
+_log = logging.getLogger(__name__)
+
+Counted = slice | Bool[Tensor, "window token"] | None
+"""Which tokens of a (window, token, unit) tensor count: a slice of positions, a mask, or all."""
+
+_state = {"reference": 0}
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        return importlib.import_module("microtome.numerics.compiled")
+    except ImportError as error:
+        _log.warning("numba is installed but does not import (%s): the slower torch kernels are used", error)
+        return None
+
+
+def available() -> bool:
+    """Whether the compiled kernels are installed and not switched off by `reference()`."""
+    return _state["reference"] == 0 and _compiled() is not None
+
+
+def name() -> str:
+    """The kernel set in use, as the execution class names it: `torch`, or `numba-` and its version."""
+    return f"numba-{importlib.import_module('numba').__version__}" if available() else "torch"
+
+
+@contextlib.contextmanager
+def reference() -> Iterator[None]:
+    """Inside, the torch references run even where compiled kernels are installed; for parity tests and comparisons."""
+    _state["reference"] += 1
+    try:
+        yield
+    finally:
+        _state["reference"] -= 1
+
+
+def compiled_for(*tensors: Tensor) -> ModuleType | None:
+    """The compiled kernels if they can read all `tensors`, else None.
+
+    They read the CPU's memory, and of the floating types float32 and bfloat16; wider and stranger ones go through torch.
+    """
+    readable = (torch.float32, torch.bfloat16)
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in readable):
+            return None
+    return _compiled() if available() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A tensor as kernels read it, without a copy: its bits, and where its counted rows lie.
+
+    `bits` is the memory as unsigned integers of the dtype's width (numba knows no bfloat16: its bits, shifted left by 16, are
+    those of the float32). Row r begins at bits[place[0, r]] and is token place[1, r] of its window; window w has the rows
+    begin[w] to begin[w + 1].
+    """
+
+    bits: np.ndarray
+    place: np.ndarray
+    begin: np.ndarray
+
+
+def rows_of(x: Float[Tensor, "window token unit"], counted: Counted) -> Rows:
+    """The counted rows of `x`; copies only where the last axis is not contiguous."""
+    if x.stride(2) != 1 and x.shape[2] > 1:
+        x = x.contiguous()
+    windows, tokens, _ = x.shape
+    if isinstance(counted, Tensor):
+        window, token = (axis.numpy() for axis in counted.nonzero(as_tuple=True))
+        per_window = counted.sum(1).numpy()
+    else:
+        kept = np.arange(tokens)[counted or slice(None)]
+        window, token = np.repeat(np.arange(windows), len(kept)), np.tile(kept, windows)
+        per_window = np.full(windows, len(kept))
+    place = np.stack([window * x.stride(0) + token * x.stride(1), token]).astype(np.int64)
+    return Rows(memory(x), place, np.concatenate([[0], np.cumsum(per_window)]).astype(np.int64))
+
+
+def memory(x: Shaped[Tensor, "..."]) -> np.ndarray:
+    """All memory from the first to the last element of `x`, flat; bfloat16 and float32 as unsigned integers of their width."""
+    if x.numel() == 0:
+        return np.empty(0, np.uint32)
+    length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    flat = torch.as_strided(x.detach(), (length,), (1,), x.storage_offset())
+    if x.dtype == torch.bfloat16:
+        return flat.view(torch.int16).numpy().view(np.uint16)
+    return flat.numpy().view(np.uint32) if x.dtype == torch.float32 else flat.numpy()
+
+
+def spread(units: int, block: int, work: Callable[[int, int], None]) -> None:
+    """Call `work(begin, end)` on ranges that cover `units`, on as many threads as torch uses; ranges begin at multiples of `block`."""
+    threads = min(torch.get_num_threads(), -(-units // block))
+    if threads <= 1:
+        if units:
+            work(0, units)
+        return
+    blocks = -(-units // block)
+    ends = [min(units, block * (blocks * (part + 1) // threads)) for part in range(threads)]
+    others = [_pool(threads - 1, os.getpid()).submit(work, begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
+    work(0, ends[0])
+    for other in others:
+        other.result()
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One pool per size and process: a forked child must not use its parent's threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"kernels-{process}")

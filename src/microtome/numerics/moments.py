@@ -1,0 +1,129 @@
+"""Moments of each unit over a stream of rows: count, mean, central sums of powers two to four, range, and how many are positive.
+
+Every tile is centred on its own mean, so a mean of 1000 beside a standard deviation of 0.1 survives; tiles and states join in
+float64. States of units are tensors over units: `update` writes in place, so a state of all experts may be updated through the
+slices of one expert. Covariances between units belong in `gram`, values at tokens in `topk`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from microtome.core import Refusal, State
+from microtome.numerics.extremes import Extremes, combine, one_read
+from microtome.numerics.kernels import Counted
+
+__all__ = ["Moments", "finite", "init", "merge", "result", "sweep", "update"]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What a stream's distribution looks like, per unit, in float64.
+
+    `variance` is M2 / count (of the stream itself, not an estimate of a population's), `skewness` sqrt(count) M3 / M2^1.5, and
+    `kurtosis` count M4 / M2^2 - 3, both NaN for a constant unit. Everything but the counts is NaN where nothing was counted.
+    """
+
+    count: Int[Tensor, " unit"]
+    positive: Int[Tensor, " unit"]
+    mean: Float[Tensor, " unit"]
+    variance: Float[Tensor, " unit"]
+    skewness: Float[Tensor, " unit"]
+    kurtosis: Float[Tensor, " unit"]
+    minimum: Float[Tensor, " unit"]
+    maximum: Float[Tensor, " unit"]
+
+    @property
+    def standard_deviation(self) -> Float[Tensor, " unit"]:
+        """Square root of the variance."""
+        return self.variance.sqrt()
+
+    @property
+    def density(self) -> Float[Tensor, " unit"]:
+        """Share of values above zero."""
+        return self.positive / self.count.to(torch.float64)
+
+
+def init(units: int, device: torch.device | str = "cpu") -> State:
+    """The state of nothing seen: count, positive (int64), mean, m2, m3, m4, minimum, maximum (float64), each over units."""
+    numbers = {name: torch.zeros(units, dtype=torch.float64, device=device) for name in ("mean", "m2", "m3", "m4")}
+    counts = {name: torch.zeros(units, dtype=torch.int64, device=device) for name in ("count", "positive")}
+    limits = {"minimum": torch.inf, "maximum": -torch.inf}
+    return counts | numbers | {k: torch.full((units,), v, dtype=torch.float64, device=device) for k, v in limits.items()}
+
+
+def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window token unit"], counted: Counted = None) -> None:
+    """Add rows, or the counted tokens of windows, in place. Reads any float dtype and any strided view without a copy of it.
+
+    Cost: one read; about 0.6 ns a value and core with compiled kernels, 4 ns without.
+    """
+    part, _ = one_read(x if x.ndim == 3 else x.unsqueeze(0), counted, moments=True)
+    _store(state, merge(state, part))
+
+
+def sweep(state: State, x: Float[Tensor, "window token unit"], counted: Counted = None) -> Extremes:
+    """`update` and `extremes.window_extremes` in one read of `x`."""
+    part, extremes = one_read(x, counted, moments=True)
+    _store(state, merge(state, part))
+    return extremes
+
+
+def merge(state: State, later: State) -> State:
+    """The state of both streams, as a new one.
+
+    Source: Pebay 2008, SAND2008-6212, equations 2.1 to 2.5 (Chan's formulas for mean and M2).
+    """
+    later = {name: value.to(state["mean"].device) for name, value in later.items()}
+    names = ("count", "mean", "m2", "m3", "m4", "positive")
+    both = torch.stack([torch.stack([side[name].to(torch.float64) for side in (state, later)]) for name in names])
+    mean, m2, m3, m4, positive = combine(both)
+    return {
+        "count": state["count"] + later["count"],
+        "positive": positive.to(torch.int64),
+        "mean": mean,
+        "m2": m2,
+        "m3": m3,
+        "m4": m4,
+        "minimum": torch.minimum(state["minimum"], later["minimum"]),
+        "maximum": torch.maximum(state["maximum"], later["maximum"]),
+    }
+
+
+def finite(state: State) -> bool:
+    """Whether all values so far were numbers: one NaN or infinity in the stream shows for ever in the mean."""
+    return bool(torch.isfinite(state["mean"]).all())
+
+
+def result(state: State) -> Moments:
+    """The moments of everything seen.
+
+    Errors: `Refusal` where NaN or infinities came in.
+    """
+    bad = int((~torch.isfinite(state["mean"])).sum())
+    if bad:
+        first = int((~torch.isfinite(state["mean"])).nonzero()[0, 0])
+        raise Refusal(
+            f"moments of {bad} of {len(state['mean'])} units (the first is unit {first})",
+            why="values that are NaN or infinite came in",
+            instead="check the model's weights, or compute in float32",
+        )
+    count = state["count"].to(torch.float64)
+    nothing = torch.where(count > 0, 0.0, torch.nan)
+    m2 = torch.where(state["m2"] > 0, state["m2"], torch.nan)
+    return Moments(
+        count=state["count"].clone(),
+        positive=state["positive"].clone(),
+        mean=state["mean"] + nothing,
+        variance=state["m2"] / count,
+        skewness=count.sqrt() * state["m3"] / m2**1.5,
+        kurtosis=count * state["m4"] / m2**2 - 3,
+        minimum=state["minimum"] + nothing,
+        maximum=state["maximum"] + nothing,
+    )
+
+
+def _store(state: State, values: State) -> None:
+    for name, value in values.items():
+        state[name].copy_(value)

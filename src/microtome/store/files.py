@@ -1,0 +1,80 @@
+"""Files that are either whole or absent: commit by temporary name, fsync, rename; checksums; one writer per folder.
+
+What is in the files belongs to `tables`, `states` and `manifest`.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from microtome.core import Refusal
+
+__all__ = ["committed", "digest", "locked", "sweep"]
+
+_PART = ".part"
+
+
+@contextlib.contextmanager
+def committed(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success its contents are on disk under `path`, on failure nothing is.
+
+    Errors: `Refusal` where the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}{_PART}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Refusal(
+            f"writing {path.name}",
+            why=f"no space is left in {path.parent}",
+            instead="free some space and run the same command again: finished work is kept",
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex. Cost: one read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted `committed` left in `folder` and below."""
+    for leftover in folder.rglob(f"*{_PART}"):
+        leftover.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the only right to write in `folder`. The operating system lets go of it when the process ends, however it ends.
+
+    Errors: `Refusal` where another process holds it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refusal(
+                str(folder), why="another run is writing in it", instead="wait for that run to end, or name another folder"
+            ) from error
+        yield

@@ -1,0 +1,95 @@
+"""atlas.json: what an atlas is of, and which runs it holds. The only file of an atlas that is not a table.
+
+Readers accept every schema version up to their own. What tables hold belongs in `tables`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from microtome.core import Refusal
+from microtome.store.files import committed
+
+__all__ = ["SCHEMA_VERSION", "Manifest", "ModelCard", "RunCard", "manifest_path", "read_manifest", "write_manifest"]
+
+SCHEMA_VERSION: Final = 1
+"""Raised whenever a table or the manifest changes in a way that older readers misread."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ModelCard(_Record):
+    """The model an atlas is of."""
+
+    name: str
+    family: str
+    architecture: str
+    fingerprint: str
+    shape: dict[str, Any]
+
+
+class RunCard(_Record):
+    """One run: a corpus, a plan and a seed, and what came of them."""
+
+    status: Literal["building", "complete"]
+    identity: str
+    depth: str
+    seed: int
+    window: int
+    execution: dict[str, Any]
+    certificate: dict[str, Any]
+    corpus: dict[str, Any] | None = None
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(_Record):
+    """The contents of atlas.json; `files` of a run are its tables with their SHA-256."""
+
+    format: Literal["microtome atlas"] = "microtome atlas"
+    schema_version: int = SCHEMA_VERSION
+    written_by: str
+    model: ModelCard
+    runs: dict[str, RunCard] = Field(default_factory=dict)
+
+
+def manifest_path(atlas: Path) -> Path:
+    """Where the manifest of an atlas is."""
+    return atlas / "atlas.json"
+
+
+def read_manifest(atlas: Path) -> Manifest:
+    """Read and check atlas.json.
+
+    Errors: `Refusal` where the folder is no atlas, or one of a newer schema.
+    """
+    path = manifest_path(atlas)
+    if not path.is_file():
+        raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
+    try:
+        raw = json.loads(path.read_text())
+        version = raw.get("schema_version", 0)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise Refusal(
+                str(atlas),
+                why=f"it has schema version {version}, newer than {SCHEMA_VERSION}, the newest this microtome reads",
+                instead="upgrade microtome",
+            )
+        return Manifest.model_validate(raw)
+    except (ValidationError, json.JSONDecodeError, AttributeError) as error:
+        raise Refusal(
+            str(path),
+            why="it is not the manifest of a microtome atlas",
+            instead="name a folder that `microtome build` has made",
+        ) from error
+
+
+def write_manifest(atlas: Path, manifest: Manifest) -> None:
+    """Commit the manifest."""
+    with committed(manifest_path(atlas)) as temporary:
+        temporary.write_text(json.dumps(manifest.model_dump(), indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,214 @@
+"""The unit browser: units of a basis by layer, by statistic, by token.
+
+The first question builds an index in memory (a row per unit: place, statistics, the first tokens it writes and fires on) and
+later ones read only that, so their time hardly depends on the size of the atlas. Everything about one unit is in `unit`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from microtome.web.reader import View
+from microtome.web.records import BasisCard, Match, Suggestion, Suggestions, UnitRow, Units
+from microtome.web.words import basis_label, column
+
+__all__ = ["Query", "bases", "find_tokens", "indexed", "stat_names", "units", "vocabulary"]
+
+PREVIEW: Final = 3
+SUGGESTED: Final = 24
+
+Where = Literal["any", "promotes", "suppresses", "fires"]
+Order = Literal["down", "up"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the browser shows: `sort` is a statistic, `unit` (address order) or `match` (how well the token fits)."""
+
+    basis: str | None = None
+    layer: int | None = None
+    sort: str = "unit"
+    order: Order = "down"
+    token: str = ""
+    where: Where = "any"
+    offset: int = 0
+    limit: int = 50
+
+
+def stat_names(view: View) -> list[str]:
+    """The statistics of this atlas, by name."""
+    return view.once("stats", lambda v: [row[0] for row in v.sql("SELECT DISTINCT stat::VARCHAR FROM unit_stats ORDER BY 1")])
+
+
+def vocabulary(view: View) -> list[str]:
+    """Texts of all tokens; a token without one is shown by its number."""
+    return view.once("vocabulary", _vocabulary)
+
+
+def _vocabulary(view: View) -> list[str]:
+    rows = view.sql("SELECT token, text FROM vocabulary ORDER BY token")
+    texts = [f"[{token}]" for token in range(rows[-1][0] + 1 if rows else 0)]
+    for token, text in rows:
+        texts[token] = text if text is not None else f"[{token}]"
+    return texts
+
+
+def _text(texts: Sequence[str], token: int) -> str:
+    return texts[token] if 0 <= token < len(texts) else f"[{token}]"
+
+
+def indexed(view: View) -> None:
+    """Build the index of `view`, once."""
+    view.once("index", _index)
+
+
+def _index(view: View) -> bool:
+    view.sql(
+        'CREATE OR REPLACE TABLE mt_units AS SELECT (row_number() OVER (ORDER BY basis, name NULLS FIRST, layer NULLS FIRST, '
+        'expert NULLS FIRST, "index")) - 1 AS place, unit, basis::VARCHAR AS basis, name::VARCHAR AS name, layer, expert, "index" '
+        "FROM (SELECT DISTINCT * FROM units)"
+    )
+    stats = stat_names(view)
+    chosen = "".join(f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}" for n in range(len(stats)))
+    view.sql(f"CREATE OR REPLACE TABLE mt_stats AS SELECT unit::VARCHAR AS unit{chosen} FROM unit_stats GROUP BY 1", *stats)
+    view.sql(
+        "CREATE OR REPLACE TABLE mt_fires AS SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
+        'FROM contexts c JOIN windows w ON w."window" = c."window" AND w.run::VARCHAR = c.run::VARCHAR '
+        """WHERE c."end" = 'top' GROUP BY 1, 2"""
+    )
+    view.sql(
+        f"CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total::SMALLINT AS total, "
+        f"{', '.join(['s.* EXCLUDE (unit)'] if stats else ['NULL AS s_'])} FROM mt_units u LEFT JOIN mt_stats s USING (unit) "
+        f"LEFT JOIN (SELECT unit::VARCHAR AS unit, min_by(token, rank, {PREVIEW}) AS promotes FROM tokens WHERE \"end\" = '+' "
+        f"GROUP BY 1) p USING (unit) LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, "
+        "sum(times) AS total FROM mt_fires GROUP BY 1) f USING (unit) ORDER BY place"
+    )
+    view.sql("CREATE OR REPLACE TABLE mt_told AS SELECT f.token, u.place, f.times FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2")
+    view.sql("CREATE UNIQUE INDEX mt_place ON mt_rows (place)")
+    view.sql("CREATE INDEX mt_unit ON mt_rows (unit)")
+    for spent in ("mt_units", "mt_stats", "mt_fires"):
+        view.sql(f"DROP TABLE {spent}")
+    return True
+
+
+def bases(view: View) -> list[BasisCard]:
+    """The bases of this atlas, with their layers and the statistics they have."""
+    return view.once("bases", _bases)
+
+
+def _bases(view: View) -> list[BasisCard]:
+    indexed(view)
+    stats = stat_names(view)
+    counted = "".join(f", count(s{n})" for n in range(len(stats)))
+    rows = view.sql(
+        f"SELECT basis, count(*), list_sort(list(DISTINCT layer) FILTER (layer IS NOT NULL)){counted} FROM mt_rows GROUP BY 1 ORDER BY 1"
+    )
+    return [
+        BasisCard(
+            basis=basis,
+            label=basis_label(basis),
+            units=count,
+            layers=layers or [],
+            columns=[column(stat) for stat, has in zip(stats, having, strict=True) if has],
+        )
+        for basis, count, layers, *having in rows
+    ]
+
+
+def find_tokens(view: View, word: str) -> Suggestions:
+    """Tokens equal to `word` but for spaces, case and word-piece marks, and the shortest tokens that contain it."""
+    wanted = _bare(word)
+    if not wanted:
+        return Suggestions(tokens=[], near=[])
+    bare = view.once("bare", lambda v: [_bare(text) for text in vocabulary(v)])
+    texts = vocabulary(view)
+    exact = [n for n, text in enumerate(bare) if text == wanted]
+    near = sorted((len(text), n) for n, text in enumerate(bare) if wanted in text and text != wanted)[:SUGGESTED]
+    return Suggestions(
+        tokens=[Suggestion(token=n, text=texts[n]) for n in exact],
+        near=[Suggestion(token=n, text=texts[n]) for _, n in near],
+    )
+
+
+def _bare(text: str) -> str:
+    return text.removeprefix("##").strip().casefold()
+
+
+def units(view: View, query: Query) -> Units:
+    """One page of units. An unknown statistic sorts by address; a token that is not there gives no rows and suggestions."""
+    indexed(view)
+    stats = stat_names(view)
+    cards = [card for card in bases(view) if query.basis in (None, card.basis)]
+    shown = {col.name for card in cards for col in card.columns}
+    columns = [name for name in stats if name in shown]
+    conditions, parameters = ["TRUE"], []
+    for name, value in (("basis", query.basis), ("layer", query.layer)):
+        if value is not None:
+            conditions.append(f"r.{name} = ?")
+            parameters.append(value)
+    found = find_tokens(view, query.token) if query.token.strip() else None
+    matched = ("NULL AS promoted, NULL AS suppressed, NULL AS times", "")
+    if found is not None:
+        matched = ("m.promoted, m.suppressed, m.times", "JOIN matched m USING (place)")
+    values = "".join(f", r.s{stats.index(name)}" for name in columns)
+    source = f"FROM mt_rows r {matched[1]} WHERE {' AND '.join(conditions)}"
+    with_matches, first = _matching(query.where, found)
+    total = view.sql(f"{with_matches} SELECT count(*) {source}", *first, *parameters)[0][0]
+    rows = view.sql(
+        f"{with_matches} SELECT r.unit, r.layer, r.promotes, r.fires, r.total, {matched[0]}{values} {source} "
+        f"ORDER BY {_order(query, stats, found)} LIMIT ? OFFSET ?",
+        *first, *parameters, query.limit, query.offset,
+    )
+    texts = vocabulary(view)
+    return Units(
+        total=total,
+        offset=query.offset,
+        columns=[column(name) for name in columns],
+        search=found,
+        rows=[
+            UnitRow(
+                unit=unit,
+                layer=layer,
+                promotes=[_text(texts, token) for token in promotes or ()],
+                fires=[_text(texts, token) for token in fires or ()],
+                values=list(numbers),
+                match=None if found is None else Match(promotes=plus, suppresses=minus, fires=times, of=of),
+            )
+            for unit, layer, promotes, fires, of, plus, minus, times, *numbers in rows
+        ],
+    )
+
+
+def _order(query: Query, stats: Sequence[str], found: Suggestions | None) -> str:
+    direction = "DESC" if query.order == "down" else "ASC"
+    if query.sort in stats:
+        return f"r.s{stats.index(query.sort)} {direction} NULLS LAST, r.place"
+    if query.sort == "match" and found is not None:
+        return "greatest(1.0 / (1 + m.promoted), 1.0 / (1 + m.suppressed), m.times / r.total) DESC NULLS LAST, m.times DESC NULLS LAST, r.place"
+    return f"r.place {'ASC' if query.order == 'down' else 'DESC'}"
+
+
+def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object]]:
+    """A common table `matched` (place, promoted, suppressed, times) of the units that have to do with the tokens found."""
+    if found is None:
+        return "", []
+    ids = [token.token for token in found.tokens]
+    clauses, parameters = [], []
+    for name, end in (("promotes", "+"), ("suppresses", "-")):
+        if where in ("any", name):
+            promoted, suppressed = ("t.rank", "NULL") if end == "+" else ("NULL", "t.rank")
+            clauses.append(
+                f"SELECT r.place, {promoted}::INTEGER AS promoted, {suppressed}::INTEGER AS suppressed, NULL::INTEGER AS times "
+                "FROM tokens t JOIN mt_rows r ON r.unit = t.unit::VARCHAR "
+                "WHERE t.\"end\" = ? AND t.token IN (SELECT unnest(?::INTEGER[]))"
+            )
+            parameters += [end, ids]
+    if where in ("any", "fires"):
+        clauses.append("SELECT place, NULL, NULL, times FROM mt_told WHERE token IN (SELECT unnest(?::INTEGER[]))")
+        parameters.append(ids)
+    joined = " UNION ALL ".join(clauses)
+    return (
+        f"WITH matched AS (SELECT place, min(promoted) AS promoted, min(suppressed) AS suppressed, sum(times)::INTEGER AS times "
+        f"FROM ({joined}) GROUP BY place)",
+        parameters,
+    )

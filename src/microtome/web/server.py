@@ -1,0 +1,77 @@
+"""Running the page's server: bind, say where, serve until interrupted."""
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from microtome.core import Refusal
+from microtome.store import manifest_path
+from microtome.web.app import create_app
+from microtome.web.security import is_loopback
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+
+def serve(
+    atlas: Path,
+    host: str = "127.0.0.1",
+    port: int = 8421,
+    *,
+    token: str | None = None,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the page of `atlas` until interrupted; `started` is told its address. Port 0 takes any free one.
+
+    Any address but loopback needs a token: one is made up where none is given, and is part of the address.
+    Errors: `Refusal` where the folder is no atlas and none is being built there, or the address cannot be bound.
+    """
+    import uvicorn
+
+    atlas = Path(atlas)
+    if not manifest_path(atlas).is_file() and not (atlas / "progress.json").is_file():
+        raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
+    if not is_loopback(host) and token is None:
+        token = secrets.token_urlsafe(24)
+    listening = _bind(host, port)
+    bound = listening.getsockname()[1]
+    app = create_app(atlas, token=token)
+    reader = app.state.reader
+    threading.Thread(target=_warm, args=(reader,), daemon=True).start()
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{bound}/" + (f"?token={token}" if token else "")
+    _log.info("serving %s at %s", atlas, address)
+    if started is not None:
+        started(address)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, limit_concurrency=64, timeout_keep_alive=20)
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _warm(reader) -> None:  # noqa: ANN001
+    """Build the index before it is asked for."""
+    from microtome.web.browse import bases
+
+    try:
+        bases(reader.view())
+    except Refusal as refusal:
+        _log.warning("%s", refusal)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise Refusal(
+            f"serving at {host}:{port}", why=str(error.strerror or error), instead="name another port, or 0 for any free one"
+        ) from error
+    listening.listen(128)
+    return listening

@@ -1,0 +1,1 @@
+export const staticSource = () => { throw new Error("not written"); };

@@ -1,0 +1,87 @@
+// Findings first: what survives its control, most telling first, and what is absent and why.
+
+import { h, empty, problem } from "./dom.js";
+import { capital, count, number, plural, qvalue } from "./format.js";
+import { against } from "./glyphs.js";
+import { href, unitHref, amend } from "./router.js";
+import { spell } from "./tokens.js";
+
+const FIRST = 4;
+
+const LENSES = {
+  geometry: "How do hidden states split into mean, position, context and residual?",
+  factors: "Of which sparse directions are hidden states sums?",
+  neurons: "What does each feed-forward unit detect, store and promote?",
+  vocabulary: "What do the parameters say, read in the model\u2019s own vocabulary?",
+};
+
+export async function render({ source, summary, params, el }) {
+  const findings = await source.findings();
+  const lenses = [...new Set(findings.map((each) => each.lens))].sort((a, b) => order(a) - order(b) || a.localeCompare(b));
+  el.append(
+    h("h1", {}, "Findings"),
+    h("p", { class: "lede" }, findings.length
+      ? `${plural(findings.length, "result")} that ${findings.length === 1 ? "survives its control" : "survive their controls"}, from ${plural(lenses.length, "lens", "lenses")}. Each is a sentence, the number behind it `
+      : "Results that survive their controls appear here first. ",
+      findings.length ? h("span", { class: "key" }, against(1, 0.35, { width: 60 }), " filled") : null,
+      findings.length ? " beside its control, open, and the chance q that a result so strong is noise." : null));
+  if (!findings.length) {
+    el.append(empty(summary.complete
+      ? "No result of this atlas survives its control, or none of its lenses writes findings."
+      : "Nothing yet: this atlas is still being built. The other views show what is there."));
+  }
+  for (const lens of lenses) el.append(section(lens, findings.filter((each) => each.lens === lens), params));
+  if (summary.absent.length) el.append(absent(summary.absent));
+}
+
+const order = (lens) => { const place = Object.keys(LENSES).indexOf(lens); return place < 0 ? 99 : place; };
+
+function section(lens, findings, params) {
+  const kinds = [...new Set(findings.map((each) => each.kind))];
+  return h("section", { class: "lens", "aria-labelledby": `lens-${lens}` },
+    h("div", { class: "lenshead" }, h("h2", { id: `lens-${lens}` }, capital(lens)), LENSES[lens] ? h("p", { class: "soft" }, LENSES[lens]) : null),
+    h("div", {}, kinds.map((kind) => group(kind, findings.filter((each) => each.kind === kind), kinds.length, params, `${lens}: ${kind}`))));
+}
+
+// Findings of one kind: the first few, and the rest on demand.
+function group(kind, findings, kinds, params, key) {
+  const list = h("ol", { class: "findings" });
+  const show = (n) => { for (const each of findings.slice(list.children.length, n)) list.append(row(each)); };
+  show(params.get("all") === key ? findings.length : kinds === 1 ? 2 * FIRST : FIRST);
+  const rest = findings.length - list.children.length;
+  const more = rest > 0
+    ? h("button", { class: "more", type: "button", onclick: () => { show(findings.length); more.remove(); amend({ all: key }); } }, `Show ${count(rest)} more`)
+    : null;
+  const title = kinds > 1 && findings.length > 1 ? h("h3", { class: "kind" }, capital(kind), " ", h("span", { class: "soft" }, count(findings.length))) : null;
+  return h("div", { class: "kindgroup" }, title, list, more);
+}
+
+function row(finding) {
+  const where = finding.unit ? unitHref(finding.unit) : place(finding);
+  return h("li", { class: "finding" },
+    h("div", { class: "sentence" }, h("bdi", {}, spell(finding.sentence))),
+    h("div", { class: "evidence" },
+      against(finding.value, finding.control),
+      h("span", { class: "figures" },
+        h("b", {}, number(finding.value)),
+        finding.control === null ? h("span", { class: "soft" }, "no control") : h("span", { class: "soft", title: finding.control_kind || "" }, `control ${number(finding.control)}`),
+        finding.q === null ? null : h("span", { class: "soft" }, qvalue(finding.q)))),
+    where ? h("a", { class: "go", href: where }, h("bdi", {}, spell(finding.unit || finding.subject))) : h("span", { class: "go none" }, h("bdi", {}, spell(finding.subject))));
+}
+
+function place(finding) {
+  return /^(resid|embed|final_norm|attn|mlp|pos_embed|logits)/.test(finding.subject) ? href("layers") : null;
+}
+
+function absent(rows) {
+  return h("section", { class: "lens" },
+    h("div", { class: "lenshead" }, h("h2", {}, "Not in this atlas"), h("p", { class: "soft" }, "And why, or how to have it.")),
+    h("dl", { class: "absent" }, rows.map((each) => [h("dt", {}, spell(each.what)), h("dd", {}, commands(each.why))])));
+}
+
+// Text with `commands` in code type.
+export function commands(text) {
+  return text.split("`").map((part, n) => (n % 2 ? h("code", {}, part) : spell(part)));
+}
+
+export const problems = (list) => list.map((each) => problem(each));

@@ -1,0 +1,42 @@
+"""Words for people: labels and one-line meanings of statistics, bases and parts, and tokens spelt safely.
+
+Names not listed here are shown as they are in the tables, so a lens may add statistics without touching the page.
+"""
+
+from typing import Final
+
+from microtome.web.records import Column
+
+__all__ = ["basis_label", "column"]
+
+_STATS: Final = {
+    "density": ("Density", "share of tokens at which the activation is above 0"),
+    "kurtosis": ("Kurtosis", "excess kurtosis: how much rare, large activations dominate; 0 for a normal distribution"),
+    "max": ("Largest", "the largest activation seen"),
+    "mean": ("Mean", "mean activation over counted tokens"),
+    "min": ("Smallest", "the smallest activation seen"),
+    "skewness": ("Skewness", "asymmetry of the activation: positive means a long tail of large values"),
+    "std": ("Std. dev.", "standard deviation of the activation"),
+    "token_share_bottom": (
+        "Same token, lowest",
+        "share of the lowest held-out contexts that are at one token, the one chosen on the other half of the documents",
+    ),
+    "token_share_top": (
+        "Same token, highest",
+        "share of the highest held-out contexts that are at one token, the one chosen on the other half of the documents",
+    ),
+    "write_norm": ("Write norm", "length of the vector that the unit writes"),
+}
+
+_BASES: Final = {"neurons": "Feed-forward neurons", "heads": "Attention heads", "factors": "Factors"}
+
+
+def column(stat: str) -> Column:
+    """The label and meaning of a statistic; its own name where nothing is known of it."""
+    label, meaning = _STATS.get(stat, (stat.replace("_", " ").capitalize(), ""))
+    return Column(name=stat, label=label, meaning=meaning)
+
+
+def basis_label(basis: str) -> str:
+    """What the units of a basis are called."""
+    return _BASES.get(basis, basis.replace("_", " ").capitalize())

@@ -1,0 +1,134 @@
+"""Every fold class of microtome with parameters to test it at. A new fold adds a line here, or `test_folds` fails.
+
+Also the planted stream that all of them see: each window's tensors depend on the window alone, so it may be cut anyhow.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from microtome.core import Batch, ExpertRows, Fold, Role, Site
+from microtome.examples import DecileContexts, PilotQuantiles, TopContexts, UnitSurvey
+from microtome.geometry.decomposition import Centre, Decomposition
+from microtome.neurons import Neurons, TokenCounts
+from microtome.readout.sample import TargetCounts, TokenSample
+
+SIZES: Mapping[str, int] = {"d_model": 6, "unit": 5, "head": 4, "head_kv": 2, "d_head": 3, "expert": 3, "vocab": 11}
+LONGEST, JUNK = 12, 3e4
+
+
+@dataclass(frozen=True)
+class FoldCase:
+    """A fold at parameters that fit `SIZES`; `experts` where its sites are to be rows of a mixture of experts.
+
+    `rounding` is the relative difference allowed where the same windows come in other batches: sums within a batch are float32.
+    """
+
+    name: str
+    make: Callable[[], Fold]
+    experts: bool = False
+    masked: bool = False
+    rounding: float = 1e-5
+
+
+_EDGES = torch.linspace(-2, 2, 11)[:, None].repeat(1, SIZES["unit"])
+_DENSE = Neurons(2, SIZES["unit"])
+_RESID = Site("resid_post", 1)
+
+CASES: tuple[FoldCase, ...] = (
+    FoldCase("top contexts", lambda: TopContexts(_DENSE, k=3, neighbours=4)),
+    FoldCase("top contexts of an expert", lambda: TopContexts(Neurons(2, SIZES["unit"], expert=1), k=3), experts=True),
+    FoldCase("unit survey", lambda: UnitSurvey(_DENSE, k=3, neighbours=4)),
+    FoldCase("unit survey of an expert", lambda: UnitSurvey(Neurons(2, SIZES["unit"], expert=0), k=3), experts=True),
+    FoldCase("pilot quantiles", lambda: PilotQuantiles(_DENSE, rows=20, seed=3)),
+    FoldCase("decile contexts", lambda: DecileContexts(_DENSE, _EDGES, per_decile=2, rate=0.5, seed=3, neighbours=4)),
+    FoldCase("token counts", lambda: TokenCounts(SIZES["vocab"])),
+    FoldCase("centre", lambda: Centre(_RESID, SIZES["d_model"])),
+    FoldCase("decomposition", lambda: Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1))),
+    FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),
+    FoldCase("masked token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "masked", rate=0.9, seed=3), masked=True),
+    FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),
+)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Planted windows with these indices, as batches for one case."""
+
+    case: FoldCase
+    fold: Fold = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fold", self.case.make())
+
+    def batch(self, windows: Sequence[int], longest: int | None = None) -> Batch:
+        """The windows as a batch, padded to `longest`, or to the longest of them."""
+        lengths = [_length(window) for window in windows]
+        tokens = longest or max(lengths)
+        ids = torch.zeros(len(windows), tokens, dtype=torch.int64)
+        roles = torch.zeros(len(windows), tokens, dtype=torch.uint8)
+        targets = torch.full((len(windows), tokens), -100)
+        for row, (window, length) in enumerate(zip(windows, lengths, strict=True)):
+            ids[row, :length] = torch.randint(0, SIZES["vocab"], (length,), generator=_generator(window, 0))
+            roles[row, 0], roles[row, 1:length] = int(Role.FIRST), int(Role.CONTENT)
+            targets[row, 2:length:3] = ids[row, 2:length:3]
+        index = torch.tensor(list(windows))
+        return Batch(
+            ids=ids, roles=roles, window=index, document=index // 3, start=index % 3 * LONGEST,
+            half=(index // 3 % 2).to(torch.uint8), label=index // 3 % 2, extra={}, targets=targets if self.case.masked else None,
+        )  # fmt: skip
+
+    def values(self, windows: Sequence[int], tokens: int) -> dict[Site, Tensor | ExpertRows]:
+        """Tensors of the fold's sites for these windows, junk wherever a window has no token."""
+        return {site: self._tensor(site, number, windows, tokens) for number, site in enumerate(self.fold.sites)}
+
+    def feed(self, state: dict[str, Tensor], windows: Sequence[int], longest: int | None = None) -> None:
+        """Update `state` with one batch."""
+        batch = self.batch(windows, longest)
+        self.fold.update(state, self.values(windows, batch.ids.shape[1]), batch)
+
+    def state(self, cut: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The state after the batches of `cut`."""
+        state = self.fold.init()
+        for windows in cut:
+            self.feed(state, windows)
+        return state
+
+    def _tensor(self, site: Site, number: int, windows: Sequence[int], tokens: int) -> Tensor | ExpertRows:
+        axes = site.spec.axes[1:]
+        shape = [LONGEST if axis in ("token", "query", "key") else SIZES[axis] for axis in axes]
+        tensor = torch.full((len(windows), *(tokens if n == LONGEST else n for n in shape)), JUNK)
+        for row, window in enumerate(windows):
+            drawn = torch.randn(shape, generator=_generator(window, number + 1))
+            part = tuple(slice(_length(window)) if n == LONGEST else slice(None) for n in shape)
+            tensor[row][part] = drawn[part]
+        return _routed(tensor, windows) if self.case.experts else tensor
+
+
+def _routed(tensor: Tensor, windows: Sequence[int]) -> ExpertRows:
+    """Each token to one expert, by window and position."""
+    count, tokens, _ = tensor.shape
+    place = torch.arange(tokens) + torch.tensor(list(windows))[:, None]
+    token = torch.arange(count * tokens)
+    weight = (place.reshape(-1) % 7 + 1) / 8
+    return ExpertRows(tensor.reshape(count * tokens, -1), token, place.reshape(-1) % SIZES["expert"], weight, count, tokens)
+
+
+def _length(window: int) -> int:
+    return 4 + window * 5 % (LONGEST - 3)
+
+
+def _generator(window: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1000 * number + window)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest finite magnitude; infinities must agree."""
+    if a.shape != b.shape or not torch.equal(a.isinf(), b.isinf()):
+        return math.inf
+    finite = a.isfinite()
+    a, b = a[finite].double(), b[finite].double()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-300)) if a.numel() else 0.0

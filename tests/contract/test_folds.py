@@ -1,0 +1,171 @@
+"""The laws of `core.folds.Fold`, on every fold class of microtome."""
+
+import copy
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import microtome
+from microtome.core import ExpertRows, Role
+from microtome.store import fingerprint
+from microtome.store.states import read_states, write_states
+from tests.contract.fold_cases import CASES, FoldCase, Stream, relative
+from tests.tree import PACKAGE
+
+State = dict[str, Tensor]
+EXACT = 1e-9
+
+every_fold = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def assert_same(found: State, expected: State, rounding: float = EXACT) -> None:
+    """Equal, but for rounding in sums, which are float64."""
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        if tensor.dtype == torch.float64:
+            assert relative(tensor, expected[name]) <= rounding, name
+        else:
+            assert torch.equal(tensor, expected[name]), name
+
+
+def cut(windows: list[int], ends: list[int]) -> list[list[int]]:
+    places = sorted({0, len(windows), *(end % len(windows) for end in ends)})
+    return [windows[a:b] for a, b in zip(places, places[1:], strict=False)]
+
+
+@every_fold
+@settings(max_examples=12, deadline=None)
+@given(ends=st.lists(st.integers(1, 29), min_size=1, max_size=6), split=st.integers(0, 6))
+def test_merged_parts_are_one_pass_over_the_whole(case: FoldCase, ends: list[int], split: int) -> None:
+    stream = Stream(case)
+    batches = cut(list(range(30)), ends)
+    whole = stream.state(batches)
+    parts = stream.fold.merge(stream.state(batches[:split]), stream.state(batches[split:]))
+    assert_same(parts, whole)
+
+
+@every_fold
+def test_merging_is_associative(case: FoldCase) -> None:
+    stream = Stream(case)
+    a, b, c = (stream.state([list(range(begin, begin + 8))]) for begin in (0, 8, 16))
+    left = stream.fold.merge(stream.fold.merge(copy.deepcopy(a), copy.deepcopy(b)), copy.deepcopy(c))
+    right = stream.fold.merge(copy.deepcopy(a), stream.fold.merge(copy.deepcopy(b), copy.deepcopy(c)))
+    assert_same(left, right)
+
+
+@every_fold
+def test_nothing_seen_is_neutral(case: FoldCase) -> None:
+    stream = Stream(case)
+    state = stream.state([list(range(9))])
+    assert_same(stream.fold.merge(copy.deepcopy(state), stream.fold.init()), state)
+    assert_same(stream.fold.merge(stream.fold.init(), copy.deepcopy(state)), state)
+
+
+@every_fold
+def test_padding_and_batch_size_change_nothing(case: FoldCase) -> None:
+    stream = Stream(case)
+    windows = list(range(12))
+    alone = stream.state([[window] for window in windows])
+    assert_same(stream.state([windows]), alone, case.rounding)
+    padded = stream.fold.init()
+    for window in windows:
+        stream.feed(padded, [window], longest=20)
+    assert_same(padded, alone, case.rounding)
+
+
+@every_fold
+def test_update_neither_changes_nor_keeps_what_it_is_given(case: FoldCase) -> None:
+    stream = Stream(case)
+    batch = stream.batch(range(9))
+    values = stream.values(range(9), batch.ids.shape[1])
+    tensors = [value.values if isinstance(value, ExpertRows) else value for value in values.values()] + [batch.ids, batch.roles]
+    before = copy.deepcopy(tensors)
+    state = stream.fold.init()
+    stream.fold.update(state, values, batch)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+    kept = copy.deepcopy(state)
+    for tensor in tensors:
+        tensor.fill_(1)
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+@every_fold
+def test_uncounted_tokens_leave_the_result_alone(case: FoldCase) -> None:
+    stream = Stream(case)
+    state = stream.state([list(range(9))])
+    expected = copy.deepcopy(state)
+    batch = stream.batch(range(9, 14))
+    batch.roles[batch.roles == int(Role.CONTENT)] = int(Role.SPECIAL)
+    if batch.targets is not None:
+        batch.targets.fill_(-100)
+    stream.fold.update(state, stream.values(range(9, 14), batch.ids.shape[1]), batch)
+    assert_same(state, expected)
+
+
+@every_fold
+def test_states_survive_the_disk(case: FoldCase, tmp_path: Path) -> None:
+    stream = Stream(case)
+    state = stream.state([list(range(9))])
+    write_states(tmp_path / "state", {"a.fold": state})
+    read = read_states(tmp_path / "state")
+    assert isinstance(read, dict)
+    assert_same(read["a.fold"], state, 0.0)
+    stream.feed(state, range(9, 12))
+    stream.feed(read["a.fold"], range(9, 12))
+    assert_same(read["a.fold"], state, 0.0)
+
+
+@every_fold
+def test_states_are_exact_kinds_of_numbers(case: FoldCase) -> None:
+    state = Stream(case).state([list(range(9))])
+    assert not {tensor.dtype for tensor in state.values()} & {torch.float16, torch.complex64}
+    assert all(tensor.device.type == "cpu" for tensor in state.values())
+
+
+@every_fold
+def test_results_come_from_the_state_alone(case: FoldCase) -> None:
+    stream = Stream(case)
+    state = stream.state([list(range(12)), list(range(12, 30))])
+    before = copy.deepcopy(state)
+    once, again = stream.fold.result(state), Stream(case).fold.result(copy.deepcopy(state))
+    assert type(once) is type(again)
+    assert_same(state, before, 0.0)
+
+
+@every_fold
+def test_parameters_are_values(case: FoldCase) -> None:
+    assert fingerprint(case.make()) == fingerprint(case.make())
+    fold = case.make()
+    assert type(fold).__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(fold.version, int)
+
+
+def test_kinds_are_one_to_a_class() -> None:
+    kinds = {type(case.make()): case.make().kind for case in CASES}
+    assert len(set(kinds.values())) == len(kinds)
+
+
+def fold_classes() -> Iterator[type]:
+    """Classes of the package that have what a fold has."""
+    for found in pkgutil.walk_packages([str(PACKAGE)], "microtome."):
+        if found.name.endswith("__main__") or ".compiled" in found.name:
+            continue
+        module = importlib.import_module(found.name)
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == found.name and value.__name__ != "Fold":
+                if all(name in vars(value) for name in ("kind", "version", "init", "update", "merge", "result")):
+                    yield value
+
+
+def test_every_fold_class_has_a_case() -> None:
+    assert microtome.__file__ is not None
+    missing = set(fold_classes()) - {type(case.make()) for case in CASES}
+    assert missing == set(), "add a FoldCase to tests/contract/fold_cases.py"

@@ -1,0 +1,43 @@
+"""Rows of the tables `contexts` and `units`: schema, one row per filled place, what they say."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from microtome.core import Half
+from microtome.examples import TopContexts, contexts_table, units_table
+from microtome.store.tables import TABLES, write_table
+from tests.unit.examples.planted import Plain, cut, folded, plant
+
+
+def test_contexts_become_rows(tmp_path: Path) -> None:
+    windows = plant(0, 15, units=3)
+    basis = Plain(3)
+    fold = TopContexts(basis, k=4)
+    found = fold.result(folded(fold, cut(windows, [4])))
+    write_table(tmp_path, "contexts", "test", contexts_table([(basis, found)], "main"))
+    table = pq.read_table(tmp_path / "tables" / "contexts" / "test.parquet")
+    assert table.schema.equals(TABLES["contexts"].schema)
+    assert len(table) == int((found.window >= 0).sum())
+    for row in table.to_pylist():
+        group = found.ends.index(row["end"]) + (row["half"] == "confirm")
+        unit = int(row["unit"].removeprefix("plain.0/"))
+        place = (group, unit, row["rank"])
+        assert row["window"] == int(found.window[place])
+        assert row["value"] == float(found.value[place])
+        assert row["first"] == row["position"] - 16
+        assert row["activations"] == found.activations[place].tolist()
+        assert row["half"] == Half(windows[row["window"]].half).name.lower()
+        assert np.isclose(row["activations"][16] * row["scale"], row["value"], atol=row["scale"] / 2)
+        assert (row["site"], row["run"]) == ("resid_post.0", "main")
+
+
+def test_no_contexts_are_an_empty_table() -> None:
+    assert contexts_table([], "main").schema.equals(TABLES["contexts"].schema)
+
+
+def test_units_become_rows(tmp_path: Path) -> None:
+    write_table(tmp_path, "units", "test", units_table([Plain(3)]))
+    rows = pq.read_table(tmp_path / "tables" / "units" / "test.parquet").to_pylist()
+    assert rows[2] == {"unit": "plain.0/2", "basis": "plain", "name": None, "layer": 0, "expert": None, "index": 2}

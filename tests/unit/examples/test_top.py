@@ -1,0 +1,130 @@
+"""Extreme contexts against a full sort, with ties, padding and any cut; neighbourhoods; equality with the survey."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microtome.core import CONTENT, Role
+from microtome.examples import NO_TOKEN, TopContexts, UnitSurvey
+from microtome.numerics import kernels
+from tests.unit.examples.planted import JUNK, SITE, Plain, batch_of, best, cut, folded, plant
+
+GROUPS = ((1, 0), (1, 1), (-1, 0), (-1, 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30), k=st.integers(1, 6), sizes=st.lists(st.integers(1, 9), min_size=1))
+def test_lists_are_those_of_a_full_sort(seed: int, count: int, k: int, sizes: list[int]) -> None:
+    windows = plant(seed, count, units=3)
+    fold = TopContexts(Plain(3), k=k, neighbours=2)
+    found = fold.result(folded(fold, cut(windows, sizes)))
+    assert found.ends == ("top", "top", "bottom", "bottom")
+    for group, (sign, half) in enumerate(GROUPS):
+        for unit in range(3):
+            filled = found.window[group, unit] >= 0
+            entries = zip(
+                found.value[group, unit][filled].tolist(),
+                found.window[group, unit][filled].tolist(),
+                found.position[group, unit][filled].tolist(),
+                strict=True,
+            )
+            assert list(entries) == best(windows, unit, half, sign, k)
+            assert set(found.half[group, unit][filled].tolist()) <= {half}
+
+
+def test_order_of_windows_does_not_matter() -> None:
+    windows = plant(3, 40, units=4, levels=1)
+    fold = TopContexts(Plain(4), k=5, neighbours=3)
+    forward, backward = folded(fold, cut(windows, [7])), folded(fold, cut(windows[::-1], [3, 8]))
+    assert all(torch.equal(forward[name], backward[name]) for name in forward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entries_carry_their_token_and_their_neighbours(dtype: torch.dtype) -> None:
+    windows = plant(5, 12, units=2)
+    fold = TopContexts(Plain(2), k=4, neighbours=3)
+    found = fold.result(folded(fold, cut(windows, [5]), dtype))
+    for group, unit, place in (found.window >= 0).nonzero().tolist():
+        window = windows[int(found.window[group, unit, place])]
+        position = int(found.position[group, unit, place])
+        assert int(found.token[group, unit, place]) == int(window.ids[position])
+        scale, codes = float(found.scale[group, unit, place]), found.activations[group, unit, place].tolist()
+        for offset, code in zip(range(-3, 4), codes, strict=True):
+            inside = 0 <= position + offset < len(window.ids)
+            assert (code == NO_TOKEN) == (not inside)
+            if inside:
+                value = float(window.values[position + offset, unit].to(dtype))
+                assert abs(code * scale - value) <= scale / 2 * 1.001
+
+
+def test_uncounted_tokens_are_shown_but_never_selected() -> None:
+    windows = plant(1, 6, units=2)
+    fold = TopContexts(Plain(2), k=6, neighbours=16)
+    found = fold.result(folded(fold, [windows]))
+    assert float(found.value[found.window >= 0].abs().max()) < JUNK
+    assert float(found.scale[found.window >= 0].max()) == pytest.approx(JUNK / 127)
+
+
+def test_a_window_without_counted_tokens_gives_nothing() -> None:
+    windows = plant(2, 3, units=2)
+    values, batch = batch_of(windows)
+    batch.roles[:] = int(Role.SPECIAL)
+    fold = TopContexts(Plain(2), k=2)
+    state = fold.init()
+    fold.update(state, values, batch)
+    assert bool((state["window"] == -1).all())
+
+
+def test_an_unsigned_basis_has_no_bottom() -> None:
+    fold = TopContexts(Plain(2, signed=False), k=2)
+    found = fold.result(folded(fold, [plant(0, 9, units=2)]))
+    assert found.ends == ("top", "top")
+
+
+def test_update_leaves_the_activations_alone() -> None:
+    values, batch = batch_of(plant(0, 9, units=2))
+    fold = UnitSurvey(Plain(2), k=2)
+    tensor = values[SITE]
+    assert isinstance(tensor, torch.Tensor)
+    before = tensor.clone()
+    fold.update(fold.init(), values, batch)
+    assert torch.equal(tensor, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_survey_is_the_moments_and_the_contexts(dtype: torch.dtype) -> None:
+    windows = plant(8, 30, units=5)
+    survey, top = UnitSurvey(Plain(5), k=4), TopContexts(Plain(5), k=4)
+    found, contexts = (
+        survey.result(folded(survey, cut(windows, [4, 9]), dtype)),
+        top.result(folded(top, cut(windows, [30]), dtype)),
+    )
+    rows = torch.cat([w.values[w.counted()] for w in windows]).double()
+    torch.testing.assert_close(found.moments.mean, rows.mean(0))
+    torch.testing.assert_close(found.moments.standard_deviation, rows.std(0, correction=0))
+    torch.testing.assert_close(found.moments.density, (rows > 0).double().mean(0))
+    assert torch.equal(found.moments.maximum, rows.amax(0))
+    for name in ("value", "window", "position", "token", "half", "scale", "activations"):
+        assert torch.equal(getattr(found.contexts, name), getattr(contexts, name)), name
+
+
+def test_compiled_and_reference_kernels_agree() -> None:
+    windows = plant(9, 30, units=5)
+    fold = UnitSurvey(Plain(5), k=4)
+    usual = folded(fold, cut(windows, [6]))
+    with kernels.reference():
+        reference = folded(fold, cut(windows, [6]))
+    for name, tensor in usual.items():
+        if name.startswith("contexts."):
+            assert torch.equal(tensor, reference[name]), name
+        else:
+            torch.testing.assert_close(tensor, reference[name], rtol=1e-5, atol=1e-5)
+
+
+def test_roles_decide_what_counts() -> None:
+    windows = plant(4, 8, units=2)
+    with_first = TopContexts(Plain(2), k=3, roles=CONTENT | {Role.FIRST})
+    found = with_first.result(folded(with_first, [windows]))
+    assert bool((found.value[:2][found.window[:2] >= 0] == JUNK).all())
+    assert bool((found.position[:2] == 0).all())

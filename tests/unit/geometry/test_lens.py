@@ -1,0 +1,100 @@
+"""What the geometry lens asks of a run, and what it writes."""
+
+import functools
+
+import pytest
+import torch
+
+from microtome.capture.lens import MAIN, PILOT, Results, Run
+from microtome.core import Site
+from microtome.corpus import Corpus
+from microtome.geometry import Centre, Decomposition, GeometryLens, Parts
+from microtome.geometry.lens import findings, shares_table, stream
+from microtome.store.tables import TABLES
+from tests.toys import toy_decoder
+
+
+def run_of(*, text: bool) -> Run:
+    """A run over a corpus that nobody reads, or without one."""
+    return Run("text", toy_decoder(), object.__new__(Corpus) if text else None, seed=0, depth="quick")
+
+
+def parts(site: Site, pos: float, control: float, *, mean: float = 1.0, spread: float = 2.0) -> Parts:
+    share = {"pos": pos, "ctx": 0.25, "resid": 0.75 - pos}
+    controls = {"pos": control, "ctx": 0.05, "resid": 0.9}
+    norm = {"mu": mean, "pos": 0.5, "ctx": 0.6, "resid": 0.7}
+    return Parts(site, torch.zeros(4), torch.zeros(3, 4), (2, 2, 2), 2, 6, share, controls, norm, spread)
+
+
+LAYERS = [Site("resid_pre", 0), Site("resid_post", 0), Site("resid_post", 1)]
+STREAM = [*LAYERS, Site("resid_post", 2)]
+
+
+def test_table_has_a_row_per_site_and_part() -> None:
+    table = shares_table([parts(site, 0.125, 0.01) for site in LAYERS], "text")
+    assert table.schema == TABLES["geometry_shares"].schema
+    rows = table.to_pylist()
+    assert [(row["site"], row["layer"], row["part"]) for row in rows[4:6]] == [
+        ("resid_post.0", 0, "mu"),
+        ("resid_post.0", 0, "pos"),
+    ]
+    assert (rows[0]["share"], rows[0]["control"], rows[0]["control_kind"], rows[0]["norm"]) == (None, None, None, 1.0)
+    assert (rows[1]["share"], rows[1]["control"], rows[1]["control_kind"]) == (0.125, 0.01, "tokens reordered inside windows")
+    assert (rows[1]["lo"], rows[1]["windows"], rows[1]["tokens"]) == (None, 2, 6)
+
+
+def test_findings_name_the_peak_and_its_chance() -> None:
+    found = [parts(LAYERS[0], 0.5, 0.01), parts(LAYERS[1], 0.1, 0.01, mean=9.0), parts(LAYERS[2], 0.02, 0.01)]
+    rows = findings(found, "text").to_pylist()
+    assert [row["rank"] for row in rows] == [0, 1, 2]
+    assert rows[0]["sentence"] == (
+        "the position of a token explains most at resid_pre.0: 50 % of the variance of hidden states (chance 1 %); "
+        "50 % at resid_pre.0, 2 % at resid_post.1"
+    )
+    assert (rows[0]["value"], rows[0]["control"], rows[0]["subject"]) == (0.5, 0.01, "resid_pre.0")
+    assert rows[1]["kind"] == "context share"
+    assert rows[2]["sentence"].startswith(
+        "at resid_post.0 hidden states share a mean 4.5 times as long as what varies around it"
+    )
+
+
+def test_a_share_at_chance_is_called_that() -> None:
+    rows = findings([parts(site, 0.011, 0.01) for site in LAYERS], "text").to_pylist()
+    assert len(rows) == 2
+    assert "position of a token is not distinguishable from chance at any layer" in rows[0]["sentence"]
+    assert "at most 1.1 % (resid_pre.0; chance 1 %)" in rows[0]["sentence"]
+
+
+def test_folds_use_the_pilot_centre() -> None:
+    run = run_of(text=True)
+    lens = GeometryLens()
+    assert lens.stages(run) == (PILOT, MAIN)
+    results = Results()
+    pilot = lens.folds(PILOT, run, results)
+    assert list(pilot) == [f"geometry.centre.{site}" for site in STREAM]
+    for index, (name, fold) in enumerate(pilot.items()):
+        assert isinstance(fold, Centre)
+        results.add(PILOT, name, functools.partial(torch.full, (24,), float(index)))
+    main = lens.folds(MAIN, run, results)
+    for index, fold in enumerate(main.values()):
+        assert isinstance(fold, Decomposition)
+        assert fold.sites == (STREAM[index],)
+        assert float(fold.origin[0]) == index
+
+
+def test_without_text_there_is_nothing_and_a_reason() -> None:
+    run = run_of(text=False)
+    lens = GeometryLens()
+    assert lens.stages(run) == ()
+    assert lens.tables(run, Results()) == {}
+    assert "build with a text" in lens.absent(run)["geometry_shares"]
+    assert stream(run.model.shape) == tuple(STREAM)
+
+
+@pytest.mark.parametrize("stage", [PILOT, MAIN])
+def test_names_of_folds_begin_with_the_lens(stage) -> None:
+    run = run_of(text=True)
+    results = Results()
+    for site in stream(run.model.shape):
+        results.add(PILOT, f"geometry.centre.{site}", lambda: torch.zeros(24))
+    assert all(name.startswith("geometry.") for name in GeometryLens().folds(stage, run, results))
