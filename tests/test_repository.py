@@ -1,19 +1,31 @@
 """What is in the repository: nothing large, nothing that only one machine has, no download addresses in locks."""
 
+import ast
 import os
 import re
 import stat
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tree import ROOT, files
+from tests.tree import ROOT, files, modules
 
 LARGEST = 2_000_000
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 HOMES = re.compile(r"(?<![\w.])/(?:home|Users)/[a-z]\w*/|(?<![\w.])/(?:root)/\w|[A-Z]:\\\\?Users\\")
 ADDRESS = re.compile(r"https?://|file://|--(?:extra-)?index-url|--find-links|--trusted-host|@ \w+:")
+
+BROUGHT = {
+    "PIL": "matplotlib",
+    "huggingface_hub": "transformers",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",
+}
+"""Import names that a declared dependency of another name brings along."""
+UNDECLARED = {"onnx": "cli/onnx.py, for one packaged model of the tests; refuses with the command that installs it"}
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -77,3 +89,18 @@ def test_torch_is_installed_apart() -> None:
 @pytest.mark.parametrize("name", [".ci/run", "requirements/install.sh", "requirements/lock.sh"])
 def test_scripts_can_be_run(name: str) -> None:
     assert (ROOT / name).stat().st_mode & stat.S_IXUSR
+
+
+def test_imports_are_declared_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+    declared = {re.match(r"[\w-]+", requirement).group().lower() for requirement in wanted}  # pyright: ignore[reportOptionalMemberAccess]
+    imported: dict[str, str] = {}
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {name.partition(".")[0]: module for name in names}
+    foreign = {name: module for name, module in imported.items() if name not in sys.stdlib_module_names | {"microtome"}}
+    assert {n: m for n, m in foreign.items() if BROUGHT.get(n, n).lower() not in declared and n not in UNDECLARED} == {}
+    assert set(UNDECLARED) <= set(foreign), "no longer imported: remove it"

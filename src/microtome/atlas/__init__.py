@@ -1,3 +1,8 @@
-"""Build an atlas from a model and text, and read it."""
+"""Build an atlas from a model and text, estimate what that takes, and read it."""
 
+from microtome.atlas.build import LENSES as LENSES
+from microtome.atlas.build import Settings as Settings
+from microtome.atlas.build import build as build
+from microtome.atlas.estimate import Estimate as Estimate
+from microtome.atlas.estimate import estimate as estimate
 from microtome.atlas.read import Atlas as Atlas

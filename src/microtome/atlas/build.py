@@ -4,6 +4,7 @@ Prepares the corpus, runs the stages of every lens, writes their tables, and kee
 stops at any moment is continued by running it again. What is measured is the lenses' business; estimates belong in `estimate`.
 """
 
+import importlib.metadata
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-import microtome
 from microtome.atlas.read import Atlas
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, run_stages
@@ -147,7 +147,7 @@ def _manifest(subject: Model | Checkpoint, output: Path) -> Manifest:
             fingerprint=subject.fingerprint,
             shape=asdict(subject.shape),
         )
-        return Manifest(written_by=f"microtome {microtome.__version__}", model=card)
+        return Manifest(written_by=f"microtome {importlib.metadata.version('microtome')}", model=card)
     manifest = read_manifest(output)
     if manifest.model.fingerprint != subject.fingerprint:
         raise Refusal(

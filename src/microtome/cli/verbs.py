@@ -9,6 +9,10 @@ from microtome.core import Refusal
 
 __all__ = ["app"]
 
+from microtome.core import Refusal
+
+__all__ = ["app"]
+
 app = typer.Typer(
     name="microtome",
     help="Open a transformer up: one command turns a Hugging Face model and some text into an atlas to browse, query and trust.",
@@ -67,7 +71,10 @@ def build(
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
     reading = Reading(encoding=encoding, text_column=text_column, label_column=label_column)
     if dry_run:
-        typer.echo(estimate(model, text, settings=settings, reading=reading, dtype=dtype, device=device).describe())
+        if text is None:
+            raise Refusal("--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out")
+        subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+        typer.echo(estimate(subject, text, settings=settings, reading=reading).describe())
         return
     with Bar() as bar:
         bar.step(f"opening {Path(model).name}")

@@ -8,7 +8,17 @@ from typing import Final
 
 from microtome.core import Refusal
 
-__all__ = ["TEXT_COLUMNS", "Document", "Reading", "Unusable", "choose_column", "decoded", "problem_of"]
+__all__ = [
+    "TEXT_COLUMNS",
+    "Document",
+    "Reading",
+    "Unusable",
+    "choose_column",
+    "choose_label",
+    "decoded",
+    "problem_of",
+    "undecodable",
+]
 
 TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body", "review", "article", "passage")
 """Names under which the text of a table is looked for, in this order, where the caller names none."""
@@ -36,8 +46,8 @@ class Reading:
     """
 
     encoding: str = "utf-8"
-    text: str | None = None
-    label: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
     bad_share: float = 0.05
 
     def __post_init__(self) -> None:
@@ -103,7 +113,9 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
         if wanted in columns:
             return wanted
         raise Refusal(
-            where, why=f"it has no column {wanted!r}; its columns are {', '.join(columns)}", instead="name one of these columns"
+            where,
+            why=f"it has no column {wanted!r}; its columns are {', '.join(columns)}",
+            instead="name one of them with --text-column",
         )
     lower = {column.lower(): column for column in reversed(columns)}
     for guess in TEXT_COLUMNS:
@@ -114,7 +126,7 @@ def choose_column(columns: list[str], wanted: str | None, where: str) -> str:
     raise Refusal(
         where,
         why=f"none of its columns is known to hold text; they are {', '.join(columns) or 'none'}",
-        instead="name the column of the text with --column",
+        instead="name the column of the text with --text-column",
     )
 
 
@@ -130,5 +142,5 @@ def choose_label(columns: list[str], wanted: str | None, where: str) -> str | No
     raise Refusal(
         where,
         why=f"it has no column {wanted!r}; its columns are {', '.join(columns)}",
-        instead="name one of these columns for the label",
+        instead="name one of them with --label-column",
     )

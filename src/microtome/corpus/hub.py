@@ -73,7 +73,7 @@ def hub_documents(source: str, reading: Reading) -> Iterator[Document]:
 def _records(rows: Any, wanted: HubName, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any] | Unusable]]:
     """Rows under their number, class labels by name where the data set knows the names."""
     features = rows.features or {}
-    label = choose_label(list(features), reading.label, wanted.name) if features else None
+    label = choose_label(list(features), reading.label_column, wanted.name) if features else None
     names = getattr(features[label], "names", None) if label is not None else None
     for number, row in enumerate(rows, start=1):
         if names is not None and isinstance(row[label], int) and 0 <= row[label] < len(names):

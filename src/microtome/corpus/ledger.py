@@ -106,7 +106,7 @@ class Ledger:
         raise Refusal(
             self._source,
             why=f"{self._bad} of its {self._count} documents are unusable, more than {bad_share:.0%}: {named}",
-            instead=f"{encoding}, remove these documents, or allow more of them (bad_share)",
+            instead=f"{encoding}, remove these documents, or allow more of them with Reading(bad_share=...)",
         )
 
     def rows(self) -> Iterator[pa.RecordBatch]:

@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Final, cast
+from typing import Final, cast
 
 from microtome.core import Refusal
 from microtome.corpus.documents import Document, Reading, Unusable, undecodable
@@ -36,15 +36,15 @@ def bare_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> io.BufferedIOBase:
     """A file's bytes, decompressed where its suffix says .gz, .bz2 or .xz."""
     match path.suffix.lower():
         case ".gz":
-            return cast(BinaryIO, gzip.open(path, "rb"))
+            return gzip.open(path, "rb")
         case ".bz2":
-            return cast(BinaryIO, bz2.open(path, "rb"))
+            return bz2.open(path, "rb")
         case ".xz":
-            return cast(BinaryIO, lzma.open(path, "rb"))
+            return lzma.open(path, "rb")
         case _:
             return path.open("rb")
 
@@ -63,10 +63,10 @@ def text_file(path: Path, name: str, label: str | None, reading: Reading) -> Ite
 def standard_input(reading: Reading) -> Iterator[Document]:
     """What comes in on standard input, as one document called stdin (or as parts of it)."""
     stream = sys.stdin.buffer if isinstance(sys.stdin, io.TextIOWrapper) else io.BytesIO(sys.stdin.read().encode())
-    yield from _documents(cast(BinaryIO, stream), "stdin", None, reading)
+    yield from _documents(cast(io.BufferedIOBase, stream), "stdin", None, reading)
 
 
-def _documents(stream: IO[bytes], name: str, label: str | None, reading: Reading) -> Iterator[Document]:
+def _documents(stream: io.BufferedIOBase, name: str, label: str | None, reading: Reading) -> Iterator[Document]:
     parts = enumerate(_parts(stream, reading.encoding), start=1)
     count = 0
     try:
@@ -79,7 +79,7 @@ def _documents(stream: IO[bytes], name: str, label: str | None, reading: Reading
             yield Document(name, label=label, problem="empty")
 
 
-def _parts(stream: IO[bytes], encoding: str) -> Iterator[str]:
+def _parts(stream: io.BufferedIOBase, encoding: str) -> Iterator[str]:
     """The text of a stream in parts of about `PART` bytes that end at a line's end, or else at a space."""
     decoder = codecs.getincrementaldecoder(encoding)()
     rest, first = "", True
@@ -100,7 +100,7 @@ def _parts(stream: IO[bytes], encoding: str) -> Iterator[str]:
         yield text
 
 
-def _read(stream: IO[bytes]) -> bytes:
+def _read(stream: io.BufferedIOBase) -> bytes:
     """`PART` bytes, or all that are left: pipes return less at a time."""
     pieces, missing = [], PART
     while missing and (piece := stream.read(missing)):

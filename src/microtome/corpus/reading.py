@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from microtome.core import Refusal
 
-__all__ = ["Rows", "WindowFile"]
+__all__ = ["Rows", "WindowFile", "damaged"]
 
 _COLUMNS = ["window", "document", "start", "ids", "roles"]
 
@@ -87,7 +87,7 @@ class WindowFile:
     def _opened(self) -> pq.ParquetFile:
         if self._file is None:
             try:
-                self._file = pq.ParquetFile(self.path, memory_map=True)
+                self._file = pq.ParquetFile(self.path, pre_buffer=False)
             except (OSError, pa.ArrowException) as error:
                 raise damaged(self.path, error) from error
         return self._file

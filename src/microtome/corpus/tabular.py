@@ -3,12 +3,14 @@
 Files of running text belong in `plain`, data sets of the hub in `hub`.
 """
 
+import codecs
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,9 +38,9 @@ def from_records(
             continue
         if text is None:
             columns = [column for column, value in record.items() if value is None or isinstance(value, str)]
-            wanted = reading.text if reading.text in record else None
-            text = wanted or choose_column(columns if reading.text is None else list(record), reading.text, where)
-            label = choose_label(list(record), reading.label, where)
+            wanted = reading.text_column if reading.text_column in record else None
+            text = wanted or choose_column(columns if reading.text_column is None else list(record), reading.text_column, where)
+            label = choose_label(list(record), reading.label_column, where)
         value = record.get(text)
         tag = None if label is None or record.get(label) is None else str(record[label])
         if isinstance(value, str):
@@ -75,13 +77,11 @@ def _json_records(path: Path, name: str, encoding: str) -> Iterator[tuple[str, M
                 yield f"{name}:{number}", Unusable("not a JSON object")
 
 
-def _lines(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+def _lines(stream: io.BufferedIOBase, encoding: str) -> Iterator[bytes]:
     """Lines as bytes, so that one bad line spoils no other; encodings in which a line's end is not a byte are recoded."""
     if "\n".encode(encoding) == b"\n":
         yield from stream
         return
-    import codecs
-
     for line in codecs.getreader(encoding)(stream):
         yield line.encode(encoding)
 
@@ -92,12 +92,13 @@ def separated(path: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 
 def _csv_records(path: Path, name: str, encoding: str) -> Iterator[tuple[str, Mapping[str, Any] | Unusable]]:
-    import io
-
     delimiter = "\t" if bare_suffix(path) == ".tsv" else ","
     limit = csv.field_size_limit(min(_FIELD_LIMIT, sys.maxsize))
     try:
-        with opened(path) as stream, io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="") as text:
+        with (
+            opened(path) as stream,
+            io.TextIOWrapper(cast(BinaryIO, stream), encoding, errors="surrogateescape", newline="") as text,
+        ):
             rows = csv.reader(text, delimiter=delimiter)
             header = [column.removeprefix("\ufeff") for column in next(rows, [])]
             for number, row in enumerate(rows, start=1):
@@ -137,14 +138,16 @@ def parquet(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     Errors: `Refusal` where no column holds text; a file that is no Parquet is an unusable document.
     """
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(path, pre_buffer=False)
     except pa.ArrowException as error:
         yield Document(name, problem=f"not a Parquet file ({str(error).splitlines()[0]})")
         return
     columns = list(file.schema_arrow.names)
     textual = [field.name for field in file.schema_arrow if _is_text(field.type)]
-    text = choose_column(textual if reading.text is None else columns, reading.text, f"{name} (columns {', '.join(columns)})")
-    label = choose_label(columns, reading.label, name)
+    text = choose_column(
+        textual if reading.text_column is None else columns, reading.text_column, f"{name} (columns {', '.join(columns)})"
+    )
+    label = choose_label(columns, reading.label_column, name)
     number = 0
     for batch in file.iter_batches(batch_size=256, columns=[text] if label in (None, text) else [text, label]):
         texts = batch.column(text).to_pylist()

@@ -39,7 +39,9 @@ class Cutting:
         if self.fewest < 2:
             raise Refusal(f"fewest {self.fewest}", why="a document of one token has no context", instead="use 2 or more")
         if self.shortest < 1:
-            raise Refusal(f"shortest {self.shortest}", why="a window has at least one token", instead="use 1 or more, usually 32")
+            raise Refusal(
+                f"shortest {self.shortest}", why="a window has at least one token", instead="use 1 or more, usually 32"
+            )
         if self.window < 4:
             raise Refusal(
                 f"windows of {self.window} tokens", why="there is no context in them", instead="use 4 or more, usually 256"

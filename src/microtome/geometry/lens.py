@@ -25,7 +25,7 @@ CONTROLS = {
 """What each control is the exact expectation under; with windows of one length, reordering is as good as circular shifts."""
 
 _DISTINCT = 2.0
-"""A finding's share is at least this many times its chance level."""
+"""A share below this many times its chance level is called close to chance; a test of it would need the spread of the null."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def findings(parts: Sequence[Parts], run: str) -> pa.Table:
 
 
 def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
-    """Where a part's share is largest; a share that chance explains is said to be one."""
+    """Where a part's share is largest; a share close to its chance level is said to be."""
     top = max(parts, key=lambda each: each.share[part])
     share, control = top.share[part], top.control[part]
     first, last = parts[0], parts[-1]
     if share < _DISTINCT * control:
         sentence = (
-            f"the {name} of a token is not distinguishable from chance at any layer: its share of the variance of hidden states is "
+            f"the {name} of a token explains little more of the variance of hidden states than chance does, at any layer: "
             f"at most {_percent(share)} ({top.site}; chance {_percent(control)})"
         )
     else:

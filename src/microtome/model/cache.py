@@ -111,8 +111,10 @@ def _renamed(folder: Path, mark: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield part
         (part / MARK).write_text(json.dumps(dict(mark), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.sync()  # of thousands of small files each its own fsync takes seconds
+        for path in part.rglob("*"):
+            _sync(path)
         part.rename(folder)
+        _sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -127,6 +129,14 @@ def _exclusive(path: Path) -> Iterator[None]:
             _log.info("waiting for another process that is making %s", path.name.removesuffix(_LOCK))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refusal(folder: Path, error: OSError) -> Refusal:

@@ -7,6 +7,7 @@ say. The identities themselves are in `identities`, the record in `record`.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -31,7 +32,8 @@ def certify(model: Model, stored: Fetch | None = None) -> Certificate:
     """Check every identity on a seeded random batch, and what a dtype below fp32 costs.
 
     The relative error of an identity is its largest absolute difference over the largest absolute value expected; 1e-5 is allowed
-    in fp32, the rounding of one operation in a lower dtype. `stored` gives the checkpoint's own values for the fp32 reference.
+    in fp32, the rounding of one operation in a lower dtype. `stored` gives the checkpoint's own values: the weights of the first,
+    the middle and the last layer must be the built model's, and the fp32 reference is made of them.
 
     Errors: `Refusal` for a model that fails an identity.
     Cost: a handful of forward passes over 2 windows of 16 tokens.
@@ -39,13 +41,20 @@ def certify(model: Model, stored: Fetch | None = None) -> Certificate:
     book = _Book(_TOLERANCE.get(model.dtype, 5e-2))
     batch = probe_batch(model)
     with torch.inference_mode():
+        if stored is not None:
+            _check_stored(model, stored, book)
         _check_layers(model, batch, book)
+        _refuse_failures(model, book.rows())
         _check_attention(model, batch, book)
         if model.family.inputs == "text":
             _check_attention(model, _padded(batch), book)
+        _refuse_failures(model, book.rows())
         dtypes = () if model.dtype in (torch.float32, torch.float64) else _dtype_rows(model, batch, stored)
-    certificate = Certificate(model.name, str(model.dtype).removeprefix("torch."), book.rows(), dtypes)
-    for row in certificate.identities:
+    return Certificate(model.name, str(model.dtype).removeprefix("torch."), book.rows(), dtypes)
+
+
+def _refuse_failures(model: Model, rows: tuple[IdentityRow, ...]) -> None:
+    for row in rows:
         if not row.passed:
             where = "" if row.worst_layer is None else f" in layer {row.worst_layer}"
             raise Refusal(
@@ -53,7 +62,6 @@ def certify(model: Model, stored: Fetch | None = None) -> Certificate:
                 why=f"{row.identity!r} fails{where}: relative error {row.worst_error:.1e}, allowed {row.tolerance:.0e}",
                 instead=f"check the weights for NaN and the configuration, or report the model: its row {model.family.name} is wrong",
             )
-    return certificate
 
 
 class _Book:
@@ -122,6 +130,18 @@ def _padded(batch: Batch) -> Batch:
     return Batch(batch.ids, roles, batch.window, batch.document, batch.start, batch.half, batch.label, batch.extra)
 
 
+def _check_stored(model: Model, stored: Fetch, book: _Book) -> None:
+    """Weights by memory map against those of the built model; what a file does not have is refused when it is asked for."""
+    disk = replace(model.weights, fetch=stored)
+    for layer in dict.fromkeys((None, 0, model.shape.layers // 2, model.shape.layers - 1)):
+        for name in model.weights.names(layer):
+            if disk.has(name, layer):
+                built = model.weights.get(name, layer)
+                book.add(
+                    Pair("weights by memory map = weights of the built model", built, disk.get(name, layer).to(built)), layer
+                )
+
+
 def _check_layers(model: Model, batch: Batch, book: _Book) -> None:
     """All identities of all layers, of the embeddings and of the head, from one observed pass; and that pass against a bare one."""
     names = layer_sites(model)
@@ -179,11 +199,11 @@ def _eager(model: Model) -> Iterator[None]:
     if before == "eager":
         yield
         return
-    model.module.set_attn_implementation("eager")  # type: ignore[operator]
+    model.module.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.module.set_attn_implementation(before)  # type: ignore[operator]
+        model.module.set_attn_implementation(before)
 
 
 def _check_attention(model: Model, batch: Batch, book: _Book) -> None:
@@ -196,8 +216,7 @@ def _check_attention(model: Model, batch: Batch, book: _Book) -> None:
     def receive(site: Site, value: Tensor) -> None:
         layer = site.layer or 0
         if site.name == "attn_scores":
-            visible = value.float()[value > torch.finfo(value.dtype).min / 2]
-            largest[layer] = float(visible.abs().max())
+            largest[layer] = float(value.float().where(value > torch.finfo(value.dtype).min / 2, 0.0).abs().max())
             return
         allowed = book.tolerance * max(1.0, largest[layer] / _SHARPNESS)
         book.add(Pair("attn_probs = eager attention", value * real, eager[layer] * real), layer, allowed)

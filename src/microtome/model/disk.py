@@ -93,7 +93,8 @@ class DiskTensors(Mapping[str, Tensor]):
             self.dtypes[name] = _DTYPES[entry["dtype"]]
 
     def _index_pickle(self, file: Path) -> None:
-        for name, tensor in _unpickled(file).items():
+        self._open[file] = content = _unpickled(file)
+        for name, tensor in content.items():
             self._file[name] = file
             self.shapes[name] = tuple(tensor.shape)
             self.dtypes[name] = tensor.dtype

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 __all__ = ["Branch", "Paired", "experts_observed", "run_experts_eagerly"]
 
@@ -36,6 +35,8 @@ def experts_observed(config: Any, watched: Mapping[nn.Module, tuple[frozenset[Br
     if not watched:
         yield
         return
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
     ALL_EXPERTS_FUNCTIONS.register(_NAME, _forward)
     before = config._experts_implementation
     token = _watched.set(watched)
@@ -66,9 +67,9 @@ def _forward(
         gate, up = nn.functional.linear(hidden_states[token], module.gate_up_proj[index]).chunk(2, dim=-1)
         act = module.act_fn(gate) * up
         weight = top_k_weights[token, rank]
-        for branch, value in (("gate", gate), ("up", up), ("act", act)):
-            if branch in wanted:
-                rows[branch].append(value)
+        here: dict[Branch, Tensor] = {"gate": gate, "up": up, "act": act}
+        for branch, kept in rows.items():
+            kept.append(here[branch])
         tokens.append(token)
         experts.append(index.expand(len(token)))
         weights.append(weight)

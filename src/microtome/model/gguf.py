@@ -4,8 +4,10 @@ The quantised weights are unpacked to float32 by transformers: the folder is exa
 which is not the checkpoint that was quantised. Numbers from it are not to be compared with published ones.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 import struct
 from pathlib import Path
@@ -50,7 +52,7 @@ def converted(path: Path) -> Path:
     with building(folder, mark) as part:
         if part is not None:
             _log.info("converting %s to safetensors, once", path.name)
-            with quiet():
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar that cannot be turned off
                 _convert(path, part)
     return folder
 

@@ -103,7 +103,9 @@ def _mlp(model: Model, layer: int, seen: dict[str, Any]) -> Iterator[Pair]:
     yield Pair("mlp_out = sum over units of mlp_act W_out + b_out", seen["mlp_out"], _plus(model, "b_out", layer, summed))
 
 
-def _by_expert(value: Float[Tensor, "row read"], weight: Float[Tensor, "expert read written"], expert: Int[Tensor, " row"]) -> Tensor:
+def _by_expert(
+    value: Float[Tensor, "row read"], weight: Float[Tensor, "expert read written"], expert: Int[Tensor, " row"]
+) -> Tensor:
     """Each row through the matrix of its expert."""
     result = value.new_zeros(len(value), weight.shape[-1])
     for index in expert.unique().tolist():

@@ -20,13 +20,13 @@ __all__ = ["Model", "SiteRow", "recipe_of", "site_table"]
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A transformer that can be observed. `module` is in eval mode, its parameters need no gradient.
+    """A transformer that can be observed. `module` is the transformers model: in eval mode, its parameters need no gradient.
 
     `fingerprint` changes whenever a parameter or the configuration does; `certificate` says which identities were checked.
     """
 
     name: str
-    module: nn.Module
+    module: Any
     family: Family
     head: Head | None
     shape: Shape
@@ -43,7 +43,7 @@ class Model:
     @property
     def trunk(self) -> Any:
         """The module without its head."""
-        return getattr(self.module, "base_model", self.module)
+        return self.module.base_model
 
     @property
     def dtype(self) -> torch.dtype:

@@ -194,9 +194,12 @@ def _recipe(model: Model, site: Site) -> Recipe:
     return recipe_of(model, site)
 
 
-def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> dict[Site, Tensor | ExpertRows]:
-    """The tensors of `sites` from one forward pass, all of them held; for looking at a few windows, not for a corpus."""
-    held: dict[Site, Tensor | ExpertRows] = {}
+def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> dict[Site, Any]:
+    """The tensors of `sites` (in a mixture of experts also `ExpertRows`) from one forward pass, all of them held.
+
+    For looking at a few windows, not for a corpus.
+    """
+    held: dict[Site, Any] = {}
     observe(model, batch, sites, held.__setitem__)
     return held
 

@@ -219,10 +219,16 @@ def _contradiction(name: str, error: Exception) -> Refusal:
     )
 
 
+def _same_device(asked: torch.device, present: torch.device) -> bool:
+    return asked.type == present.type and asked.index in (None, present.index)
+
+
 def _adopt(module: "PreTrainedModel", dtype: str | torch.dtype, device: str | torch.device) -> Model:
     """A model that is already built; its dtype and device are its owner's business."""
     named = str(module.name_or_path or "")
-    if dtype not in ("auto", module.dtype) or device not in ("auto", module.device, str(module.device)):
+    stays = dtype == "auto" or choose_dtype(dtype, module.device, module.dtype) == module.dtype
+    there = device == "auto" or _same_device(torch.device(device), module.device)
+    if not (stays and there):
         raise Refusal(
             f"model {named or type(module).__name__}",
             why=f"it is already built, as {module.dtype} on {module.device}",

@@ -20,6 +20,21 @@ from microtome.model.weights import Fetch
 __all__ = ["fp32_states"]
 
 
+class _Widened(nn.Module):
+    """Stands for an embedding: what the model's own looks up, in fp32. The table is neither copied nor cast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._held = (module,)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_held"][0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Look up, then widen."""
+        return self._held[0](*args, **kwargs).float()
+
+
 class _InTurn(nn.Module):
     """Stands for a module of the model; when called it is that module in fp32, for the length of the call."""
 
@@ -49,12 +64,16 @@ class _InTurn(nn.Module):
 
 
 def fp32_states(model: Model, batch: Batch, fetch: Fetch | None = None) -> list[Float[Tensor, "window token d_model"]]:
-    """`resid_post` of every layer in fp32. `fetch` gives the checkpoint's values; without it the model's own are widened.
+    """`resid_post` of every layer in fp32.
+
+    `fetch` gives the blocks' values as the checkpoint has them; without it, and for embeddings, the model's own are widened.
 
     Cost: one forward pass in fp32, memory for one block and for the embeddings of the batch.
     """
     states: list[Tensor] = []
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {
+        id(module): _Widened(module) for module in model.trunk.modules() if isinstance(module, nn.Embedding)
+    }
     for layer in range(model.shape.layers):
         block = model.block(layer)
         path = model.family.at(model.config, layer).block

@@ -20,6 +20,9 @@ _FILES: Final = (
     "tokenizer_config.json",
 )
 
+_NAMED: Final = 8
+"""Up to so many tokens without an embedding are named: then they were added, and the rest may be right."""
+
 _FEWEST: Final = 0.75
 """A tokenizer may have fewer tokens than the embedding has rows, which are often rounded up, but not fewer than this share."""
 
@@ -47,11 +50,17 @@ def open_tokenizer(folder: Path, vocab: int) -> Any:
 
 def check_tokenizer(tokenizer: Any, vocab: int, where: str) -> None:
     """Refuse a tokenizer whose ids do not fit an embedding of `vocab` rows: it belongs to another model."""
-    ids = tokenizer.get_vocab().values()
-    largest = max(ids, default=-1)
-    if largest >= vocab or len(ids) < _FEWEST * vocab:
+    tokens = tokenizer.get_vocab()
+    outside = sorted(token for token, index in tokens.items() if index >= vocab)
+    if 0 < len(outside) <= _NAMED:
         raise Refusal(
             f"tokenizer in {where}",
-            why=f"it has {len(ids)} tokens with ids up to {largest}, and the model embeds {vocab}: it is another model's",
+            why=f"the model embeds ids below {vocab}, and these tokens have larger ones: {', '.join(outside)}",
+            instead="put the tokenizer files of this model beside its weights, or take these tokens out",
+        )
+    if outside or len(tokens) < _FEWEST * vocab:
+        raise Refusal(
+            f"tokenizer in {where}",
+            why=f"it has {len(tokens)} tokens, and the model embeds {vocab}: it is another model's",
             instead="put the tokenizer files of this model beside its weights",
         )

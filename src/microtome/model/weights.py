@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microtome.core import Refusal
-from microtome.model.families import Family, Head, WeightRow, family_of
+from microtome.model.families import Family, Head, WeightRow
 from microtome.model.shape import Shape
 
-__all__ = ["Fetch", "Norm", "Weights", "built_tensors", "stored_tensors", "stored_weights"]
+__all__ = ["Fetch", "Norm", "Weights", "built_tensors", "stored_tensors"]
 
 Fetch = Callable[[str], Tensor | None]
 """Gives the tensor of a parameter by the built model's name, relative to the trunk (or to the model, after a slash), or None."""
@@ -86,7 +86,7 @@ class Weights:
                 instead=f"use one of {', '.join(n for n in self.family.norms if self.has(n, None if n in OF_MODEL else layer or 0))}",
             )
         row = self.family.norms[name]
-        eps = row.eps if isinstance(row.eps, float) else float(getattr(self.config, row.eps))
+        eps = float(getattr(self.config, row.eps)) if isinstance(row.eps, str) else row.eps
         bias = None if row.kind == "rms" else self.fetch(self._path(f"{row.module}.bias", name, layer))
         return Norm(row.kind, gain.float() + row.plus if row.plus else gain, bias, eps)
 
@@ -164,17 +164,6 @@ def stored_tensors(tensors: Mapping[str, Tensor], family: Family) -> Fetch:
         return None if spelling is None else tensors[spelling]
 
     return fetch
-
-
-def stored_weights(tensors: Mapping[str, Tensor], config: Any) -> Weights:
-    """The weights of a checkpoint that is not built: its tensors by their names on disk, and its configuration.
-
-    The head is that of the class named in the configuration. Nothing is read before it is asked for.
-    """
-    family = family_of(config)
-    classes = getattr(config, "architectures", None) or [""]
-    head = family.head(classes[0])
-    return Weights(family, family.shape(config, head.kind if head else "none"), config, head, stored_tensors(tensors, family))
 
 
 def _spellings(name: str, family: Family) -> Iterator[str]:

@@ -6,7 +6,7 @@ Used for checkpoints that `opening` has built, and directly for models made or t
 import hashlib
 import json
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,20 +14,12 @@ from torch import nn
 from microtome.core import Refusal
 from microtome.model.certificate import certify
 from microtome.model.experts import run_experts_eagerly
-from microtome.model.families import Family, Head, family_of
+from microtome.model.families import family_of
 from microtome.model.model import Model
 from microtome.model.record import UNCHECKED
 from microtome.model.weights import Fetch, Weights, built_tensors
 
 __all__ = ["wrap"]
-
-_LABELS: Final = Head("labels", lambda module, value: module(value))
-_CLASSIFIERS: Final = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification", "ForMultipleChoice")
-
-
-def _head(family: Family, class_name: str) -> Head | None:
-    """The head of a class: the family's, or labels; None for classes whose output has no logits."""
-    return family.head(class_name) or (_LABELS if class_name.endswith(_CLASSIFIERS) else None)
 
 
 def wrap(
@@ -58,7 +50,7 @@ def wrap(
     module = module.eval().requires_grad_(requires_grad=False)
     trunk = getattr(module, "base_model", module)
     bare = trunk is module
-    head = None if bare else _head(family, type(module).__name__)
+    head = None if bare else family.head(type(module).__name__)
     shape = family.shape(config, head.kind if head else "none")
     prefix = "" if bare else f"{getattr(module, 'base_model_prefix', family.prefix)}."
     model = Model(

@@ -1,18 +1,32 @@
 """Numbers of streams: mergeable states over tensors, and free functions for their mathematics. Knows no model and no site.
 
-A state is a dict of tensors; modules of states share the names `init`, `update` (in place), `merge` and `result`, so they are
-used with their module's name: `moments.update(state, x)`.
+A state is a dict of tensors. Modules of states share the names `init`, `update` (in place), `merge` and, where there is
+something to compute at the end, `result`, so they are used with their module's name: `moments.update(state, x)`.
 """
 
+from microtome.numerics import gram as gram
+from microtome.numerics import grouped as grouped
+from microtome.numerics import histogram as histogram
 from microtome.numerics import kernels as kernels
 from microtome.numerics import moments as moments
+from microtome.numerics import reservoir as reservoir
 from microtome.numerics import topk as topk
 from microtome.numerics.extremes import Extremes as Extremes
 from microtome.numerics.extremes import window_extremes as window_extremes
+from microtome.numerics.gram import Gram as Gram
+from microtome.numerics.grouped import GroupMeans as GroupMeans
 from microtome.numerics.hashing import hash_parts as hash_parts
 from microtome.numerics.hashing import hash_text as hash_text
 from microtome.numerics.hashing import splitmix64 as splitmix64
 from microtome.numerics.hashing import uniform as uniform
+from microtome.numerics.matmul_topk import Ends as Ends
+from microtome.numerics.matmul_topk import matmul_topk as matmul_topk
 from microtome.numerics.moments import Moments as Moments
+from microtome.numerics.multiple import benjamini_hochberg as benjamini_hochberg
+from microtome.numerics.multiple import bootstrap_interval as bootstrap_interval
+from microtome.numerics.multiple import permutation_p as permutation_p
+from microtome.numerics.multiple import resamples as resamples
+from microtome.numerics.quantiles import cdf as cdf
+from microtome.numerics.quantiles import quantiles as quantiles
 from microtome.numerics.quantised import dequantise as dequantise
 from microtome.numerics.quantised import quantise as quantise

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["BLOCK", "sweep", "topk"]
+__all__ = ["BLOCK", "grouped", "histogram", "reservoir", "scan", "sweep", "topk"]
 
 BLOCK = 256
 """Units that a kernel works on at a time."""
@@ -160,3 +160,130 @@ def topk(values, keys, units, best, key, source):
                     source[u, slot] = source[u, slot - 1]
                     slot -= 1
                 best[u, slot], key[u, slot], source[u, slot] = v, label, k + r
+
+
+@_jit
+def _mixed(x):
+    """splitmix64 of an integer, as a signed one."""
+    z = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64(z ^ (z >> np.uint64(31)))
+
+
+@_jit
+def _insert_lowest(score, label, value, row, lists):
+    """Put an entry into a sample that is sorted by hash and whose highest hash it is below."""
+    hashes, keys, values, source = lists
+    slot = hashes.shape[0] - 1
+    while slot > 0 and score < hashes[slot - 1]:
+        hashes[slot], keys[slot] = hashes[slot - 1], keys[slot - 1]
+        values[slot], source[slot] = values[slot - 1], source[slot - 1]
+        slot -= 1
+    hashes[slot], keys[slot], values[slot], source[slot] = score, label, value, row
+
+
+@_jit
+def reservoir(bits, place, index, labels, by_unit, units, lists, source):
+    """Offer each value of each row to the sample of its unit and decile. Reference: `reservoir._offer`."""
+    edges, hashes, keys, values = lists
+    n = hashes.shape[2]
+    tile_bits = np.zeros(BLOCK, np.uint32)
+    tile = tile_bits.view(np.float32)
+    score, highest = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    for column in range(units[0], units[1], BLOCK):
+        width = min(BLOCK, units[1] - column)
+        for u in range(width):
+            highest[u] = hashes[column + u, :, n - 1].max()
+        for r in range(place.shape[0]):
+            label = labels[index[r]]
+            hits = 0
+            for u in range(width):
+                score[u] = _mixed(by_unit[column + u] ^ label)
+                hits += score[u] < highest[u]
+            if hits == 0:
+                continue
+            _load(bits, place[r : r + 1], column, width, tile_bits)
+            for u in range(width):
+                if score[u] < highest[u] and tile[u] == tile[u]:
+                    c = column + u
+                    d = 0
+                    for e in range(edges.shape[1]):
+                        d += tile[u] >= edges[c, e]
+                    if score[u] < hashes[c, d, n - 1]:
+                        slots = (hashes[c, d], keys[c, d], values[c, d], source[c, d])
+                        _insert_lowest(score[u], label, tile[u], n + index[r], slots)
+                        highest[u] = hashes[c, :, n - 1].max()
+
+
+@_jit
+def histogram(bits, place, units, edges, counts):
+    """Count values by bin; edges are rows of low and width. Reference: the torch loop in `histogram.update`."""
+    last = counts.shape[1] - 1
+    top = np.float32(last - 1)
+    tile_bits = np.zeros(BLOCK, np.uint32)
+    tile = tile_bits.view(np.float32)
+    bins = np.empty(BLOCK, np.int32)
+    low, size = np.zeros(BLOCK, np.float32), np.ones(BLOCK, np.float32)
+    for column in range(units[0], units[1], BLOCK):  # outermost: the counts of a block stay in cache
+        width = min(BLOCK, units[1] - column)
+        low[:width], size[:width] = edges[0, column : column + width], edges[1, column : column + width]
+        for r in range(place.shape[0]):
+            _load(bits, place[r : r + 1], column, width, tile_bits)
+            for u in range(BLOCK):
+                b = np.floor((tile[u] - low[u]) / size[u])
+                at = np.int32(min(max(b, np.float32(-1)), top)) + 1
+                bins[u] = at if tile[u] == tile[u] else -1
+            for u in range(width):
+                if bins[u] >= 0:
+                    counts[column + u, bins[u]] += 1
+
+
+@_jit
+def grouped(bits, place, index, groups, units, sums):
+    """Add each row to the sums of its group; negative groups are left out. Reference: the torch loop in `grouped.update`."""
+    tile_bits = np.zeros(BLOCK, np.uint32)
+    tile = tile_bits.view(np.float32)
+    for column in range(units[0], units[1], BLOCK):  # outermost: the sums of a block stay in cache
+        width = min(BLOCK, units[1] - column)
+        for r in range(place.shape[0]):
+            g = groups[index[r]]
+            if g < 0:
+                continue
+            _load(bits, place[r : r + 1], column, width, tile_bits)
+            sum_ = sums[g, column : column + width]
+            for u in range(width):
+                sum_[u] += tile[u]
+
+
+@_jit
+def scan(scores, first, rows, top, top_at, bottom, bottom_at):
+    """Insert the scores (row x column, columns counted from `first`) that belong into both ends' sorted lists of each row.
+
+    Columns come in ascending order over calls, so an equal score that comes later stays behind. Reference:
+    `matmul_topk._reference`.
+    """
+    k, columns = top.shape[1], scores.shape[1]
+    for r in range(rows[0], rows[1]):
+        for begin in range(0, columns, 64):
+            end = min(begin + 64, columns)
+            high, low = top[r, k - 1], bottom[r, k - 1]
+            hits = 0
+            for c in range(begin, end):
+                hits += (scores[r, c] > high) | (scores[r, c] < low)
+            if hits == 0:
+                continue
+            for c in range(begin, end):
+                v = scores[r, c]
+                if v > top[r, k - 1]:
+                    slot = k - 1
+                    while slot > 0 and v > top[r, slot - 1]:
+                        top[r, slot], top_at[r, slot] = top[r, slot - 1], top_at[r, slot - 1]
+                        slot -= 1
+                    top[r, slot], top_at[r, slot] = v, first + c
+                if v < bottom[r, k - 1]:
+                    slot = k - 1
+                    while slot > 0 and v < bottom[r, slot - 1]:
+                        bottom[r, slot], bottom_at[r, slot] = bottom[r, slot - 1], bottom_at[r, slot - 1]
+                        slot -= 1
+                    bottom[r, slot], bottom_at[r, slot] = v, first + c

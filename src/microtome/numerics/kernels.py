@@ -91,6 +91,10 @@ class Rows:
     place: np.ndarray
     begin: np.ndarray
 
+    def index(self, tokens: int) -> np.ndarray:
+        """The flat index window * tokens + token of each row."""
+        return np.repeat(np.arange(len(self.begin) - 1), np.diff(self.begin)) * tokens + self.place[1]
+
 
 def rows_of(x: Float[Tensor, "window token unit"], counted: Counted) -> Rows:
     """The counted rows of `x`; copies only where the last axis is not contiguous."""

@@ -31,15 +31,15 @@ class Tile:
 
 
 def tiles(x: Float[Tensor, "window token unit"], counted: Counted = None, room: int = 0) -> Iterator[Tile]:
-    """Cover the counted tokens of `x` by tiles of about `room` values (0: what suits the device); windows are cut only on the CPU."""
+    """Cover the counted tokens of `x` by tiles of about `room` values (0: what suits the device), in order."""
     windows, tokens, units = x.shape
     mask = counted if isinstance(counted, Tensor) else None
     start, stop, _ = counted.indices(tokens) if isinstance(counted, slice) else (0, tokens, 1)
     if stop <= start or units == 0:
         return
-    room = max(1, (_CPU_TILE if x.device.type == "cpu" else _GPU_TILE) // units)
-    length = min(stop - start, room)
-    group = 1 if x.device.type == "cpu" else max(1, room // length)
+    rows = max(1, (room or (_CPU_TILE if x.device.type == "cpu" else _GPU_TILE)) // units)
+    length = min(stop - start, rows)
+    group = max(1, rows // length)
     for window in range(0, windows, group):
         for token in range(start, stop, length):
             part = (slice(window, window + group), slice(token, min(stop, token + length)))

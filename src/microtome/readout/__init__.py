@@ -4,7 +4,6 @@ Call `output_reader` on a model's weights, `random_directions` once, then `top_t
 """
 
 from microtome.readout.losses import LayerLoss as LayerLoss
-from microtome.readout.losses import cluster_interval as cluster_interval
 from microtome.readout.losses import layer_loss as layer_loss
 from microtome.readout.losses import unigram_entropy as unigram_entropy
 from microtome.readout.reader import Reader as Reader

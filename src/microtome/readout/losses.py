@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Site
+from microtome.numerics import bootstrap_interval
 from microtome.readout.sample import Tokens
 
-__all__ = ["LayerLoss", "cluster_interval", "layer_loss", "shuffled_targets", "unigram_entropy"]
+__all__ = ["LayerLoss", "layer_loss", "shuffled_targets", "unigram_entropy"]
 
 _ROWS = 256
 
@@ -22,7 +23,7 @@ _ROWS = 256
 class LayerLoss:
     """Loss of a site in nats per token, beside the loss of the same states against other tokens' targets.
 
-    `low` and `high` bound the mean at 95 %, by document clusters; None where there is but one document.
+    `low` and `high` bound the mean at 95 %, whole documents drawn anew; None where there is but one document.
     """
 
     site: Site
@@ -49,8 +50,11 @@ def layer_loss(sample: Tokens, logits: Callable[[Float[Tensor, "row d_model"]], 
             scores = logits(states).float()
             parts.append((scores.logsumexp(1, keepdim=True) - scores.gather(1, wanted.to(scores.device))).double().cpu())
     losses = torch.cat(parts)
-    low, high = cluster_interval(losses[:, 0], sample.document) or (None, None)
-    documents = len(sample.document.unique())
+    names, group = sample.document.unique(return_inverse=True)
+    documents, low, high = len(names), None, None
+    if documents > 1:
+        sums = torch.zeros(documents, dtype=torch.float64).index_add_(0, group, losses[:, 0])
+        low, high = (float(end) for end in bootstrap_interval(sums[:, None], group.bincount().double()))
     return LayerLoss(sample.site, float(losses[:, 0].mean()), low, high, float(losses[:, 1].mean()), len(losses), documents)
 
 
@@ -73,22 +77,3 @@ def unigram_entropy(counts: Int[Tensor, " vocab"]) -> float:
     seen = counts[counts > 0].double()
     share = seen / seen.sum()
     return float(-(share * share.log()).sum() + (len(seen) - 1) / (2 * seen.sum()))
-
-
-def cluster_interval(values: Float[Tensor, " row"], cluster: Int[Tensor, " row"]) -> tuple[float, float] | None:
-    """A 95 % interval of the mean of values that are alike within clusters; None where there are fewer than two clusters.
-
-    Sandwich variance of the mean, sum over clusters of (sum of deviations)^2 / n^2, times G / (G - 1), with Student's t on
-    G - 1 degrees of freedom for G clusters.
-    """
-    _, index = cluster.unique(return_inverse=True)
-    groups = int(index.max()) + 1
-    if groups < 2:
-        return None
-    mean = values.double().mean()
-    sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, index, values.double() - mean)
-    error = float((sums.square().sum() * groups / (groups - 1)).sqrt()) / len(values)
-    from scipy.stats import t
-
-    reach = float(t.ppf(0.975, groups - 1)) * error
-    return float(mean) - reach, float(mean) + reach

@@ -110,5 +110,6 @@ def _both_ends(
     directions: Float[Tensor, "unit d_model"], reader: Reader, k: int
 ) -> tuple[Int[Tensor, "unit end k"], Float[Tensor, "unit end k"]]:
     """Token ids and scores at both ends; fewer than k where the vocabulary is smaller."""
-    values, columns = matmul_topk(directions, reader.matrix, min(k, len(reader.tokens)))
-    return reader.tokens[columns], values
+    ends = matmul_topk(directions, reader.matrix, min(k, len(reader.tokens)))
+    columns = torch.stack([ends.top_index, ends.bottom_index], 1)
+    return reader.tokens[columns], torch.stack([ends.top, ends.bottom], 1)

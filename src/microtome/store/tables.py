@@ -243,7 +243,7 @@ def stream_table(atlas: Path, name: str, writer: str, batches: Iterable[pa.Recor
     schema = _without_dictionaries(TABLES[name].schema)
     path = table_path(atlas, name, writer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as temporary, pq.ParquetWriter(temporary, schema, **_OPTIONS) as file:
+    with committed(path) as temporary, pq.ParquetWriter(temporary, schema, **_OPTIONS | _encodings(schema)) as file:
         for batch in batches:
             file.write_table(
                 pa.Table.from_batches([batch]).select(schema.names).cast(schema), row_group_size=batch.num_rows or 1
@@ -262,6 +262,20 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+_RISING: Final = ("window", "document", "start", "char_start", "char_end")
+"""Columns of streamed tables that rise from row to row: their differences are a third of the size."""
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How the columns of a streamed table are encoded: rising numbers by differences, the rest by dictionary."""
+    leaves = {f.name: f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema}
+    rising = [leaves[name] for name in _RISING if name in leaves]
+    return {
+        "column_encoding": dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
+        "use_dictionary": [leaf for leaf in leaves.values() if leaf not in rising],
+    }
+
+
 def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
     """Dictionaries would have to be known before the first row; Parquet encodes plain strings by dictionary anyway."""
     return pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema])
@@ -274,8 +288,8 @@ def _rank(column: pa.ChunkedArray) -> np.ndarray:
     coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     whole = coded.combine_chunks()
     encoded = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-    if len(encoded) == 0:
-        return np.empty(0, dtype=np.int64)
+    if len(encoded.dictionary) == 0:
+        return np.full(len(encoded), -1)
     words = encoded.dictionary.to_numpy(zero_copy_only=False)
     rank = np.empty(len(words), dtype=np.int64)
     rank[np.argsort(words.astype(object), kind="stable")] = np.arange(len(words))

@@ -16,15 +16,29 @@ from torch import Tensor
 from microtome.model import Norm, Shape, Weights
 from microtome.readout import Reader, fold_norm, written
 
-__all__ = ["Embedded", "HeadScores", "HeadWeights", "embedded", "head_weights", "previous_token_scores", "rotations", "score_heads", "tail_chance"]
+__all__ = [
+    "Embedded",
+    "HeadScores",
+    "HeadWeights",
+    "embedded",
+    "head_weights",
+    "previous_token_scores",
+    "rotations",
+    "score_heads",
+    "tail_chance",
+]
 
 POSITIONS = 128
+_TINY = 1e-12
+PREVIOUS = 0.3
+"""Attention to the token before that makes a previous-token head."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadWeights:
     """The weights of a layer's query heads, each with the key/value head it shares; norms before and behind are folded in."""
 
+    layer: int
     q: Float[Tensor, "head d_model d_head"]
     k: Float[Tensor, "head d_model d_head"]
     v: Float[Tensor, "head d_model d_head"]
@@ -44,11 +58,22 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class HeadScores:
-    """One statistic of the heads of a layer, and of the same heads rotated inside."""
+    """One statistic of the heads of a layer, and what it is without what it measures: mostly the same heads, rotated inside."""
 
     stat: str
+    layer: int
     values: Float[Tensor, " head"]
     draws: Float[Tensor, "draw head"]
+
+    @property
+    def control(self) -> Float[Tensor, " head"]:
+        """Mean of each head's draws."""
+        return self.draws.double().mean(0)
+
+    @property
+    def spread(self) -> Float[Tensor, " head"]:
+        """Standard deviation of each head's draws."""
+        return self.draws.double().std(0)
 
 
 def head_weights(weights: Weights, layer: int, shape: Shape) -> HeadWeights:
@@ -64,7 +89,7 @@ def head_weights(weights: Weights, layer: int, shape: Shape) -> HeadWeights:
         reads = {part: _folded(norm, matrix) for part, matrix in reads.items()}
     writes = weights.get("W_O", layer).float()
     writes = written(weights, layer, writes.flatten(0, 1), "attn").view_as(writes)
-    return HeadWeights(reads["q"], reads["k"][group], reads["v"][group], writes)
+    return HeadWeights(layer, reads["q"], reads["k"][group], reads["v"][group], writes)
 
 
 def embedded(weights: Weights, reader: Reader) -> Embedded:
@@ -92,12 +117,12 @@ def score_heads(heads: HeadWeights, tokens: Embedded, rotation: Float[Tensor, "d
     qk = heads.k.mT @ tokens.in_in @ heads.q
     moments = {"ov": (heads.o @ heads.o.mT, heads.v.mT @ heads.v), "qk": (heads.k.mT @ heads.k, heads.q.mT @ heads.q)}
     scores = [
-        HeadScores("copying_score", _positivity(ov), _positivity(rotation @ ov)),
-        HeadScores("matching_score", _positivity(qk), _positivity(rotation @ qk)),
+        HeadScores("copying_score", heads.layer, _positivity(ov), _positivity(rotation @ ov)),
+        HeadScores("matching_score", heads.layer, _positivity(qk), _positivity(rotation @ qk)),
     ]
     for name, (left, right) in moments.items():
-        turned = (rotation @ left @ rotation.mT * right.mT).sum((-2, -1))
-        scores.append(HeadScores(f"{name}_norm", (left * right.mT).sum((-2, -1)).clamp(min=0).sqrt(), turned.clamp(min=0).sqrt()))
+        turned = (rotation @ left @ rotation.mT * right.mT).sum((-2, -1)).clamp(min=0).sqrt()
+        scores.append(HeadScores(f"{name}_norm", heads.layer, (left * right.mT).sum((-2, -1)).clamp(min=0).sqrt(), turned))
     return scores
 
 
@@ -131,7 +156,33 @@ def previous_token_scores(
         return scores.softmax(-1).diagonal(-1, -2, -1).mean(-1)
 
     draws = torch.stack([looking_back(query @ turn) for turn in rotation])
-    return HeadScores("previous_token_score", looking_back(query), draws)
+    return HeadScores("previous_token_score", layer, looking_back(query), draws)
+
+
+def k_composition(layers: Sequence[HeadWeights], previous: Sequence[HeadScores]) -> list[HeadScores]:
+    """How much of what previous-token heads write the keys of later heads read: with copying, the sign of an induction head.
+
+        ||W_VO^1 (W_QK^2)^T||_F / (||W_VO^1||_F ||W_QK^2||_F)        the largest over previous-token heads 1 of earlier layers
+
+    A previous-token head has a score of at least 0.3. `draws` are the same ratio for all other heads of earlier layers, so the
+    control is a head of no known use, not a rotated one; layers that have not two of them behind them are left out.
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (no arXiv entry), composition.
+    """
+    found = []
+    for later in layers:
+        reads = later.k.mT @ later.k, later.q.mT @ later.q
+        sizes = (reads[0] * reads[1].mT).sum((-2, -1)).sqrt()
+        strong, others = [], []
+        for earlier, scores in zip(layers, previous, strict=True):
+            if earlier.layer >= later.layer:
+                continue
+            ratios = _composition(earlier, later) / sizes
+            looking = scores.values >= PREVIOUS
+            strong.append(ratios[looking])
+            others.append(ratios[~looking])
+        if strong and len(torch.cat(strong)) and len(torch.cat(others)) > 1:
+            found.append(HeadScores("k_composition", later.layer, torch.cat(strong).amax(0), torch.cat(others)))
+    return found
 
 
 def rotations(draws: int, heads: int, width: int, *, seed: int) -> Float[Tensor, "draw head d_head d_head"]:
@@ -144,19 +195,35 @@ def rotations(draws: int, heads: int, width: int, *, seed: int) -> Float[Tensor,
 def tail_chance(layers: Sequence[HeadScores]) -> list[Float[Tensor, " head"]]:
     """Two-sided p-values of one statistic, layer by layer.
 
-    Each layer's values and draws are measured from the mean of its own draws in units of their standard deviation, so the
-    control is matched by layer; the tail is then that of all draws of all layers, which a single layer has too few of.
+    Each head is measured from the mean of its own draws in units of their standard deviation, and so is each draw from the
+    head's other draws: the control is matched by head. The tail is then that of all draws of all heads together, which a
+    single head has too few of.
     """
-    distances = [_distance(scores) for scores in layers]
-    null = torch.cat([draws.flatten() for _, draws in distances]).sort().values
+    null = torch.cat([_left_out(scores.draws.double()).flatten() for scores in layers]).sort().values
     total = len(null)
-    return [(1 + total - torch.searchsorted(null, values.contiguous())).double() / (1 + total) for values, _ in distances]
+    found = []
+    for scores in layers:
+        width = scores.spread.clamp(min=_TINY) * (1 + 1 / len(scores.draws)) ** 0.5
+        distance = ((scores.values.double() - scores.control) / width).abs()
+        found.append((1 + total - torch.searchsorted(null, distance.contiguous())).double() / (1 + total))
+    return found
 
 
-def _distance(scores: HeadScores) -> tuple[Float[Tensor, " head"], Float[Tensor, "draw head"]]:
-    pool = scores.draws.double()
-    centre, scale = pool.mean(), pool.std().clamp(min=1e-12)
-    return ((scores.values.double() - centre) / scale).abs(), ((pool - centre) / scale).abs()
+def _left_out(draws: Float[Tensor, "draw head"]) -> Float[Tensor, "draw head"]:
+    """Distance of each draw from the mean of the others, in units of what their standard deviation lets expect."""
+    count = len(draws)
+    rest = (draws.sum(0) - draws) / (count - 1)
+    variance = (draws.square().sum(0) - draws.square() - (count - 1) * rest.square()) / max(count - 2, 1)
+    return ((draws - rest) / (variance.clamp(min=_TINY**2) * count / (count - 1)).sqrt()).abs()
+
+
+def _composition(earlier: HeadWeights, later: HeadWeights) -> Float[Tensor, "draw head"]:
+    """Norms of what each earlier head (rows: draws) writes into the keys of each later one, over the earlier head's own norm."""
+    joint = torch.einsum("aid,bdj->abij", earlier.o, later.k)
+    values, queries = earlier.v.mT @ earlier.v, later.q.mT @ later.q
+    square = torch.einsum("aij,abjk,bkl,abil->ab", values, joint, queries, joint)
+    own = (values * (earlier.o @ earlier.o.mT).mT).sum((-2, -1))
+    return (square.clamp(min=0) / own.clamp(min=_TINY)[:, None]).sqrt()
 
 
 def _positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "..."]:

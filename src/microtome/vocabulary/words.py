@@ -18,9 +18,9 @@ _PIECE_SPACE: Final = "\u2581"
 
 
 def token_texts(tokenizer: Any, vocab: int) -> list[str]:
-    """The text of each of `vocab` tokens, a space shown as a space; "" for ids that the tokenizer does not have.
+    r"""The text of each of `vocab` tokens, a space shown as a space; "" for ids that the tokenizer does not have.
 
-    Byte-level tokens are decoded to UTF-8; bytes that are no whole character are written as \\xNN.
+    Byte-level tokens are decoded to UTF-8; bytes that are no whole character are written as \xNN.
     """
     known = min(vocab, len(tokenizer))
     pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(known)))]
@@ -44,13 +44,18 @@ def vocabulary_table(texts: Sequence[str]) -> pa.Table:
 
 
 def quoted(texts: Sequence[str], most: int = 3) -> str:
-    """The first distinct words of a list, in quotation marks: ‘his’, ‘himself’, ‘he’. Spaces around a word are dropped.
+    r"""The first distinct words of a list, in quotation marks: ‘his’, ‘himself’, ‘he’. Spaces around a word are dropped.
 
-    >>> quoted([" his", "his", " He", "\\n"])
-    '‘his’, ‘He’, ‘\\\\n’'
+    >>> quoted([" his", "his", " He", "\n"])
+    '‘his’, ‘He’, ‘\\n’'
     """
-    shown = [text.strip() or text.encode("unicode_escape").decode() for text in texts]
+    shown = [text.strip() or _blank(text) for text in texts]
     return ", ".join(f"‘{word}’" for word in list(dict.fromkeys(shown))[:most])
+
+
+def _blank(text: str) -> str:
+    """White space that can be seen."""
+    return f"{len(text)} spaces" if text.strip(" ") == "" and len(text) > 1 else text.encode("unicode_escape").decode()
 
 
 def _from_bytes(piece: str) -> str:

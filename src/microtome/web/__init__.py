@@ -5,5 +5,5 @@ typed JSON from DuckDB over the atlas's Parquet files, or the same JSON written 
 """
 
 from microtome.web.app import create_app as create_app
-
+from microtome.web.export import export as export
 from microtome.web.server import serve as serve

@@ -4,6 +4,7 @@ Every answer depends only on the address and on the atlas's files, so it carries
 in `browse`, `unit` and `summary`; who may ask in `security`.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from microtome.core import Refusal
-from microtome.web import browse, summary, unit
+from microtome.web import browse, contexts, summary, unit
 from microtome.web.assets import Asset, assets
 from microtome.web.reader import Reader, View, problem_of
 from microtome.web.records import Document, Finding, Layers, Progressed, Suggestions, Summary, UnitPage, Units
@@ -53,7 +54,7 @@ def _serve_asset(app: FastAPI, asset: Asset) -> None:
         app.add_api_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False, response_class=Response)
 
 
-def _tagged(request: Request, digest: str, make) -> Response:  # noqa: ANN001
+def _tagged(request: Request, digest: str, make: Callable[[], Response]) -> Response:
     """The response that `make` gives, with an ETag; without calling it where the browser already has it."""
     tag = f'W/"{digest}"'
     known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
@@ -64,11 +65,11 @@ def _tagged(request: Request, digest: str, make) -> Response:  # noqa: ANN001
 
 
 def _serve_data(app: FastAPI, reader: Reader) -> None:
-    def answer(request: Request, make) -> Response:  # noqa: ANN001
-        view: View = reader.view()
+    def answer(request: Request, make: Callable[[View], BaseModel | Sequence[BaseModel]]) -> Response:
+        view = reader.view()
 
         def body() -> Response:
-            record: BaseModel | list[BaseModel] = make(view)
+            record = make(view)
             if isinstance(record, BaseModel):
                 return Response(record.model_dump_json(), media_type="application/json")
             return Response("[" + ",".join(each.model_dump_json() for each in record) + "]", media_type="application/json")
@@ -122,4 +123,4 @@ def _serve_data(app: FastAPI, reader: Reader) -> None:
         begin: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
         finish: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
     ) -> Response:
-        return answer(request, lambda view: unit.document(view, run, document, begin, min(finish, begin + 100_000)))
+        return answer(request, lambda view: contexts.document(view, run, document, begin, min(finish, begin + 100_000)))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from microtome.web.reader import View
+from microtome.core import Refusal
+from microtome.web.reader import View, problem_of
 from microtome.web.records import BasisCard, Match, Suggestion, Suggestions, UnitRow, Units
 from microtome.web.words import basis_label, column
 
@@ -63,32 +64,48 @@ def indexed(view: View) -> None:
 
 
 def _index(view: View) -> bool:
-    view.sql(
-        'CREATE OR REPLACE TABLE mt_units AS SELECT (row_number() OVER (ORDER BY basis, name NULLS FIRST, layer NULLS FIRST, '
-        'expert NULLS FIRST, "index")) - 1 AS place, unit, basis::VARCHAR AS basis, name::VARCHAR AS name, layer, expert, "index" '
-        "FROM (SELECT DISTINCT * FROM units)"
-    )
     stats = stat_names(view)
+    _part(
+        view, "units", "mt_units",
+        'SELECT (row_number() OVER (ORDER BY basis, name NULLS FIRST, layer NULLS FIRST, expert NULLS FIRST, "index")) - 1 AS place, '
+        'unit, basis::VARCHAR AS basis, name::VARCHAR AS name, layer, expert, "index" FROM (SELECT DISTINCT * FROM units)',
+    )  # fmt: skip
     chosen = "".join(f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}" for n in range(len(stats)))
-    view.sql(f"CREATE OR REPLACE TABLE mt_stats AS SELECT unit::VARCHAR AS unit{chosen} FROM unit_stats GROUP BY 1", *stats)
-    view.sql(
-        "CREATE OR REPLACE TABLE mt_fires AS SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
+    _part(view, "unit_stats", "mt_stats", f"SELECT unit::VARCHAR AS unit{chosen} FROM unit_stats GROUP BY 1", *stats)
+    _part(
+        view, "contexts", "mt_fires",
+        "SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
         'FROM contexts c JOIN windows w ON w."window" = c."window" AND w.run::VARCHAR = c.run::VARCHAR '
-        """WHERE c."end" = 'top' GROUP BY 1, 2"""
+        """WHERE c."end" = 'top' GROUP BY 1, 2""",
+    )  # fmt: skip
+    _part(
+        view, "tokens", "mt_promotes",
+        f"SELECT unit::VARCHAR AS unit, min_by(token, rank, {PREVIEW}) AS promotes FROM tokens WHERE \"end\" = '+' GROUP BY 1",
+    )  # fmt: skip
+    view.sql(
+        "CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total::SMALLINT AS total, s.* EXCLUDE (unit) "
+        "FROM mt_units u LEFT JOIN (SELECT *, NULL AS s_ FROM mt_stats) s USING (unit) LEFT JOIN mt_promotes p USING (unit) "
+        f"LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, sum(times) AS total FROM mt_fires "
+        "GROUP BY 1) f USING (unit) ORDER BY place"
     )
     view.sql(
-        f"CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total::SMALLINT AS total, "
-        f"{', '.join(['s.* EXCLUDE (unit)'] if stats else ['NULL AS s_'])} FROM mt_units u LEFT JOIN mt_stats s USING (unit) "
-        f"LEFT JOIN (SELECT unit::VARCHAR AS unit, min_by(token, rank, {PREVIEW}) AS promotes FROM tokens WHERE \"end\" = '+' "
-        f"GROUP BY 1) p USING (unit) LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, "
-        "sum(times) AS total FROM mt_fires GROUP BY 1) f USING (unit) ORDER BY place"
+        "CREATE OR REPLACE TABLE mt_told AS SELECT f.token, u.place, f.times FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2"
     )
-    view.sql("CREATE OR REPLACE TABLE mt_told AS SELECT f.token, u.place, f.times FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2")
     view.sql("CREATE UNIQUE INDEX mt_place ON mt_rows (place)")
     view.sql("CREATE INDEX mt_unit ON mt_rows (unit)")
-    for spent in ("mt_units", "mt_stats", "mt_fires"):
+    for spent in ("mt_units", "mt_stats", "mt_fires", "mt_promotes"):
         view.sql(f"DROP TABLE {spent}")
     return True
+
+
+def _part(view: View, table: str, name: str, query: str, *parameters: str) -> None:
+    """Make a part of the index; where its table turns out to be damaged, say so and make an empty one."""
+    try:
+        view.sql(f"CREATE OR REPLACE TABLE {name} AS {query}", *parameters)
+    except Refusal as refusal:
+        view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+        described = view.sql(f"DESCRIBE {query}", *parameters)
+        view.sql(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind, *_ in described)})")
 
 
 def bases(view: View) -> list[BasisCard]:
@@ -204,7 +221,7 @@ def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object
             )
             parameters += [end, ids]
     if where in ("any", "fires"):
-        clauses.append("SELECT place, NULL, NULL, times FROM mt_told WHERE token IN (SELECT unnest(?::INTEGER[]))")
+        clauses.append("SELECT place, NULL::INTEGER AS promoted, NULL::INTEGER AS suppressed, times::INTEGER AS times FROM mt_told WHERE token IN (SELECT unnest(?::INTEGER[]))")
         parameters.append(ids)
     joined = " UNION ALL ".join(clauses)
     return (

@@ -68,7 +68,9 @@ class View:
         try:
             with self._connection.cursor() as cursor:
                 return cursor.execute(query, parameters).fetchall()
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
+            raise
+        except duckdb.Error as error:
             raise Refusal(
                 "a table of this atlas",
                 why=f"it cannot be read ({str(error).splitlines()[0][:160]})",

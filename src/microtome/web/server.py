@@ -10,6 +10,8 @@ from pathlib import Path
 from microtome.core import Refusal
 from microtome.store import manifest_path
 from microtome.web.app import create_app
+from microtome.web.browse import bases
+from microtome.web.reader import Reader
 from microtome.web.security import is_loopback
 
 __all__ = ["serve"]
@@ -52,10 +54,8 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _warm(reader) -> None:  # noqa: ANN001
+def _warm(reader: Reader) -> None:
     """Build the index before it is asked for."""
-    from microtome.web.browse import bases
-
     try:
         bases(reader.view())
     except Refusal as refusal:

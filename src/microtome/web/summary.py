@@ -1,7 +1,7 @@
 """The whole atlas at a glance: the model card, certificates, what is absent, and everything that is plotted by layer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from microtome.store import Manifest, RunCard
 from microtome.web.browse import bases, indexed, stat_names
@@ -9,6 +9,13 @@ from microtome.web.reader import View
 from microtome.web.records import Absent, Certificate, Check, Fact, Layers, LayerStat, Loss, Section, Share, Summary
 
 __all__ = ["layers", "summary"]
+
+_SHAPE: Final = {
+    "layers": "Layers", "d_model": "Width of the stream", "heads": "Heads", "heads_kv": "Key and value heads", "d_head": "Width of a head",
+    "d_mlp": "Width of the MLP", "vocab": "Vocabulary", "context": "Positions", "experts": "Experts", "gated": "Gated MLP",
+    "norm": "Norm", "causal": "Causal", "head": "Output head", "rotary": "Rotary positions", "learned_positions": "Learned positions",
+}  # fmt: skip
+"""Fields of a model's shape, in the order in which they are shown."""
 
 
 def summary(view: View) -> Summary:
@@ -42,7 +49,7 @@ def _sections(view: View, manifest: Manifest) -> list[Section]:
         Fact(name="Atlas written by", value=manifest.written_by),
         Fact(name="Fingerprint", value=model.fingerprint, mono=True),
     ]
-    sections = [Section(title="Model", facts=facts), Section(title="Shape", facts=_facts(model.shape))]
+    sections = [Section(title="Model", facts=facts), Section(title="Shape", facts=_shape(model.shape))]
     for name, run in manifest.runs.items():
         sections.append(_corpus(view, name, run))
         sections.append(
@@ -59,6 +66,11 @@ def _sections(view: View, manifest: Manifest) -> list[Section]:
             )
         )
     return sections
+
+
+def _shape(shape: Mapping[str, Any]) -> list[Fact]:
+    named = {_SHAPE[key]: shape[key] for key in _SHAPE if key in shape}
+    return _facts(named | {key: value for key, value in shape.items() if key not in _SHAPE})
 
 
 def _corpus(view: View, name: str, run: RunCard) -> Section:

@@ -22,7 +22,7 @@ _STATS: Final = {
         "share of the lowest held-out contexts that are at one token, the one chosen on the other half of the documents",
     ),
     "token_share_top": (
-        "Same token, highest",
+        "Same token",
         "share of the highest held-out contexts that are at one token, the one chosen on the other half of the documents",
     ),
     "write_norm": ("Write norm", "length of the vector that the unit writes"),

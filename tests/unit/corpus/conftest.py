@@ -1,6 +1,5 @@
 """The toy tokenizers, and a sink that writes an atlas folder."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,9 +45,3 @@ def atlas(tmp_path: Path) -> Path:
 @pytest.fixture
 def sink(atlas: Path) -> Sink:
     return lambda table, batches: stream_table(atlas, table, "corpus.main", batches)
-
-
-@pytest.fixture
-def words() -> Callable[[int], str]:
-    """Text of so many words, all of the form wN."""
-    return lambda count: " ".join(f"w{number}" for number in range(count))

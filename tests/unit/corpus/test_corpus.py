@@ -7,17 +7,12 @@ import torch
 
 from microtome.core import Half, Refusal, Role
 from microtome.corpus import Corpus, Cutting, Document, open_corpus, prepare
-
-WORDS = "the cat sat on a mat and dog barked at sun over hills rain falls roof nobody sings dark night man walks home".split()
-
-
-def text(number: int, words: int) -> str:
-    return " ".join(random.Random(number).choices(WORDS, k=words))
+from tests.unit.corpus.toy_tokenizers import toy_text
 
 
 @pytest.fixture
 def corpus(bert, sink) -> Corpus:
-    source = [Document(f"d{n}", text(n, 5 + 13 * n % 90), "ab"[n % 2]) for n in range(40)]
+    source = [Document(f"d{n}", toy_text(n, 5 + 13 * n % 90), "ab"[n % 2]) for n in range(40)]
     return prepare(source, bert, sink, "main", cutting=Cutting(window=24, shortest=4))
 
 
@@ -70,7 +65,7 @@ def test_labels_and_halves_are_those_of_the_document(corpus, atlas):
 
 
 def test_documents_without_labels_have_label_minus_one(gpt, sink):
-    corpus = prepare([text(0, 50)], gpt, sink, "main")
+    corpus = prepare([toy_text(0, 50)], gpt, sink, "main")
     (batch,) = corpus.batches([0], 1000)
     assert batch.label.tolist() == [-1]
     assert corpus.labels == ()
@@ -78,9 +73,9 @@ def test_documents_without_labels_have_label_minus_one(gpt, sink):
 
 @pytest.mark.parametrize(("words", "blocks"), [(1900, 16), (300, 2), (60, 1)])
 def test_the_windows_of_a_single_document_are_dealt_in_blocks(gpt, sink, words, blocks):
-    whole = gpt(text(0, words))["input_ids"]
+    whole = gpt(toy_text(0, words))["input_ids"]
     corpus = prepare(
-        [text(0, words)], gpt, sink, "main", cutting=Cutting(window=max(4, len(whole) // (4 * blocks)), shortest=2)
+        [toy_text(0, words)], gpt, sink, "main", cutting=Cutting(window=max(4, len(whole) // (4 * blocks)), shortest=2)
     )
     half = dict(
         pair
@@ -93,14 +88,14 @@ def test_the_windows_of_a_single_document_are_dealt_in_blocks(gpt, sink, words, 
 
 
 def test_two_documents_of_one_window_are_in_different_halves(gpt, sink):
-    corpus = prepare([text(0, 20), "", text(1, 20)], gpt, sink, "main")
+    corpus = prepare([toy_text(0, 20), "", toy_text(1, 20)], gpt, sink, "main")
     (batch,) = corpus.batches([0, 1], 1000)
     assert sorted(batch.half.tolist()) == [0, 1]
     assert sorted(batch.document.tolist()) == [0, 2]
 
 
 def test_samples_are_seeded_nested_and_spread(gpt, sink):
-    corpus = prepare([text(n, 40) for n in range(300)], gpt, sink, "main")
+    corpus = prepare([toy_text(n, 40) for n in range(300)], gpt, sink, "main")
     ten, twenty = corpus.sample(10, 0), corpus.sample(20, 0)
     assert len(set(ten)) == 10
     assert set(ten) < set(twenty)
@@ -145,7 +140,7 @@ def test_masking_needs_a_mask_token(corpus, gpt):
 
 
 def test_many_windows_across_row_groups_are_read_in_any_order(gpt, sink):
-    corpus = prepare([text(n, 120) for n in range(120)], gpt, sink, "main", cutting=Cutting(window=4, shortest=1))
+    corpus = prepare([toy_text(n, 120) for n in range(120)], gpt, sink, "main", cutting=Cutting(window=4, shortest=1))
     assert corpus.windows > 2 * 1024
     order = random.Random(0).sample(range(corpus.windows), 500)
     found = by_window(corpus, order, 333)
@@ -179,7 +174,7 @@ def test_a_corpus_opened_again_is_the_same(corpus):
 
 def test_the_fingerprint_tells_texts_labels_and_seeds_apart(gpt, sink):
     def of(seed: int = 0, label: str = "a", last: str = "end") -> str:
-        source = [Document(f"d{n}", text(n, 30) + last * (n == 4), label) for n in range(80)]
+        source = [Document(f"d{n}", toy_text(n, 30) + last * (n == 4), label) for n in range(80)]
         return prepare(source, gpt, sink, "main", seed=seed).fingerprint
 
     assert len({of(), of(seed=1), of(label="b"), of(last="enc")}) == 4

@@ -107,9 +107,7 @@ def test_a_single_image_and_what_counts_as_a_source_of_images(folder, sink, tmp_
 
 
 def test_what_cannot_be_an_image_corpus_is_refused_and_nothing_is_written(folder, sink, atlas, tmp_path):
-    with pytest.raises(
-        Refusal, match=r"dark/|0\.png: the image processor makes pictures of 8 x 8, which 3 x 2 patches do not tile"
-    ):
+    with pytest.raises(Refusal, match=r"^0\.png: the image processor makes pictures of 8 x 8, which 3 x 2 patches do not tile"):
         prepare_images(folder, Shrink(), sink, "main", grid=Grid(3, 2))
     with pytest.raises(Refusal, match="there is no such file or folder; name an image or a folder of images"):
         prepare_images(tmp_path / "none", Shrink(), sink, "main", grid=Grid(2, 2))

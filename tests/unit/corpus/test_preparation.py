@@ -1,4 +1,3 @@
-import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -6,6 +5,7 @@ import pytest
 
 from microtome.core import Refusal, Role
 from microtome.corpus import Cutting, Document, Reading, documents, prepare
+from tests.unit.corpus.toy_tokenizers import toy_text
 
 
 def rows(atlas: Path, table: str) -> list[dict]:
@@ -13,22 +13,15 @@ def rows(atlas: Path, table: str) -> list[dict]:
         return file.read().to_pylist()
 
 
-def sentence(number: int) -> str:
-    words = (
-        "the cat sat on a mat and dog barked at sun over hills rain falls roof nobody sings dark night man walks home".split()
-    )
-    return " ".join(random.Random(number).choices(words, k=40))
-
-
 def test_both_tables_say_what_became_of_the_text(tokenizer, sink, atlas):
-    source = [Document("one", sentence(1), "x"), Document("two", ""), Document("three", sentence(3), "y")]
+    source = [Document("one", toy_text(1), "x"), Document("two", ""), Document("three", toy_text(3), "y")]
     corpus = prepare(source, tokenizer, sink, "main", cutting=Cutting(window=32, shortest=8))
     table = rows(atlas, "documents")
     assert [row["document"] for row in table] == [0, 1, 2]
     assert [row["status"] for row in table] == ["used", "skipped", "used"]
     assert [row["reason"] for row in table] == [None, "empty", None]
     assert [row["label"] for row in table] == ["x", None, "y"]
-    assert [row["text"] for row in table] == [sentence(1), None, sentence(3)]
+    assert [row["text"] for row in table] == [toy_text(1), None, toy_text(3)]
     windows = rows(atlas, "windows")
     assert len(windows) == corpus.windows == sum(row["windows"] for row in table)
     assert corpus.tokens == sum(row["tokens"] for row in table)
@@ -38,7 +31,7 @@ def test_both_tables_say_what_became_of_the_text(tokenizer, sink, atlas):
 
 
 def test_windows_cover_the_characters_they_say(tokenizer, sink, atlas):
-    prepare([sentence(n) for n in range(6)], tokenizer, sink, "main", cutting=Cutting(window=16, shortest=4))
+    prepare([toy_text(n) for n in range(6)], tokenizer, sink, "main", cutting=Cutting(window=16, shortest=4))
     text = {row["document"]: row["text"] for row in rows(atlas, "documents")}
     for row in rows(atlas, "windows"):
         inside = [place for place, role in enumerate(row["roles"]) if role >= Role.FIRST]
@@ -48,7 +41,7 @@ def test_windows_cover_the_characters_they_say(tokenizer, sink, atlas):
 
 
 def test_long_documents_have_the_windows_of_the_whole_text(tokenizer, sink, atlas):
-    text = " ".join(sentence(number) for number in range(400))
+    text = " ".join(toy_text(number) for number in range(400))
     assert len(text) > 4 * (1 << 14)
     prepare([text], tokenizer, sink, "main", cutting=Cutting(window=64))
     ids = tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
@@ -63,7 +56,7 @@ def test_long_documents_have_the_windows_of_the_whole_text(tokenizer, sink, atla
 
 
 def test_the_same_source_gives_the_same_bytes(gpt, sink, atlas):
-    source = [sentence(n) for n in range(30)]
+    source = [toy_text(n) for n in range(30)]
     first = prepare(source, gpt, sink, "main", seed=3)
     before = {path: path.read_bytes() for path in first.paths}
     second = prepare(iter(source), gpt, sink, "main", seed=3)
@@ -72,7 +65,7 @@ def test_the_same_source_gives_the_same_bytes(gpt, sink, atlas):
 
 
 def test_the_seed_moves_documents_between_the_halves(gpt, sink, atlas):
-    source = [sentence(n) for n in range(200)]
+    source = [toy_text(n) for n in range(200)]
     prepare(source, gpt, sink, "main", seed=1)
     one = [row["half"] for row in rows(atlas, "documents")]
     prepare(source, gpt, sink, "main", seed=2)
@@ -84,20 +77,20 @@ def test_the_seed_moves_documents_between_the_halves(gpt, sink, atlas):
 
 def test_copies_are_in_the_same_half(gpt, sink, atlas):
     for count in (6, 100):
-        prepare([sentence(n % (count // 2)) for n in range(count)], gpt, sink, "main")
+        prepare([toy_text(n % (count // 2)) for n in range(count)], gpt, sink, "main")
         half = [row["half"] for row in rows(atlas, "documents")]
         assert half[: count // 2] == half[count // 2 :]
 
 
 @pytest.mark.parametrize("count", [4, 5, 9, 40])
 def test_few_documents_are_dealt_evenly(gpt, sink, atlas, count):
-    prepare([sentence(n) for n in range(count)], gpt, sink, "main")
+    prepare([toy_text(n) for n in range(count)], gpt, sink, "main")
     half = [row["half"] for row in rows(atlas, "documents")]
     assert half.count("discover") - half.count("confirm") in (0, 1)
 
 
 def test_fewer_than_four_texts_are_in_both_halves(gpt, sink, atlas):
-    prepare([sentence(0), sentence(1), sentence(0), "", sentence(2)], gpt, sink, "main")
+    prepare([toy_text(0), toy_text(1), toy_text(0), "", toy_text(2)], gpt, sink, "main")
     assert [row["half"] for row in rows(atlas, "documents")] == ["both", "both", "both", None, "both"]
 
 
@@ -109,25 +102,25 @@ def test_short_documents_are_used_and_those_of_one_token_are_not(gpt, sink, atla
 
 
 def test_one_bad_document_among_good_ones_is_skipped_however_few_there_are(gpt, sink):
-    assert prepare([sentence(1), b"\xff".decode("latin-1") + "\0"], gpt, sink, "main").documents == 1
+    assert prepare([toy_text(1), b"\xff".decode("latin-1") + "\0"], gpt, sink, "main").documents == 1
 
 
 def test_too_many_bad_documents_are_refused_and_nothing_is_written(gpt, sink, atlas):
-    source = [*(sentence(n) for n in range(20)), *(Document(f"bad{n}", "\0") for n in range(7))]
+    source = [*(toy_text(n) for n in range(20)), *(Document(f"bad{n}", "\0") for n in range(7))]
     with pytest.raises(Refusal) as caught:
         prepare(source, gpt, sink, "main")
     assert str(caught.value) == (
         "texts: 7 of its 27 documents are unusable, more than 5%: bad0 (binary (it contains NUL bytes)), "
         "bad1 (binary (it contains NUL bytes)), bad2 (binary (it contains NUL bytes)), bad3 (binary (it contains NUL bytes)), "
         "bad4 (binary (it contains NUL bytes)) and 2 more; "
-        "name a source of plain text, remove these documents, or allow more of them (bad_share)"
+        "name a source of plain text, remove these documents, or allow more of them with Reading(bad_share=...)"
     )
     assert [path for path in atlas.rglob("*") if path.is_file()] == []
     assert prepare(source, gpt, sink, "main", reading=Reading(bad_share=0.3)).documents == 20
 
 
 def test_two_bad_documents_of_forty_are_within_five_percent(gpt, sink):
-    corpus = prepare([*(sentence(n) for n in range(38)), "", " "], gpt, sink, "main")
+    corpus = prepare([*(toy_text(n) for n in range(38)), "", " "], gpt, sink, "main")
     assert (corpus.documents, corpus.skipped.count) == (38, 2)
 
 
@@ -154,7 +147,7 @@ def test_a_source_without_documents_is_refused(gpt, sink):
 
 def test_a_tokenizer_of_another_model_is_refused(gpt, sink):
     with pytest.raises(Refusal) as caught:
-        prepare([sentence(0), "the cat 😀"], gpt, sink, "main", vocab=100)
+        prepare([toy_text(0), "the cat 😀"], gpt, sink, "main", vocab=100)
     assert "the model's vocabulary has 100 entries; use the tokenizer that belongs to this model" in str(caught.value)
     assert str(caught.value).startswith("tokens of text ")
 
@@ -174,7 +167,7 @@ def test_a_source_is_read_as_it_is_tokenised(gpt, sink):
         nonlocal read
         for number in range(3000):
             read += 1
-            yield sentence(number) * 5
+            yield toy_text(number) * 5
 
     def watching(table, batches):
         def watched():

@@ -149,7 +149,7 @@ def test_one_bad_line_spoils_no_other(tmp_path: Path):
 
 def test_the_field_of_the_text_can_be_named(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "no", "story": "yes", "kind": "fable"}))
-    assert read(tmp_path / "a.jsonl", text="story", label="kind") == [Document("a.jsonl:1", "yes", "fable")]
+    assert read(tmp_path / "a.jsonl", text_column="story", label_column="kind") == [Document("a.jsonl:1", "yes", "fable")]
 
 
 def test_a_json_list_is_refused(tmp_path: Path):
@@ -196,9 +196,12 @@ def test_a_file_that_is_no_parquet_is_an_unusable_document(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "none of its columns is known to hold text; they are a, b; name the column of the text with --column"),
-        ({"text": "c"}, "it has no column 'c'; its columns are a, b; name one of these columns"),
-        ({"text": "a", "label": "c"}, "it has no column 'c'; its columns are a, b; name one of these columns for the label"),
+        ({}, "none of its columns is known to hold text; they are a, b; name the column of the text with --text-column"),
+        ({"text_column": "c"}, "it has no column 'c'; its columns are a, b; name one of them with --text-column"),
+        (
+            {"text_column": "a", "label_column": "c"},
+            "it has no column 'c'; its columns are a, b; name one of them with --label-column",
+        ),
     ],
 )
 def test_tables_without_the_column_are_refused(tmp_path: Path, options: dict[str, str], message: str):
@@ -224,7 +227,7 @@ def test_texts_paths_and_documents_from_python(tmp_path: Path):
     found = read(["one", tmp_path / "a.txt", Document("mine", "three", "x")])
     assert found == [Document("text 1", "one"), Document("a.txt", "file"), Document("mine", "three", "x")]
     with pytest.raises(Refusal, match="item 1 of the source: it is a int; give texts, paths or documents"):
-        read([3])
+        read(iter([3]))
 
 
 def test_missing_paths_and_empty_folders_are_refused(tmp_path: Path):

@@ -1,5 +1,7 @@
 """Small tokenizers of the three kinds in use, trained on the spot."""
 
+import random
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -55,5 +57,16 @@ def metaspace() -> PreTrainedTokenizerFast:
     )
     words = [word for line in TEXT for word in line.split()]
     inner.train_from_iterator(words, trainer)
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+WORDS = """
+    the cat sat on a mat and dog barked at sun over hills rain falls roof nobody sings dark night man walks home
+"""
+
+
+def toy_text(number: int, words: int = 40) -> str:
+    """A text of so many words, the same for the same number."""
+    return " ".join(random.Random(number).choices(WORDS.split(), k=words))

@@ -38,12 +38,16 @@ def test_ranges_cover_the_units_once_and_begin_at_blocks(units: int, threads: in
     assert all(begin % 256 == 0 for begin, _ in ranges)
 
 
+def fail_after_the_first(begin: int, _: int) -> None:
+    assert 1 // (0 if begin else 1)
+
+
 def test_an_error_in_a_thread_is_raised():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(ZeroDivisionError):
-            kernels.spread(512, 256, lambda begin, _: 1 // (0 if begin else 1))
+            kernels.spread(512, 256, fail_after_the_first)
     finally:
         torch.set_num_threads(before)
 

@@ -1,8 +1,5 @@
 """Moments of a stream: hand-computed, against scipy, under any split, and for both kernel sets."""
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,14 +10,9 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.numerics import kernels, moments
+from tests.unit.numerics.kernel_sets import kernel_set
 
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "compiled" and not kernels.available():
-        pytest.skip("the extra `fast` is not installed")
-    with kernels.reference() if request.param == "torch" else contextlib.nullcontext():
-        yield request.param
+pytestmark = pytest.mark.usefixtures(kernel_set.__name__)
 
 
 def moments_of(x: Tensor, **options) -> moments.Moments:

@@ -1,23 +1,15 @@
 """Streaming top-k: equal to a full sort, ties included, under any split; sources lead payloads to their slots."""
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microtome.numerics import kernels, topk
+from microtome.numerics import topk
+from tests.unit.numerics.kernel_sets import kernel_set
 
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "compiled" and not kernels.available():
-        pytest.skip("the extra `fast` is not installed")
-    with kernels.reference() if request.param == "torch" else contextlib.nullcontext():
-        yield request.param
+pytestmark = pytest.mark.usefixtures(kernel_set.__name__)
 
 
 def sorted_in_python(values: Tensor, keys: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:

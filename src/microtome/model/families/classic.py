@@ -1,6 +1,7 @@
 """Rows of the decoders with plain MLPs: GPT-2 and its relatives, GPT-NeoX, OPT, BLOOM, Phi."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -151,7 +152,7 @@ def _all_windowed(part: Part) -> Part:
 
 
 def _opt_head(module: nn.Module, value: Tensor) -> Tensor:
-    project = module.get_submodule("model.decoder").project_out
+    project: Any = module.get_submodule("model.decoder").project_out
     return module.get_submodule("lm_head")(value if project is None else project(value))
 
 
@@ -196,7 +197,7 @@ OPT = Family(
         Variant(lambda config: config.word_embed_proj_dim != config.hidden_size, (_OPT_PROJECTED,)),
         Variant(
             lambda config: config._remove_final_layer_norm,
-            (Part({"final_norm": taken("{last}", "out")}),),
+            (Part({"final_norm": taken("{last}", "out")}, without=frozenset({"final_norm"})),),
             final=(),
         ),
         Variant(

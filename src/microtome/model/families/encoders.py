@@ -30,7 +30,7 @@ def _masked_head(steps: str, bias: str | None = None, tied: str = "embeddings.wo
     """
     *_, last = steps.split()
 
-    def apply(model: nn.Module, value: Tensor) -> Tensor:
+    def apply(model: Any, value: Tensor) -> Tensor:
         for step in steps.split():
             value = model.activation(value) if step == "act" else model.get_submodule(step)(value)
         return value

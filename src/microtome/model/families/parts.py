@@ -17,7 +17,7 @@ from microtome.model.shape import Shape
 __all__ = [
     "attention",
     "embeddings",
-    "fused_attention",
+    "attention_sites",
     "gated_mlp",
     "linear_head",
     "own_scale",
@@ -31,6 +31,10 @@ __all__ = [
     "transposed",
     "used_positions",
 ]
+
+
+Over = Literal["head", "model"]
+"""What a QK-norm runs over: the coordinates of each head, or those of all heads together."""
 
 
 def same(shape: Shape, value: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def embeddings(tokens: str, positions: str | None = None, why: str = "") -> Part
     sites = {"embed": taken(tokens, "out")}
     weights = {"W_E": source(same, f"{tokens}.weight")}
     if positions is None:
-        return Part(sites, {"pos_embed": why}, weights)
+        return Part(sites, {"pos_embed": why, "W_pos": why}, weights)
     sites["pos_embed"] = taken(positions, "out", compute=_for_each_window)
     return Part(sites, {}, {**weights, "W_pos": source(used_positions, f"{positions}.weight")})
 
@@ -77,28 +81,28 @@ def _split_recipe(tap: Tap, split: Split, part: Projected) -> Recipe:
     return Recipe((tap,), lambda facts, value: split(facts.shape, value, part))
 
 
-def _rotated(split: Split, part: Projected, norm: str | None, per_head: bool, rotate: Rotation | None) -> Callable[..., Tensor]:
+def _rotated(split: Split, part: Projected, norm: tuple[str, Over] | None, rotate: Rotation | None) -> Callable[..., Tensor]:
     """(facts, projection, position taps) -> q or k after QK-norm and rotary embedding."""
 
     def compute(facts: Facts, value: Tensor, *positions: Any) -> Tensor:
-        if norm is not None and not per_head:
-            value = facts.at(norm)(value)
+        if norm is not None and norm[1] == "model":
+            value = facts.at(norm[0])(value)
         heads = split(facts.shape, value, part)
-        if norm is not None and per_head:
-            heads = facts.at(norm)(heads)
+        if norm is not None and norm[1] == "head":
+            heads = facts.at(norm[0])(heads)
         return heads if rotate is None else rotate(facts, heads, *positions)
 
     return compute
 
 
-def fused_attention(
+def attention_sites(
     module: str,
     taps: dict[Projected, Tap],
     out: str,
     *,
     split: Split,
     rotate: tuple[Rotation, Tap] | None = None,
-    norms: tuple[str, str, Literal["head", "model"]] | None = None,
+    norms: tuple[str, str, Over] | None = None,
     score: tuple[Scorer, tuple[Tap, ...]] | None = None,
 ) -> Part:
     """Attention sites. `taps` says where q, k and v leave their linear layers, `split` how heads lie in them.
@@ -109,9 +113,8 @@ def fused_attention(
     """
     scorer, extra = score or (scaled(own_scale(module)), (Tap(module, "in", "attention_mask"),))
     turn, where = (None, ()) if rotate is None else (rotate[0], (rotate[1],))
-    per_head = norms is None or norms[2] == "head"
-    query = _rotated(split, "q", norms and norms[0], per_head, turn)
-    key = _rotated(split, "k", norms and norms[1], per_head, turn)
+    query = _rotated(split, "q", norms and (norms[0], norms[2]), turn)
+    key = _rotated(split, "k", norms and (norms[1], norms[2]), turn)
     both = (taps["q"], taps["k"], *where, *extra)
 
     def scores(facts: Facts, q: Tensor, k: Tensor, *rest: Any) -> Tensor:
@@ -157,17 +160,19 @@ def attention(
     split: Split = separate,
     turn: Callable[[Shape, Tensor], Tensor] = transposed,
     rotate: tuple[Rotation, Tap] | None = None,
-    norms: tuple[str, str, Literal["head", "model"]] | None = None,
+    norms: tuple[str, str, Over] | None = None,
     score: tuple[Scorer, tuple[Tap, ...]] | None = None,
 ) -> tuple[Part, Part]:
-    """Attention sites and weights. `projections` are the linear layers of q, k and v, or the one of all three; see
-    `fused_attention` for the rest. `turn` brings a stored weight to (in, out).
+    """Attention sites and weights.
+
+    `projections` are the linear layers of q, k and v, or the one of all three; `turn` brings a stored weight to (in, out); see
+    `attention_sites` for the rest.
     """
     names = projections.split()
     q, k, v = names if len(names) == 3 else names * 3
     modules: dict[Projected, str] = {"q": q, "k": k, "v": v}
     taps: dict[Projected, Tap] = {part: Tap(name, "out") for part, name in modules.items()}
-    sites = fused_attention(module, taps, out, split=split, rotate=rotate, norms=norms, score=score)
+    sites = attention_sites(module, taps, out, split=split, rotate=rotate, norms=norms, score=score)
     return sites, _projection_weights(modules, out, split, turn)
 
 

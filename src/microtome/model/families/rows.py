@@ -17,6 +17,7 @@ from microtome.model.shape import Dims, Shape, shape_of
 from microtome.model.shape import Head as HeadKind
 
 __all__ = [
+    "LABELS",
     "Facts",
     "Family",
     "Head",
@@ -67,8 +68,8 @@ class Facts:
         return self.block.get_submodule(path)
 
 
-def as_is(facts: Facts, value: Tensor) -> Tensor:
-    """The tapped tensor itself."""
+def as_is(facts: Facts, value: Any) -> Any:
+    """The tapped tensor itself, or the rows of experts."""
     return value
 
 
@@ -131,6 +132,10 @@ class Head:
     weights: Mapping[str, WeightRow] = field(default_factory=dict)
     output: str = "logits"
     transform: bool = False
+
+
+LABELS = Head("labels", lambda module, value: module(value))
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification", "ForMultipleChoice")
 
 
 @dataclass(frozen=True)
@@ -240,9 +245,14 @@ class Family:
         return (self.place or _numbered(self.block))(config, layer)
 
     def head(self, class_name: str) -> Head | None:
-        """The head of a model class of this family: by the longest matching end of the class name, None for a bare trunk."""
+        """The head of a model class of this family, by the longest matching end of the class name.
+
+        A classifier's head gives labels; None for a bare trunk and for classes whose output has no logits.
+        """
         ends = [end for end in self.heads if class_name.endswith(end)]
-        return self.heads[max(ends, key=len)] if ends else None
+        if ends:
+            return self.heads[max(ends, key=len)]
+        return LABELS if class_name.endswith(_CLASSIFIERS) else None
 
     def shape(self, config: Any, head: HeadKind) -> Shape:
         """The shape of a configuration of this family."""

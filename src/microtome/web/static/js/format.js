@@ -16,6 +16,9 @@ export function number(value, digits = 3) {
   return text.replaceAll("-", MINUS);
 }
 
+// The same without zeros at the end: for numbers that stand alone.
+export const brief = (value, digits = 3) => number(value, digits).replace(/(\.\d*?)0+(?=e|$)/, "$1").replace(/\.(?=e|$)/, "");
+
 export const count = (value) => (value === null || value === undefined ? "\u2013" : value.toLocaleString("en-US"));
 
 export const percent = (value, digits = 1) =>

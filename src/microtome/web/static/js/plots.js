@@ -40,7 +40,7 @@ function render(box, chart, draw) {
   const y = draw === "stacked" ? scale(0, Math.max(1, ...x.map((_, i) => total(series, i))), false) : extent(chart);
   for (const tick of y.ticks) {
     svg.append(s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }),
-      s("text", { class: "tick", x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, chart.format(tick)));
+      s("text", { class: "tick", x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, chart.format === number ? short(tick) : chart.format(tick)));
   }
   const every = Math.max(1, Math.ceil((longest(x) * 6.4 + 12) / step));
   x.forEach((label, i) => {
@@ -54,6 +54,7 @@ function render(box, chart, draw) {
   clear(box).append(svg);
 }
 
+const short = (tick) => (Math.abs(tick) >= 1e5 || (tick !== 0 && Math.abs(tick) < 1e-3) ? number(tick, 2) : String(Number(tick.toPrecision(4))).replace("-", "\u2212"));
 const longest = (labels) => Math.max(...labels.map((label) => label.length));
 const total = (series, i) => series.reduce((sum, each) => sum + Math.max(0, each.values[i] ?? 0), 0);
 

@@ -10,11 +10,13 @@ const NAMED = {
   0xfeff: "BOM",
 };
 
+const C0 = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US".split(" ");
+
 function symbol(code) {
   if (code === 0x0a) return "\u21b5";
   if (code === 0x09) return "\u21e5";
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "\u2421";
+  if (code < 0x20) return C0[code];
+  if (code === 0x7f) return "DEL";
   if (code >= 0x80 && code < 0xa0) return `U+00${code.toString(16).toUpperCase()}`;
   return NAMED[code] || null;
 }
@@ -50,8 +52,11 @@ export function contextLine(context, limit) {
     const value = context.codes[j] * (context.scale ?? 0);
     const weight = limit > 0 ? Math.min(1, Math.abs(value) / limit) : 0;
     const kind = value < 0 ? "minus" : "plus";
-    const span = h("span", { class: `token ${kind}${j === context.centre ? " centre" : ""}`, vars: { "--w": weight.toFixed(3) } }, spell(piece));
+    const space = /^ +/.exec(piece)?.[0] ?? "";
+    const word = piece.slice(space.length);
+    const span = h("span", { class: `token ${kind}${j === context.centre ? " centre" : ""}`, vars: { "--w": weight.toFixed(3) } }, spell(word || space));
     span.dataset.value = String(value);
+    if (word && space && j > 0) line.append(space);
     line.append(span);
   });
   const say = (event) => {

@@ -1,7 +1,7 @@
 // Findings first: what survives its control, most telling first, and what is absent and why.
 
 import { h, empty, problem } from "./dom.js";
-import { capital, count, number, plural, qvalue } from "./format.js";
+import { brief, capital, count, qvalue } from "./format.js";
 import { against } from "./glyphs.js";
 import { href, unitHref, amend } from "./router.js";
 import { spell } from "./tokens.js";
@@ -21,10 +21,8 @@ export async function render({ source, summary, params, el }) {
   el.append(
     h("h1", {}, "Findings"),
     h("p", { class: "lede" }, findings.length
-      ? `${plural(findings.length, "result")} that ${findings.length === 1 ? "survives its control" : "survive their controls"}, from ${plural(lenses.length, "lens", "lenses")}. Each is a sentence, the number behind it `
-      : "Results that survive their controls appear here first. ",
-      findings.length ? h("span", { class: "key" }, against(1, 0.35, { width: 60 }), " filled") : null,
-      findings.length ? " beside its control, open, and the chance q that a result so strong is noise." : null));
+      ? ["What stands out, each beside what it was compared with: ", h("span", { class: "key" }, against(1, 0.35, { width: 64 })), " the filled mark is the model, the open one its control. q is the expected share of false results among those at least as strong."]
+      : "What stands out against its control appears here first."));
   if (!findings.length) {
     el.append(empty(summary.complete
       ? "No result of this atlas survives its control, or none of its lenses writes findings."
@@ -38,9 +36,14 @@ const order = (lens) => { const place = Object.keys(LENSES).indexOf(lens); retur
 
 function section(lens, findings, params) {
   const kinds = [...new Set(findings.map((each) => each.kind))];
+  const many = kinds.filter((kind) => findings.filter((each) => each.kind === kind).length > 1);
+  const single = findings.filter((each) => !many.includes(each.kind));
+  const groups = many.map((kind) => [kind, findings.filter((each) => each.kind === kind)]);
+  if (single.length) groups.push(["", single]);
+  groups.sort((a, b) => a[1][0].rank - b[1][0].rank);
   return h("section", { class: "lens", "aria-labelledby": `lens-${lens}` },
     h("div", { class: "lenshead" }, h("h2", { id: `lens-${lens}` }, capital(lens)), LENSES[lens] ? h("p", { class: "soft" }, LENSES[lens]) : null),
-    h("div", {}, kinds.map((kind) => group(kind, findings.filter((each) => each.kind === kind), kinds.length, params, `${lens}: ${kind}`))));
+    h("div", {}, groups.map(([kind, members]) => group(kind, members, groups.length, params, `${lens}: ${kind}`))));
 }
 
 // Findings of one kind: the first few, and the rest on demand.
@@ -52,7 +55,7 @@ function group(kind, findings, kinds, params, key) {
   const more = rest > 0
     ? h("button", { class: "more", type: "button", onclick: () => { show(findings.length); more.remove(); amend({ all: key }); } }, `Show ${count(rest)} more`)
     : null;
-  const title = kinds > 1 && findings.length > 1 ? h("h3", { class: "kind" }, capital(kind), " ", h("span", { class: "soft" }, count(findings.length))) : null;
+  const title = kinds > 1 && kind ? h("h3", { class: "kind" }, capital(kind), " ", h("span", { class: "soft" }, count(findings.length))) : null;
   return h("div", { class: "kindgroup" }, title, list, more);
 }
 
@@ -63,8 +66,8 @@ function row(finding) {
     h("div", { class: "evidence" },
       against(finding.value, finding.control),
       h("span", { class: "figures" },
-        h("b", {}, number(finding.value)),
-        finding.control === null ? h("span", { class: "soft" }, "no control") : h("span", { class: "soft", title: finding.control_kind || "" }, `control ${number(finding.control)}`),
+        h("b", {}, brief(finding.value)),
+        finding.control === null ? h("span", { class: "soft" }, "no control") : h("span", { class: "soft" }, `${brief(finding.control)} ${finding.control_kind || "control"}`),
         finding.q === null ? null : h("span", { class: "soft" }, qvalue(finding.q)))),
     where ? h("a", { class: "go", href: where }, h("bdi", {}, spell(finding.unit || finding.subject))) : h("span", { class: "go none" }, h("bdi", {}, spell(finding.subject))));
 }

@@ -41,7 +41,7 @@ const short = (site) => (site === "embed" || site === "resid_pre.0" ? "in" : sit
 
 function shares(grid, rows, params) {
   if (!rows.length) return;
-  const families = [...new Set(rows.map((row) => row.site.split(".")[0]))].sort((a, b) => places(rows, b).length - places(rows, a).length);
+  const families = [...new Set(rows.map((row) => row.site.split(".")[0]))].filter((name) => places(rows, name).length > 1 || places(rows, "resid_post").length === 0).sort((a, b) => places(rows, b).length - places(rows, a).length);
   const family = families.includes(params.get("site")) ? params.get("site") : families.includes("resid_post") ? "resid_post" : families[0];
   const sites = places(rows, family);
   const parts = [...Object.keys(PARTS), ...new Set(rows.map((row) => row.part).filter((part) => !PARTS[part]))].filter((part) => rows.some((row) => row.part === part));

@@ -56,9 +56,9 @@ function unitsCard(summary) {
 function certificate(record, named) {
   const box = h("section", {}, h("h2", {}, named ? `Certificate of run ${record.run}` : "Certificate"),
     h("p", { class: "read" }, "Identities that tie what is measured to what the model computes, checked on this model before anything was measured. Error is relative; the bar is its place on a logarithmic scale, the tick the tolerance."));
-  if (record.facts.length) box.append(facts(record.facts));
-  if (record.checks.length) box.append(h("div", { class: "scroll" }, h("table", { class: "plain" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Identity"), h("th", { scope: "col" }, "Where"), h("th", { scope: "col", class: "num" }, "Error"), h("th", { scope: "col", class: "wide" }, ""), h("th", { scope: "col", class: "num" }, "Tolerance"), h("th", { scope: "col" }, "Holds"))),
+  if (record.facts.length) box.append(h("div", { class: "narrowfacts" }, facts(record.facts)));
+  if (record.checks.length) box.append(h("div", { class: "scroll" }, h("table", { class: "plain certificate" },
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Identity"), h("th", { scope: "col", class: "where" }, "Where"), h("th", { scope: "col", class: "num" }, "Error"), h("th", { scope: "col", class: "wide" }, ""), h("th", { scope: "col", class: "num" }, "Tolerance"), h("th", { scope: "col" }, "Holds"))),
     h("tbody", {}, record.checks.map(check)))));
   return box;
 }
@@ -67,7 +67,7 @@ function check(row) {
   const log = (value) => Math.max(0, Math.min(1, (Math.log10(Math.max(value, 1e-12)) + 12) / 12));
   return h("tr", {},
     h("th", { scope: "row" }, spell(row.identity)),
-    h("td", { class: "soft" }, spell(row.place)),
+    h("td", { class: "soft where" }, spell(row.place)),
     h("td", { class: "num" }, number(row.error, 2)),
     h("td", { class: "wide" }, row.error === null ? null : h("span", { class: "meter", "aria-hidden": "true" },
       h("span", { class: "fill", vars: { width: `${100 * log(row.error)}%` } }), row.tolerance ? h("span", { class: "tick", vars: { left: `${100 * log(row.tolerance)}%` } }) : null)),

@@ -16,7 +16,7 @@ export async function render({ source, rest, params, el, signal }) {
   if (unit.findings.length) {
     el.append(h("ul", { class: "unitfindings" }, unit.findings.map((each) => h("li", {}, h("bdi", {}, spell(each.sentence)), each.q === null ? null : h("span", { class: "soft" }, ` ${qvalue(each.q)}`)))));
   }
-  el.append(contexts(unit, params, source), writes(unit), stats(unit), links(unit));
+  append(el, [contexts(unit, params, source), writes(unit), stats(unit), links(unit)]);
   keys(unit, params, signal);
 }
 
@@ -30,7 +30,7 @@ function head(unit, params) {
   const address = h("span", { class: "address" }, unit.unit);
   return h("div", { class: "unithead" },
     h("div", {}, h("h1", {}, address, " ", copy),
-      h("p", { class: "lede" }, `${capital(inWords(unit))} of `, h("a", { href: href("units", "", { basis: unit.basis, layer: unit.layer ?? "" }) }, unit.name ? `${unit.basis}@${unit.name}` : unit.basis), `, ${count(unit.place + 1)} of ${count(unit.of)}`)),
+      h("p", { class: "lede" }, `${capital(inWords(unit))} of `, h("a", { href: href("units", "", { basis: unit.basis, layer: unit.layer ?? "" }) }, unit.name ? `${unit.basis}@${unit.name}` : unit.basis), h("span", { class: "faint" }, ` \u00b7 ${count(unit.place + 1)} of ${count(unit.of)}`))),
     h("nav", { class: "steps", "aria-label": "Neighbouring units" }, step("\u2190 Previous", unit.previous, "prev"), step("Next \u2192", unit.next, "next")));
 }
 
@@ -110,12 +110,12 @@ function writes(unit) {
   if (!unit.promotes.length && !unit.suppresses.length) return null;
   const limit = Math.max(...[...unit.promotes, ...unit.suppresses].map((each) => Math.max(Math.abs(each.score ?? 0), Math.abs(each.control ?? 0))), 1e-12);
   const column = (title, note, tokens) => h("div", {}, h("h3", {}, title), h("p", { class: "soft small" }, note),
-    h("ol", { class: "tokens" }, tokens.map((each) => h("li", {}, h("a", { class: "plainchip", href: href("units", "", { basis: unit.basis, token: each.text.trim() }), title: "other units with this token" }, chip(each.text)),
+    h("ol", { class: "tokens" }, tokens.map((each) => h("li", {}, h("a", { class: "plainchip", href: href("units", "", { basis: unit.basis, token: each.text.trim() }), title: "other units with this token" }, chip(each.text), each.text.includes("\ufffd") ? h("span", { class: "faint small" }, ` token ${each.token}`) : null),
       bar(each.score, each.control, limit),
       h("span", { class: "num" }, number(each.score)), h("span", { class: "num soft" }, number(each.control))))));
   return h("section", { class: "block" }, h("h2", {}, "Writes"),
     h("p", { class: "read" }, "The vector the unit adds to the stream, read in the model\u2019s vocabulary. The tick on a bar, and the grey number, is what a random direction of the same length scores at the same rank."),
-    h("div", { class: "two" }, column("Promotes", "when its activation is positive", unit.promotes), column("Suppresses", "when its activation is positive", unit.suppresses)));
+    h("div", { class: "two" }, column("Promotes", "made likelier when the unit is positive", unit.promotes), column("Suppresses", "made less likely when the unit is positive", unit.suppresses)));
 }
 
 function stats(unit) {

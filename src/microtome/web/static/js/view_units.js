@@ -1,6 +1,6 @@
 // The unit browser: filter, sort, search by token, page.
 
-import { h, empty } from "./dom.js";
+import { append, h, empty } from "./dom.js";
 import { count, number, plural } from "./format.js";
 import { go, href, unitHref } from "./router.js";
 import { chip } from "./tokens.js";
@@ -24,7 +24,7 @@ export async function render({ source, summary, params, el, signal }) {
       : "No unit fits. Take a filter away."));
     return;
   }
-  el.append(table(result, state), pager(result, state));
+  append(el, [table(result, state), pager(result, state)]);
 }
 
 function read(summary, params) {
@@ -91,8 +91,8 @@ function table(result, state) {
     h("tbody", {}, result.rows.map((row) => h("tr", { onclick: (event) => { if (!event.target.closest("a") && !getSelection().toString()) go(unitHref(row.unit)); } },
       h("th", { scope: "row" }, h("a", { class: "address", href: unitHref(row.unit) }, row.unit)),
       state.token ? h("td", { class: "match" }, match(row.match)) : null,
-      h("td", { class: "chips" }, row.fires.map((text) => [chip(text), " "])),
-      h("td", { class: "chips" }, row.promotes.map((text) => [chip(text), " "])),
+      h("td", { class: "chips", "data-label": row.fires.length ? "fires on" : null }, row.fires.map((text) => [chip(text), " "])),
+      h("td", { class: "chips", "data-label": row.promotes.length ? "promotes" : null }, row.promotes.map((text) => [chip(text), " "])),
       columns.map((column) => h("td", { class: `num${column.name === state.sort ? " sorted" : ""}`, "data-label": column.label }, number(row.values[column.n]))))))));
 }
 

@@ -1,0 +1,147 @@
+"""What a build will take, before it begins: measured on two batches of the real text, the rest is arithmetic.
+
+Nothing is written outside a temporary folder. The lenses' folds are the real ones, so a lens that becomes dearer makes the
+estimate dearer by itself.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from microtome.atlas.build import LENSES, Settings
+from microtome.capture import MAIN, Results, Run, Stage, fold_batch, tokens_per_batch
+from microtome.capture.execution import flops_per_token
+from microtome.core import Fold, State
+from microtome.corpus import Corpus, Cutting, Reading, Source, prepare
+from microtome.model import Model
+from microtome.store import stream_table
+
+__all__ = ["Estimate", "estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time, memory and disk of a build on this machine, and what they were computed from."""
+
+    documents: int
+    windows: int
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    memory_bytes: int
+    atlas_bytes: int
+    working_bytes: int
+
+    def describe(self) -> str:
+        """A few lines for a person."""
+        minutes = self.seconds / 60
+        time_needed = f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return "\n".join(
+            [
+                f"text    {self.documents:,} documents, {self.windows:,} windows, {self.tokens:,} tokens",
+                f"time    {time_needed} at {self.tokens_per_second:,.0f} tokens/s (measured on {_TRIALS} batches)",
+                f"memory  {self.memory_bytes / 1e9:.1f} GB at the peak, for any length of text",
+                f"disk    at most {self.atlas_bytes / 1e9:.2f} GB for the atlas, {self.working_bytes / 1e9:.2f} GB more while it is built",
+            ]
+        )
+
+
+_TRIALS = 2
+
+
+def estimate(model: Model, text: Source, *, settings: Settings | None = None, reading: Reading | None = None) -> Estimate:
+    """Cut the text, run two batches through the model with all folds, and extrapolate.
+
+    Cost: tokenising the text, and a few batches. Errors: whatever refuses the text in `build`.
+    """
+    settings, reading = settings or Settings(), reading or Reading()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cutting = Cutting(window=min(settings.window, model.shape.context or settings.window))
+        corpus = prepare(
+            text,
+            model.tokenizer,
+            lambda table, batches: stream_table(folder, table, "estimate", batches),
+            settings.run,
+            reading=reading,
+            cutting=cutting,
+            seed=settings.seed,
+            vocab=model.shape.vocab,
+        )
+        run = Run(settings.run, model, corpus, settings.seed, settings.depth)
+        stages = {stage: _trial(run, stage, results) for results in [Results()] for stage in _stages(run)}
+        text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
+    return _extrapolate(run, corpus, stages, text_bytes)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One stage on a few batches: seconds per window, and the size of its states."""
+
+    seconds_per_window: float
+    state_bytes: int
+
+
+def _stages(run: Run) -> list[Stage]:
+    return sorted({stage for lens in LENSES for stage in lens.stages(run)})
+
+
+def _trial(run: Run, stage: Stage, results: Results) -> _Trial:
+    """Fold the first batches of the text as the stage would; later stages' folds read what the trial found."""
+    model, corpus = run.model, run.corpus
+    assert isinstance(model, Model), "a trial needs a model that was built"
+    assert corpus is not None, "a trial needs text"
+    folds: dict[str, Fold] = {}
+    for lens in LENSES:
+        if stage in lens.stages(run):
+            folds |= lens.folds(stage, run, results)
+    states: Mapping[str, State] = {name: fold.init() for name, fold in folds.items()}
+    per_batch = max(1, tokens_per_batch(model) // corpus.window)
+    windows = range(min(corpus.windows, per_batch * (_TRIALS + 1)))
+    seconds, counted = 0.0, 0
+    for place, batch in enumerate(corpus.batches(windows, tokens_per_batch(model), model.device)):
+        seen = corpus.mask(batch, model.tokenizer, run.seed) if stage.masked else batch
+        begin = time.perf_counter()
+        fold_batch(model, seen, folds, states)
+        if place or len(windows) <= per_batch:
+            seconds += time.perf_counter() - begin
+            counted += batch.ids.shape[0]
+    for name, fold in folds.items():
+        results.add(stage, name, lambda fold=fold, state=states[name]: fold.result(state))
+    size = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
+    return _Trial(seconds / max(1, counted), size)
+
+
+def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_bytes: int) -> Estimate:
+    model = run.model
+    assert isinstance(model, Model), "extrapolating from a trial"
+    windows = {stage: corpus.windows if stage.sample is None else min(stage.sample, corpus.windows) for stage in stages}
+    forward = sum(trial.seconds_per_window * windows[stage] for stage, trial in stages.items())
+    rate = corpus.tokens / corpus.windows / stages[MAIN].seconds_per_window
+    shape = model.shape
+    readout = 2.0 * shape.layers * max(1, shape.experts) * shape.d_mlp * shape.d_model * shape.vocab
+    state = max(trial.state_bytes for trial in stages.values())
+    return Estimate(
+        documents=corpus.documents,
+        windows=corpus.windows,
+        tokens=corpus.tokens,
+        tokens_per_second=rate,
+        seconds=forward + readout / (flops_per_token(model) * rate),
+        memory_bytes=_peak_memory(model) + 2 * state,
+        atlas_bytes=state + text_bytes,
+        working_bytes=2 * state,
+    )
+
+
+def _peak_memory(model: Model) -> int:
+    """The most this process has held so far, the trial included; on a CUDA device, the most it has allocated there."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

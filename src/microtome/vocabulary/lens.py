@@ -1,0 +1,229 @@
+"""The vocabulary lens: what the weights and the layers say in the model's own vocabulary, as rows of an atlas.
+
+How directions are read belongs in `readout`, how heads are scored in `heads`, sentences in `findings`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microtome.capture.lens import MAIN, MASKED, Results, Run, Stage
+from microtome.core import Fold, Site, UnitAddress
+from microtome.model import Model, Shape, Weights, final_norm, unembed
+from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.readout import (
+    LayerLoss,
+    Reader,
+    TargetCounts,
+    TokenSample,
+    layer_loss,
+    output_reader,
+    random_directions,
+    unigram_entropy,
+)
+from microtome.store.tables import TABLES
+from microtome.vocabulary.findings import COMPOSED, ROTATED, SHUFFLED, head_findings, in_turn, loss_findings, value_findings
+from microtome.vocabulary.heads import (
+    HeadScores,
+    embedded,
+    head_weights,
+    k_composition,
+    previous_token_scores,
+    rotations,
+    score_heads,
+    tail_chance,
+)
+from microtome.vocabulary.values import read_values, strength_rows, value_rows
+from microtome.vocabulary.words import token_texts, unreadable_tokens, vocabulary_table
+
+__all__ = ["VocabularyLens", "all_head_scores", "head_rows", "loss_rows"]
+
+_MASKED_SHARE = 0.15
+_COUNTS = "vocabulary.targets"
+
+
+@dataclass(frozen=True)
+class VocabularyLens:
+    """Tokens at both ends of every value vector, head scores from the weights, and the loss of every layer.
+
+    `k` tokens an end; `directions` random directions as their control; `draws` rotations of each head; `sampled` tokens of the
+    text for the losses.
+    Source: Dar et al. 2022, arXiv:2209.02535, section 3.
+    """
+
+    k: int = 10
+    directions: int = 4096
+    draws: int = 24
+    sampled: int = 2048
+
+    @property
+    def name(self) -> str:
+        """Writer of the tables."""
+        return "vocabulary"
+
+    def stages(self, run: Run) -> tuple[Stage, ...]:
+        """One pass for the losses of a language model with a text; weights need none."""
+        stage = _loss_stage(run)
+        return () if stage is None else (stage,)
+
+    def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
+        """A sample of tokens at every resid_post, and the counts of what they are to predict."""
+        assert run.corpus is not None, "a stage has a corpus"
+        shape = run.model.shape
+        target = "masked" if stage.masked else "next"
+        candidates = run.corpus.tokens * (_MASKED_SHARE if stage.masked else 1)
+        rate = min(1.0, self.sampled / max(candidates, 1))
+        folds: dict[str, Fold] = {_COUNTS: TargetCounts(shape.vocab, target)}
+        for site in _read_sites(shape):
+            folds[_sample(site)] = TokenSample(site, shape.d_model, target, rate, run.seed)
+        return folds
+
+    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
+        """vocabulary, tokens, units and unit_stats (heads), layer_loss and findings, as far as the model has what they need."""
+        weights, shape, tokenizer = run.model.weights, run.model.shape, run.model.tokenizer
+        if not weights.has("W_E"):
+            return {}
+        texts = [] if tokenizer is None else token_texts(tokenizer, weights.get("W_E").shape[0])
+        tables: dict[str, pa.Table] = {} if tokenizer is None else {"vocabulary": vocabulary_table(texts)}
+        reader = output_reader(weights, frozenset() if tokenizer is None else unreadable_tokens(tokenizer, texts))
+        random = random_directions(reader, self.k, self.directions, seed=run.seed)
+        values = list(read_values(weights, shape, reader, random))
+        tables["tokens"] = value_rows(values)
+        strengths, q = strength_rows(values, random, run.name)
+
+        scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
+        head_q = {stat: _corrected(layers) for stat, layers in scores.items()}
+        tables["units"] = _head_units(shape)
+        tables["unit_stats"] = pa.concat_tables([strengths, head_rows(scores, head_q, run.name)])
+
+        losses, found_losses = self._losses(run, results)
+        if losses is not None:
+            tables["layer_loss"] = losses
+        shown = texts or [str(token) for token in range(weights.get("W_E").shape[0])]
+        found = in_turn(found_losses, value_findings(values, q, random, shown), head_findings(scores, head_q))
+        rows = [{**row, "run": run.name, "rank": rank, "lens": self.name} for rank, row in enumerate(found)]
+        tables["findings"] = pa.Table.from_pylist(rows, TABLES["findings"].schema)
+        return tables
+
+    def absent(self, run: Run) -> Mapping[str, str]:
+        """Why there are no losses, no token texts, or no output embedding."""
+        weights, missing = run.model.weights, {}
+        if not weights.has("W_E"):
+            return {"vocabulary": "the model embeds no tokens"}
+        if run.corpus is None:
+            missing["layer_loss"] = "losses need a text; build with a text"
+        elif _loss_stage(run) is None:
+            missing["layer_loss"] = "the checkpoint has no language-model head"
+        if run.model.tokenizer is None:
+            missing["vocabulary"] = "there is no tokenizer beside the checkpoint, so tokens are numbers"
+        if not weights.has("W_U"):
+            missing["W_U"] = "the checkpoint has no head: value vectors are read in the input embedding"
+        return missing
+
+    def _losses(self, run: Run, results: Results) -> tuple[pa.Table | None, list[Mapping[str, object]]]:
+        stage, model = _loss_stage(run), run.model
+        if stage is None or not isinstance(model, Model):
+            return None, []
+        samples = [results.of(stage, _sample(site)) for site in _read_sites(model.shape)]
+        if not len(samples[0].target):
+            return None, []
+
+        def logits(states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+            return unembed(model, final_norm(model, states.to(model.device, model.dtype)[None]))[0]
+
+        losses = [layer_loss(sample, logits) for sample in samples]
+        unigram = unigram_entropy(results.of(stage, _COUNTS))
+        objective = "masked_token" if stage.masked else "next_token"
+        return loss_rows(losses, unigram, objective, run.name), [*loss_findings(losses, unigram, objective)]
+
+
+def all_head_scores(weights: Weights, shape: Shape, reader: Reader, draws: int, seed: int) -> dict[str, list[HeadScores]]:
+    """Every score of every head, by statistic and layer."""
+    tokens = embedded(weights, reader)
+    layers = [head_weights(weights, layer, shape) for layer in range(shape.layers)]
+    found: list[HeadScores] = []
+    for heads in layers:
+        turns = rotations(draws, shape.heads, shape.d_head, seed=int(hash_parts(seed, heads.layer))).to(heads.q.device)
+        found += score_heads(heads, tokens, turns)
+        if weights.has("W_pos"):
+            found.append(previous_token_scores(weights, heads.layer, shape, turns))
+    previous = [scores for scores in found if scores.stat == "previous_token_score"]
+    if previous and shape.causal:
+        found += k_composition(layers, previous)
+    return {stat: [each for each in found if each.stat == stat] for stat in dict.fromkeys(each.stat for each in found)}
+
+
+def head_rows(scores: Mapping[str, Sequence[HeadScores]], q: Mapping[str, Sequence[Tensor]], run: str) -> pa.Table:
+    """Rows of `unit_stats` for heads.
+
+    `control` is the mean of the head's own draws; `lo` and `hi` are empty: weights are known without error.
+    """
+    rows = [
+        {
+            "unit": str(UnitAddress("heads", head, layer=each.layer)),
+            "stat": stat,
+            "value": float(each.values[head]),
+            "control": float(each.control[head]),
+            "control_kind": COMPOSED if stat == "k_composition" else ROTATED,
+            "q": float(quality[head]),
+            "run": run,
+        }
+        for stat, layers in scores.items()
+        for each, quality in zip(layers, q[stat], strict=True)
+        for head in range(len(each.values))
+    ]
+    return pa.Table.from_pylist(rows, TABLES["unit_stats"].schema)
+
+
+def loss_rows(losses: Sequence[LayerLoss], unigram: float, objective: str, run: str) -> pa.Table:
+    """Rows of `layer_loss`: each site against shuffled targets, and a row without a site for token frequencies alone."""
+    rows: list[dict[str, object]] = [
+        {
+            "run": run,
+            "objective": objective,
+            "site": str(each.site),
+            "layer": each.site.layer,
+            "loss": each.loss,
+            "control": each.shuffled,
+            "control_kind": SHUFFLED,
+            "lo": each.low,
+            "hi": each.high,
+            "tokens": each.tokens,
+        }
+        for each in losses
+    ]
+    rows.append({"run": run, "objective": f"{objective}_unigram", "loss": unigram, "tokens": losses[0].tokens})
+    return pa.Table.from_pylist(rows, TABLES["layer_loss"].schema)
+
+
+def _head_units(shape: Shape) -> pa.Table:
+    rows = [
+        {"unit": str(UnitAddress("heads", head, layer=layer)), "basis": "heads", "layer": layer, "index": head}
+        for layer in range(shape.layers)
+        for head in range(shape.heads)
+    ]
+    return pa.Table.from_pylist(rows, TABLES["units"].schema)
+
+
+def _corrected(layers: Sequence[HeadScores]) -> list[Tensor]:
+    """q-values of one statistic over all heads of the model, layer by layer."""
+    p = tail_chance(layers)
+    return list(benjamini_hochberg(torch.cat(p)).split([len(part) for part in p]))
+
+
+def _loss_stage(run: Run) -> Stage | None:
+    if run.corpus is None or not run.model.weights.has("W_U"):
+        return None
+    return {"causal": MAIN, "masked": MASKED}.get(run.model.shape.head)
+
+
+def _read_sites(shape: Shape) -> list[Site]:
+    return [Site("resid_post", layer) for layer in range(shape.layers)]
+
+
+def _sample(site: Site) -> str:
+    return f"vocabulary.sample.{site}"

@@ -1,0 +1,216 @@
+"""The page as a folder that any web server can serve: the same files, over data written out in compressed shards.
+
+A shard is gzipped JSON. Units are in shards of neighbours, found by arithmetic on their place in address order; statistics
+are a column each; a token's units are in the shard of its number. Windows are kept apart, so a stretch of text that many units
+fire on is written once. What only a server can do (SQL) the page says.
+"""
+
+import gzip
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from microtome.core import Refusal
+from microtome.store import read_manifest
+from microtome.web.assets import assets
+from microtome.web.browse import bases, stat_names, vocabulary
+from microtome.web.contexts import context_rows, spelt, windows
+from microtome.web.reader import Reader, View
+from microtome.web.summary import layers, summary
+from microtome.web.unit import findings, pages
+
+__all__ = ["export"]
+
+MARKER: Final = "export.json"
+FORMAT: Final = "microtome export"
+PER_SHARD: Final = 16
+"""Units of a shard."""
+WINDOWS: Final = 16
+"""Windows of a shard."""
+TOKEN_SHARDS: Final = 256
+CHARACTERS: Final = 100_000
+"""Characters of a piece of a document."""
+_BATCH: Final = 16 * PER_SHARD
+
+_log = logging.getLogger(__name__)
+
+
+def export(atlas: Path, out: Path) -> Path:
+    """Write the page of `atlas` with its data into the folder `out`, and give that folder back. Serve it with any web server.
+
+    An earlier export in `out` is replaced, whole or not at all.
+    Cost: a pass over all tables; on disk about 3 kB per unit with 60 contexts, plus the text.
+    Errors: `Refusal` where `atlas` is no atlas, or `out` holds something else.
+    """
+    atlas, out = Path(atlas), Path(out)
+    read_manifest(atlas)
+    _claim(out)
+    view = Reader(atlas).view()
+    partial = out.with_name(f"{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_page(partial)
+        _write_data(view, partial / "data")
+        marker = {"format": FORMAT, "version": 1, "signature": view.signature}
+        (partial / MARKER).write_text(json.dumps(marker) + "\n")
+        if out.exists():
+            earlier = out.with_name(f"{out.name}.earlier")
+            shutil.rmtree(earlier, ignore_errors=True)
+            out.rename(earlier)
+            partial.rename(out)
+            shutil.rmtree(earlier)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _claim(out: Path) -> None:
+    """Refuse a folder that is not empty and not an earlier export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        if json.loads((out / MARKER).read_text()).get("format") == FORMAT:
+            return
+    except (OSError, json.JSONDecodeError, AttributeError):
+        _log.debug("%s has no %s", out, MARKER)
+    raise Refusal(str(out), why="it holds something that is not an earlier export", instead="name a new or empty folder")
+
+
+def _write_page(folder: Path) -> None:
+    for asset in assets().values():
+        path = folder / asset.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = asset.content
+        if asset.path == "index.html":
+            server, static = (b'name="microtome-source" content="%s"' % kind for kind in (b"server", b"static"))
+            assert server in content
+            content = content.replace(server, static)
+        path.write_bytes(content)
+    (folder / ".nojekyll").write_bytes(b"")
+
+
+def _shard(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    path.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
+
+
+def _write_data(view: View, folder: Path) -> None:
+    _shard(folder / "summary.json.gz", summary(view).model_dump())
+    _shard(folder / "findings.json.gz", [finding.model_dump() for finding in findings(view)])
+    _shard(folder / "layers.json.gz", layers(view).model_dump())
+    _shard(folder / "vocabulary.json.gz", vocabulary(view))
+    _write_columns(view, folder)
+    _write_search(view, folder / "search")
+    _write_units(view, folder / "units")
+    numbers = _write_windows(view, folder)
+    _write_documents(view, folder, numbers)
+
+
+def _write_columns(view: View, folder: Path) -> None:
+    """Where units are, and the columns of the unit browser."""
+    groups: list[dict[str, Any]] = []
+    for place, unit, basis, layer, index in view.sql('SELECT place, unit, basis, layer, "index" FROM mt_rows ORDER BY place'):
+        prefix = unit.removesuffix(str(index))
+        last = groups[-1] if groups else None
+        follows = last is not None and (last["prefix"], last["basis"], last["layer"]) == (prefix, basis, layer)
+        if follows and last is not None and index == last["number"] + last["count"]:
+            last["count"] += 1
+        else:
+            groups.append({"prefix": prefix, "basis": basis, "layer": layer, "place": place, "number": index, "count": 1, "unit": unit})
+    for group in groups:
+        whole = group.pop("unit")
+        if group["prefix"] == whole:
+            group["number"] = None
+    _shard(folder / "places.json.gz", {"per": PER_SHARD, "windows": WINDOWS, "tokens": TOKEN_SHARDS, "piece": CHARACTERS, "groups": groups})
+    for n, stat in enumerate(stat_names(view)):
+        values = [_short(value) for (value,) in view.sql(f"SELECT s{n} FROM mt_rows ORDER BY place")]
+        _shard(folder / "columns" / f"{n}.json.gz", {"stat": stat, "values": values})
+    rows = view.sql("SELECT promotes, fires, total FROM mt_rows ORDER BY place")
+    names = ("promotes", "fires", "total")
+    _shard(folder / "columns" / "tokens.json.gz", {name: [row[n] for row in rows] for n, name in enumerate(names)})
+    _shard(folder / "columns" / "index.json.gz", {"stats": stat_names(view), "bases": [card.basis for card in bases(view)]})
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def _write_search(view: View, folder: Path) -> None:
+    """Units by token: [place, 0 promotes | 1 suppresses | 2 fires, rank or times]."""
+    for shard in range(TOKEN_SHARDS):
+        rows = view.sql(
+            f"SELECT t.token, r.place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END, t.rank::INTEGER FROM tokens t "
+            f"JOIN mt_rows r ON r.unit = t.unit::VARCHAR WHERE t.token % {TOKEN_SHARDS} = ? "
+            f"UNION ALL SELECT token, place, 2, times::INTEGER FROM mt_told WHERE token % {TOKEN_SHARDS} = ? ORDER BY 1, 2, 3, 4",
+            shard, shard,
+        )  # fmt: skip
+        found: dict[int, list[list[int]]] = {}
+        for token, *entry in rows:
+            found.setdefault(token, []).append(entry)
+        _shard(folder / f"{shard}.json.gz", found)
+
+
+def _write_units(view: View, folder: Path) -> None:
+    total = view.sql("SELECT count(*) FROM mt_rows")[0][0]
+    for first in range(0, total, _BATCH):
+        records = [page.model_dump() for page in pages(view, first, _BATCH)]
+        rows = context_rows(view, [record["unit"] for record in records])
+        for record in records:
+            record["contexts"] = [[*row[:10], list(row[10])] for row in rows.get(record["unit"], [])]
+        for n in range(0, len(records), PER_SHARD):
+            _shard(folder / f"{(first + n) // PER_SHARD}.json.gz", _plain(records[n : n + PER_SHARD]))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _write_windows(view: View, folder: Path) -> dict[tuple[str, int], int]:
+    """Windows that contexts are in, per run in shards by number; gives documents their numbers in this export."""
+    used = view.sql('SELECT DISTINCT run::VARCHAR, "window" FROM contexts ORDER BY 1, 2')
+    runs = sorted({run for run, _ in used})
+    documents: dict[tuple[str, int], int] = {}
+    _shard(folder / "runs.json.gz", runs)
+    for run, shard, numbers in _grouped(used):
+        there = windows(view, {(run, number) for number in numbers})
+        found = {}
+        for (_, number), window in sorted(there.items(), key=lambda item: item[0]):
+            document = documents.setdefault((run, window.document), len(documents))
+            pieces = spelt(view, window, run, range(len(window.ids)))
+            found[number] = [document, pieces, window.starts, window.ends]
+        _shard(folder / "windows" / str(runs.index(run)) / f"{shard}.json.gz", found)
+    return documents
+
+
+def _grouped(used: list[tuple[Any, ...]]) -> Iterator[tuple[str, int, list[int]]]:
+    groups: dict[tuple[str, int], list[int]] = {}
+    for run, number in used:
+        groups.setdefault((run, number // WINDOWS), []).append(number)
+    for (run, shard), numbers in groups.items():
+        yield run, shard, numbers
+
+
+def _write_documents(view: View, folder: Path, numbers: dict[tuple[str, int], int]) -> None:
+    """Documents that contexts are in: their names in one file, their text in pieces."""
+    cards: list[list[Any]] = []
+    for run, document in numbers:
+        rows = view.sql(
+            "SELECT name, label, half::VARCHAR, tokens, text FROM documents WHERE run::VARCHAR = ? AND document = ?", run, document
+        )
+        name, label, half, tokens, text = rows[0] if rows else (None, None, None, None, None)
+        for piece in range(0, len(text or ""), CHARACTERS):
+            _shard(folder / "documents" / str(len(cards)) / f"{piece // CHARACTERS}.json.gz", (text or "")[piece : piece + CHARACTERS])
+        cards.append([run, document, name, label, half, tokens, len(text) if text is not None else None])
+    _shard(folder / "documents.json.gz", cards)

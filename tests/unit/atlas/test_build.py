@@ -1,0 +1,164 @@
+"""Whole builds on toy models: contents, resuming to the same bytes, and refusals that leave nothing behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from microtome.atlas import Atlas, Settings, build
+from microtome.capture import Silent
+from microtome.core import Refusal
+from microtome.model import Model
+from microtome.store import digest, locked
+from tests import toys
+
+_SETTINGS = Settings(window=24)
+_TEXTS = toys.toy_texts(documents=40, words=300)
+
+
+class _Killed(BaseException):
+    """Stands in for SIGKILL."""
+
+
+class _KillAfter(Silent):
+    """Ends the build after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self._left = batches
+
+    def advance(self, windows: int, tokens: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise _Killed
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Model:
+    return toys.toy_decoder()
+
+
+@pytest.fixture(scope="module")
+def atlas(decoder: Model, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return build(decoder, _TEXTS, output=tmp_path_factory.mktemp("build") / "atlas", settings=_SETTINGS)
+
+
+def _tables(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): digest(path) for path in sorted((folder / "tables").rglob("*.parquet"))}
+
+
+def test_a_build_fills_the_tables_and_leaves_no_work_behind(atlas: Atlas, decoder: Model) -> None:
+    assert sorted(path.name for path in atlas.path.iterdir()) == [".lock", "atlas.json", "tables"]
+    run = atlas.manifest.runs["main"]
+    assert run.status == "complete"
+    assert run.files == _tables(atlas.path)
+    assert run.corpus is not None
+    assert run.corpus["documents"] == 40
+    counts = atlas.sql("select basis, count(*) as n from units group by basis order by basis").to_pylist()
+    shape = decoder.shape
+    assert {row["basis"]: row["n"] for row in counts} == {
+        "heads": shape.layers * shape.heads,
+        "neurons": shape.layers * shape.d_mlp,
+    }
+    sites = atlas.sql("select distinct site from geometry_shares order by site").to_pylist()
+    assert [row["site"] for row in sites] == ["resid_post.0", "resid_post.1", "resid_post.2", "resid_pre.0"]
+    losses = atlas.sql("select count(*) as n from layer_loss where loss > 0").to_pylist()
+    assert losses[0]["n"] > 0
+
+
+def test_every_row_of_contexts_points_at_a_token_of_a_window(atlas: Atlas) -> None:
+    rows = atlas.sql(
+        "select count(*) as n, count(w.window) as found, count(*) filter (c.position < len(w.ids)) as inside "
+        "from contexts c left join windows w on c.run = w.run and c.window = w.window"
+    ).to_pylist()[0]
+    assert rows["n"] == rows["found"] == rows["inside"] > 0
+
+
+def test_building_again_changes_nothing(atlas: Atlas, decoder: Model) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (atlas.path / "tables").rglob("*.parquet")}
+    build(decoder, _TEXTS, output=atlas.path, settings=_SETTINGS)
+    assert before == {path: path.stat().st_mtime_ns for path in (atlas.path / "tables").rglob("*.parquet")}
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 5])
+def test_interrupted_and_continued_gives_the_same_bytes(atlas: Atlas, decoder: Model, tmp_path: Path, batches: int) -> None:
+    output = tmp_path / "atlas"
+    with pytest.raises(_Killed):
+        build(decoder, _TEXTS, output=output, settings=_SETTINGS, progress=_KillAfter(batches))
+    assert json.loads((output / "progress.json").read_text())["total"] > 0
+    build(decoder, _TEXTS, output=output, settings=_SETTINGS)
+    assert _tables(output) == _tables(atlas.path)
+
+
+def test_a_damaged_table_is_named_and_rebuilt(atlas: Atlas, decoder: Model, tmp_path: Path) -> None:
+    copy = tmp_path / "atlas"
+    shutil.copytree(atlas.path, copy)
+    victim = next((copy / "tables" / "contexts").glob("*.parquet"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    assert Atlas(copy).damaged() == [victim]
+    build(decoder, _TEXTS, output=copy, settings=_SETTINGS)
+    assert Atlas(copy).damaged() == []
+    assert _tables(copy) == _tables(atlas.path)
+
+
+def test_another_text_in_the_same_run_is_refused_and_changes_nothing(atlas: Atlas, decoder: Model) -> None:
+    before = _tables(atlas.path)
+    with pytest.raises(Refusal, match="run main: its text was another one; use --run NAME"):
+        build(decoder, toys.toy_texts(documents=6), output=atlas.path, settings=_SETTINGS)
+    with pytest.raises(Refusal, match="run main: seed was 0 and is now 1; use --run NAME"):
+        build(decoder, _TEXTS, output=atlas.path, settings=Settings(window=24, seed=1))
+    assert _tables(atlas.path) == before
+
+
+def test_a_second_run_joins_the_first(atlas: Atlas, decoder: Model, tmp_path: Path) -> None:
+    copy = tmp_path / "atlas"
+    shutil.copytree(atlas.path, copy)
+    both = build(decoder, toys.toy_texts(documents=6), output=copy, settings=Settings(run="half", window=24))
+    assert set(both.manifest.runs) == {"main", "half"}
+    runs = both.sql("select distinct run from contexts order by run").to_pylist()
+    assert [row["run"] for row in runs] == ["half", "main"]
+    units = both.sql("select count(*) as n, count(distinct unit) as different from units").to_pylist()[0]
+    assert units["n"] == units["different"]
+
+
+def test_an_atlas_has_one_model(atlas: Atlas) -> None:
+    with pytest.raises(Refusal, match="it is the atlas of toy-llama, whose weights are not those of toy-bert"):
+        build(toys.toy_encoder(), _TEXTS, output=atlas.path, settings=_SETTINGS)
+
+
+def test_folders_that_cannot_be_used_are_refused(decoder: Model, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("dear")
+    with pytest.raises(Refusal, match="holds files but no atlas.json; name a new folder"):
+        build(decoder, _TEXTS, output=tmp_path / "notes", settings=_SETTINGS)
+    with pytest.raises(Refusal, match="it is a file"):
+        build(decoder, _TEXTS, output=tmp_path / "notes" / "diary.txt", settings=_SETTINGS)
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["diary.txt"]
+
+
+def test_an_atlas_in_use_is_refused(atlas: Atlas, decoder: Model) -> None:
+    with locked(atlas.path), pytest.raises(Refusal, match="another run is writing in it"):
+        build(decoder, _TEXTS, output=atlas.path, settings=_SETTINGS)
+
+
+def test_bad_text_leaves_no_folder(decoder: Model, tmp_path: Path) -> None:
+    with pytest.raises(Refusal):
+        build(decoder, ["", "  "], output=tmp_path / "atlas", settings=_SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_gets_its_masked_loss(tmp_path: Path) -> None:
+    built = build(toys.toy_encoder(), _TEXTS, output=tmp_path / "atlas", settings=_SETTINGS)
+    rows = built.sql("select distinct objective from layer_loss where site is not null").to_pylist()
+    assert rows == [{"objective": "masked_token"}]
+
+
+def test_without_text_only_the_weights_are_read(tmp_path: Path) -> None:
+    folder = toys.save_checkpoint(tmp_path / "model")
+    built = build(folder, output=tmp_path / "atlas")
+    assert built.sql("select count(*) as n from tokens").to_pylist()[0]["n"] > 0
+    assert built.sql("select count(*) as n from contexts").to_pylist()[0]["n"] == 0
+    assert built.manifest.runs["main"].corpus is None
+    assert built.manifest.runs["main"].absent

@@ -1,0 +1,134 @@
+"""The verbs, in process: what they print, what they refuse, with which status."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from microtome.cli import main
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.save_checkpoint(tmp_path_factory.mktemp("model") / "toy")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for place, document in enumerate(toys.toy_texts()):
+        (folder / f"{place:02d}.txt").write_text(document)
+    return folder
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["microtome", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def atlas(checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("out") / "atlas"
+    with pytest.MonkeyPatch.context() as patch:
+        assert _run(patch, "build", checkpoint, text, "-o", output, "--window", 24) == 0
+    return output
+
+
+def test_build_says_how_to_open_the_atlas(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "atlas"
+    assert _run(monkeypatch, "build", checkpoint, text, "-o", output, "--window", 24) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{output} is ready: microtome open {output}\n"
+    assert printed.err == "", "quiet where the output is not a terminal"
+
+
+def test_sql_prints_tab_separated_rows(atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(monkeypatch, "sql", atlas, "select layer, count(*) as n from units where basis = 'neurons' group by layer order by layer") == 0
+    assert capsys.readouterr().out == "layer\tn\n0\t40\n1\t40\n2\t40\n"
+
+
+def test_a_bad_query_is_refused_with_the_reason(atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(monkeypatch, "sql", atlas, "select nothing from nowhere") == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert "units" in error
+
+
+def test_sites_lists_shapes_and_reasons(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _run(monkeypatch, "sites", checkpoint) == 0
+    printed = capsys.readouterr().out
+    assert "mlp_act" in printed
+    assert "absent: " in printed
+
+
+def test_doctor_prints_the_certificate(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _run(monkeypatch, "doctor", checkpoint) == 0
+    printed = capsys.readouterr().out
+    assert "passed" in printed
+    assert "FAILED" not in printed
+
+
+def test_dry_run_writes_nothing(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "atlas"
+    assert _run(monkeypatch, "build", checkpoint, text, "-o", output, "--window", 24, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()] == ["text", "time", "memory", "disk"]
+    assert "12 documents" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clean_lists_and_removes_caches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setenv("MICROTOME_CACHE", str(tmp_path))
+    assert _run(monkeypatch, "clean") == 0
+    assert capsys.readouterr().out == "No caches.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("build", "{missing}", "sample"), "no-such-model"),
+        (("build", "{model}", "{missing}"), "no-such-model"),
+        (("open", "{empty}"), "there is no atlas.json in it"),
+        (("sql", "{empty}", "select 1"), "there is no atlas.json in it"),
+        (("export", "{empty}"), "there is no atlas.json in it"),
+    ],
+)
+def test_refusals_are_three_lines_and_status_2(
+    arguments: tuple[str, ...],
+    expected: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    places = {"missing": tmp_path / "no-such-model", "model": checkpoint, "empty": tmp_path / "empty"}
+    assert _run(monkeypatch, *(argument.format(**places) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert [line.split()[0] for line in lines] == ["Refused:", "because", "instead"]
+    assert expected in printed.err
+    assert printed.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_option_names_are_frozen() -> None:
+    """Adding an option is a decision: it changes this list, the documentation and the changelog."""
+    import typer
+
+    from microtome.cli.verbs import app
+
+    group = typer.main.get_command(app)
+    names = {name: sorted(o for p in command.params for o in p.opts if o.startswith("-")) for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    assert names == json.loads((Path(__file__).parent / "options.json").read_text())

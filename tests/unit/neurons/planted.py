@@ -1,0 +1,25 @@
+"""Planted context lists and token counts."""
+
+import torch
+
+from microtome.core import Half
+from microtome.examples import Contexts
+
+
+def contexts_at(tokens: list[list[list[int]]], signed: bool = True) -> Contexts:
+    """Lists whose entries are at the tokens given, by group and unit; -1 for a place that nothing fills."""
+    token = torch.tensor(tokens, dtype=torch.int32)
+    groups, _, k = token.shape
+    places = torch.arange(k).expand(token.shape)
+    filled = token >= 0
+    half = torch.tensor([int(Half.DISCOVER), int(Half.CONFIRM)] * (groups // 2), dtype=torch.uint8)
+    return Contexts(
+        ends=("top", "top", "bottom", "bottom") if signed else ("top", "top"),
+        value=(k - places).float(),
+        window=torch.where(filled, places, -1),
+        position=torch.ones_like(token),
+        token=token.clamp_min(0),
+        half=half[:, None, None].expand(token.shape).contiguous(),
+        scale=torch.ones(token.shape),
+        activations=torch.zeros((*token.shape, 33), dtype=torch.int8),
+    )

@@ -1,0 +1,69 @@
+"""Token detectors on planted lists: choice, count, exact tail, and the null against enumeration."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from microtome.neurons.detectors import dominant_token, q_values, share_null, token_detectors
+from tests.unit.neurons.planted import contexts_at
+
+COUNTS = torch.tensor([[50, 30, 20, 0], [40, 40, 15, 5]])
+
+
+def test_the_commonest_token_is_chosen_and_the_first_of_equals() -> None:
+    lists = torch.tensor([[3, 2, 2, 1], [5, 4, 4, 5], [7, -1, -1, -1], [-1, -1, -1, -1]], dtype=torch.int32)
+    assert dominant_token(lists).tolist() == [2, 5, 7, -1]
+
+
+def test_hits_are_counted_in_the_other_half_and_tested_exactly() -> None:
+    top = [[[3, 3, 0, 3]], [[3, 3, 1, 3]]]
+    bottom = [[[2, 2, 0, 1]], [[0, 1, 2, -1]]]
+    found = token_detectors(contexts_at(top + bottom), COUNTS, seed=0)
+    assert found.ends == ("top", "bottom")
+    assert found.token.tolist() == [[3], [2]]
+    assert found.hits.tolist() == [[3], [1]]
+    assert found.tried.tolist() == [[4], [3]]
+    assert found.share.tolist() == [[0.75], [1 / 3]]
+    f = 5 / 100
+    assert float(found.p[0, 0]) == pytest.approx(4 * f**3 * (1 - f) + f**4)
+    assert float(found.p[1, 0]) == pytest.approx(1 - 0.85**3)
+
+
+def test_a_unit_without_contexts_is_no_detector() -> None:
+    empty = [[[-1, -1]], [[-1, -1]]]
+    found = token_detectors(contexts_at(empty, signed=False), COUNTS, seed=0)
+    assert found.token.tolist() == [[-1]]
+    assert found.share.tolist() == [[0.0]]
+    assert found.p.tolist() == [[1.0]]
+
+
+def test_the_null_is_that_of_one_draw_each() -> None:
+    """With one context per half the share is 1 with probability sum_t f_discover(t) f_confirm(t)."""
+    draws = share_null(COUNTS, 1, 1, seed=3)
+    expected = 0.5 * 0.4 + 0.3 * 0.4 + 0.2 * 0.15
+    assert len(draws) >= 100
+    assert abs(draws.mean() - expected) < 4 * math.sqrt(expected * (1 - expected) / len(draws))
+    assert np.array_equal(draws, share_null(COUNTS, 1, 1, seed=3))
+
+
+def test_the_choice_of_the_commonest_raises_the_chance() -> None:
+    one, many = share_null(COUNTS, 1, 10, seed=0).mean(), share_null(COUNTS, 50, 10, seed=0).mean()
+    assert many > one
+    assert many == pytest.approx(0.4, abs=0.03)
+
+
+def test_units_without_a_preference_are_not_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 100, (200,), generator=generator)
+    tokens = torch.multinomial(counts.double(), 2 * 300 * 10, replacement=True, generator=generator).view(2, 300, 10)
+    found = token_detectors(contexts_at(tokens.tolist(), signed=False), torch.stack([counts, counts]), seed=0)
+    assert float(q_values(found.p).min()) > 0.01
+    assert found.low <= float(found.share.mean()) <= found.high
+    assert float(found.share.mean()) == pytest.approx(found.chance, abs=0.01)
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg() -> None:
+    p = np.array([[0.01, 0.04], [0.03, 0.5]])
+    np.testing.assert_allclose(q_values(p), [[0.04, 0.16 / 3], [0.16 / 3, 0.5]])

@@ -1,0 +1,183 @@
+"""Head scores against dense vocabulary-sized matrices, planted heads, and their null."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from microtome.model import Model, wrap
+from microtome.vocabulary import HeadWeights, head_weights
+from microtome.vocabulary.heads import (
+    Embedded,
+    HeadScores,
+    k_composition,
+    previous_token_scores,
+    rotations,
+    score_heads,
+    tail_chance,
+)
+from tests.toys import toy_decoder
+
+D_MODEL, D_HEAD, VOCAB = 12, 4, 30
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def heads_of(count: int = 3, layer: int = 0, seed: int = 0) -> HeadWeights:
+    reads = [draw(count, D_MODEL, D_HEAD, seed=seed + part) for part in range(3)]
+    return HeadWeights(layer, reads[0], reads[1], reads[2], draw(count, D_HEAD, D_MODEL, seed=seed + 3))
+
+
+def embedding() -> tuple[torch.Tensor, torch.Tensor, Embedded]:
+    read, write = draw(VOCAB, D_MODEL, seed=8), draw(D_MODEL, VOCAB, seed=9)
+    centred = read - read.mean(0)
+    return read, write, Embedded(write @ read, centred.T @ centred)
+
+
+def by_stat(scores: list[HeadScores]) -> dict[str, HeadScores]:
+    return {each.stat: each for each in scores}
+
+
+def positivity(matrix: torch.Tensor) -> float:
+    eigenvalues = torch.linalg.eigvals(matrix.double())
+    return float(eigenvalues.real.sum() / eigenvalues.abs().sum())
+
+
+def test_scores_equal_those_of_the_vocabulary_sized_matrices() -> None:
+    read, write, tokens = embedding()
+    heads = heads_of()
+    scores = by_stat(score_heads(heads, tokens, rotations(2, 3, D_HEAD, seed=0)))
+    centred = read - read.mean(0)
+    for head in range(3):
+        ov, qk = heads.v[head] @ heads.o[head], heads.q[head] @ heads.k[head].T
+        assert float(scores["copying_score"].values[head]) == pytest.approx(positivity(read @ ov @ write), abs=1e-4)
+        assert float(scores["matching_score"].values[head]) == pytest.approx(positivity(centred @ qk @ centred.T), abs=1e-4)
+        assert float(scores["ov_norm"].values[head]) == pytest.approx(float(ov.norm()), rel=1e-5)
+        assert float(scores["qk_norm"].values[head]) == pytest.approx(float(qk.norm()), rel=1e-5)
+
+
+def test_draws_are_the_scores_of_rotated_heads() -> None:
+    _, _, tokens = embedding()
+    heads = heads_of()
+    turns = rotations(4, 3, D_HEAD, seed=1)
+    torch.testing.assert_close(turns @ turns.mT, torch.eye(D_HEAD).expand_as(turns), atol=1e-5, rtol=0)
+    scores = by_stat(score_heads(heads, tokens, turns))
+    turned = HeadWeights(0, heads.q @ turns[2], heads.k, heads.v @ turns[2], heads.o)
+    again = by_stat(score_heads(turned, tokens, turns[:1]))
+    for stat, each in scores.items():
+        torch.testing.assert_close(each.draws[2], again[stat].values, rtol=1e-3, atol=1e-4)
+
+
+def test_the_basis_inside_a_head_does_not_matter() -> None:
+    _, _, tokens = embedding()
+    heads = heads_of()
+    turn = rotations(1, 3, D_HEAD, seed=2)[0]
+    same = HeadWeights(0, heads.q @ turn, heads.k @ turn, heads.v @ turn, turn.mT @ heads.o)
+    turns = rotations(1, 3, D_HEAD, seed=3)
+    for one, other in zip(score_heads(heads, tokens, turns), score_heads(same, tokens, turns), strict=True):
+        torch.testing.assert_close(one.values, other.values, rtol=1e-3, atol=1e-4)
+
+
+def test_planted_copying_and_matching_heads_are_found_and_random_ones_are_not() -> None:
+    read = draw(VOCAB, D_MODEL, seed=10)
+    centred = read - read.mean(0)
+    tokens = Embedded(centred.T @ read, centred.T @ centred)
+    heads = heads_of(count=6, seed=20)
+    heads.o[0] = heads.v[0].T  # copies
+    heads.o[1] = -heads.v[1].T  # writes against what it reads
+    heads.k[2] = heads.q[2]  # looks for its own token
+    scores = by_stat(score_heads(heads, tokens, rotations(200, 6, D_HEAD, seed=4)))
+    copying, matching = scores["copying_score"], scores["matching_score"]
+    assert float(copying.values[0]) == pytest.approx(1, abs=1e-4)
+    assert float(copying.values[1]) == pytest.approx(-1, abs=1e-4)
+    assert float(matching.values[2]) == pytest.approx(1, abs=1e-4)
+    assert float(copying.draws.mean().abs()) < 0.1
+    p = tail_chance([copying])[0]
+    assert float(p[:2].max()) < 0.1
+    assert float(p[:2].max()) < float(p[3:].min())
+
+
+def test_p_values_of_heads_like_their_null_are_uniform() -> None:
+    scores = [HeadScores("s", layer, draw(40, seed=layer), draw(24, 40, seed=100 + layer)) for layer in range(6)]
+    shifted = [HeadScores("s", each.layer, 3 * each.values + 7, 3 * each.draws + 7) for each in scores]
+    p = torch.cat(tail_chance(scores))
+    torch.testing.assert_close(torch.cat(tail_chance(shifted)), p, atol=1e-3, rtol=0)
+    assert float(p.mean()) == pytest.approx(0.5, abs=0.06)
+    assert float((p < 0.05).double().mean()) == pytest.approx(0.05, abs=0.04)
+    far = HeadScores("s", 0, torch.full((40,), 50.0), scores[0].draws)
+    assert float(tail_chance([far, *scores[1:]])[0].max()) == pytest.approx(1 / (1 + 6 * 24 * 40))
+
+
+def test_query_heads_share_key_and_value_heads_and_norms_are_folded_in() -> None:
+    model = toy_decoder()
+    with torch.no_grad():
+        model.weights.norm("attn_norm", 1).gain.copy_(1 + torch.rand(model.shape.d_model))
+    heads = head_weights(model.weights, 1, model.shape)
+    assert heads.k.shape == heads.q.shape == (4, model.shape.d_model, 8)
+    x = torch.randn(5, model.shape.d_model)
+    normed = model.block(1).get_submodule("input_layernorm")(x)
+    length = (x.square().mean(1, keepdim=True) + model.weights.norm("attn_norm", 1).eps).sqrt()
+    for head in range(4):
+        torch.testing.assert_close(normed @ model.weights.get("W_V", 1)[head // 2] * length, x @ heads.v[head])
+        torch.testing.assert_close(normed @ model.weights.get("W_Q", 1)[head] * length, x @ heads.q[head])
+
+
+def gpt2(layers: int = 1) -> Model:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(11)
+    return wrap(GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=32, n_layer=layers, n_head=2, n_positions=12)))
+
+
+def test_a_planted_previous_token_head_is_found() -> None:
+    model = gpt2()
+    with torch.no_grad():
+        model.weights.get("W_pos").copy_(10 * torch.eye(12, 32))
+        for part, shift in (("W_Q", 0), ("W_K", 1)):
+            matrix = torch.zeros(32, 16)
+            matrix[range(12 - shift), range(shift, 12)] = 5.0
+            model.weights.get(part, 0)[0].copy_(matrix)
+    turns = rotations(50, 2, 16, seed=0)
+    scores = previous_token_scores(model.weights, 0, model.shape, turns)
+    assert float(scores.values[0]) > 0.95
+    assert float(scores.values[1]) < 0.5
+    assert float(scores.control[0]) < 0.5
+    assert float(tail_chance([scores])[0][0]) < 0.02
+
+
+def test_previous_token_scores_are_those_of_the_models_own_attention() -> None:
+    """With every token the mean one, layer 0 of the model attends by position alone."""
+    model = gpt2()
+    assert isinstance(model.module, PreTrainedModel)
+    with torch.no_grad():
+        embedding = model.weights.get("W_E")
+        embedding.copy_(embedding.mean(0).expand_as(embedding))
+        model.weights.get("b_Q", 0).copy_(torch.randn(2, 16))
+    model.module.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attention = model.module(input_ids=torch.zeros(1, 12, dtype=torch.int64), output_attentions=True).attentions[0][0]
+    scores = previous_token_scores(model.weights, 0, model.shape, rotations(1, 2, 16, seed=0))
+    torch.testing.assert_close(scores.values, attention.diagonal(-1, 1, 2).mean(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_k_composition_finds_the_head_whose_keys_read_a_previous_token_head() -> None:
+    first, second = heads_of(count=3, layer=0, seed=30), heads_of(count=2, layer=1, seed=40)
+    second.k[1] = first.o[2].T * 3  # keys read what head 2 of the first layer writes
+    looking = [HeadScores("previous_token_score", 0, torch.tensor([0.0, 0.1, 0.9]), torch.zeros(2, 3))]
+    looking.append(HeadScores("previous_token_score", 1, torch.zeros(2), torch.zeros(2, 2)))
+    found = k_composition([first, second], looking)
+    assert [each.layer for each in found] == [1]
+    dense = [
+        [float((v @ o @ k @ q.T).norm() / ((v @ o).norm() * (k @ q.T).norm())) for k, q in zip(second.k, second.q, strict=True)]
+        for v, o in zip(first.v, first.o, strict=True)
+    ]
+    torch.testing.assert_close(found[0].values, torch.tensor(dense[2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0].draws, torch.tensor(dense[:2]), rtol=1e-4, atol=1e-5)
+    assert float(found[0].values[1]) > 1.5 * float(found[0].control[1])
+
+
+def test_without_previous_token_heads_there_is_no_composition() -> None:
+    layers = [heads_of(layer=0), heads_of(layer=1)]
+    idle = [HeadScores("previous_token_score", layer, torch.zeros(3), torch.zeros(2, 3)) for layer in range(2)]
+    assert k_composition(layers, idle) == []
