@@ -59,7 +59,7 @@ lint: .venv/.dev ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 .PHONY: format
 format: .venv/.dev ## format, and fix what ruff can fix

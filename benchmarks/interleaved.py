@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Contest", "Process", "contest"]
+__all__ = ["Contest", "Process", "contest", "write_results"]
 
 
 @dataclass(frozen=True)

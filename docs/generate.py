@@ -1,5 +1,4 @@
-"""Writes the pages of docs/ that the code already says: papers, sites, the command line, licences,
-one line per module.
+"""Writes the pages of docs/ that the code already says: papers, sites, verbs, licences, one line per module.
 
 `make gen` writes them; tests/test_docs.py fails when one of them is not what this script would write.
 """

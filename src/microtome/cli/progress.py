@@ -1,7 +1,6 @@
 """Progress on a terminal: a bar with rate and time left; nothing at all where the output is not a terminal."""
 
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -28,7 +27,7 @@ class Bar:
         self._task: TaskID | None = None
         self._tokens = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Bar":
         self._bars.start()
         return self
 

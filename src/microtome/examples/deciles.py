@@ -6,6 +6,7 @@ first, on a few windows, and says where the tenths lie. An additional axis, `dec
 0, 0.1, ..., 1; `bin` counts bins of a histogram, of which the first and last hold what lies beyond the pilot's range.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -17,7 +18,8 @@ from torch import Tensor
 from microtome.core import CONTENT, Basis, Batch, Role, Site, State
 from microtome.core.bases import ExpertRows
 from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
-from microtome.numerics import hash_parts, uniform
+from microtome.examples.top import settle
+from microtome.numerics import hash_parts, histogram, reservoir, topk, uniform
 from microtome.store.tables import NEIGHBOURS
 
 __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRecord"]
@@ -25,7 +27,12 @@ __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRec
 BINS: Final = 64
 DECILES: Final = 10
 _LAST = torch.iinfo(torch.int64).max
-_ROWS, _TOKENS, _UNITS = 1, 2, 3
+_ROWS, _TOKENS, _LISTS = 1, 2, 3
+_PLACE_BITS: Final = 24
+"""A token's key is window * 2**24 + position."""
+_SAMPLES: Final = ("hashes", "keys", "values")
+_KEPT_AS: Final = ("value", "window")
+"""Fields of an entry that the samples keep as values and keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +119,7 @@ class DecileContexts:
     a unit is in decile #{inner edges <= x}. Of a unit's tokens in a decile those with the lowest hash of (seed, unit, window,
     token) are kept. Histogram: bin 0 is below the lowest edge, bins 1 to 64 divide the pilot's range equally, bin 65 is above.
 
-    Cost: per sampled token and unit one hash and one search. Not: weighted by activation, see `TopContexts` for extremes.
+    Cost: per sampled token and unit one hash, two searches. Not: weighted by activation, see `TopContexts` for extremes.
     """
 
     kind: ClassVar[str] = "examples.decile_contexts"
@@ -133,86 +140,66 @@ class DecileContexts:
 
     def init(self) -> State:
         """Empty lists and bins."""
-        shape = (DECILES, self.basis.units, self.per_decile)
-        return {
-            **empty_entries(*shape, self.neighbours),
-            "hash": torch.full(shape, _LAST, dtype=torch.int64),
-            "histogram": torch.zeros((self.basis.units, BINS + 2), dtype=torch.int64),
-            "sampled": torch.zeros((), dtype=torch.int64),
-        }
+        shape = (self.basis.units, DECILES, self.per_decile)
+        lists = {name: tensor for name, tensor in empty_entries(*shape, self.neighbours).items() if name not in _KEPT_AS}
+        samples = {name: reservoir.init(self._inner, self.per_decile)[name] for name in _SAMPLES}
+        counts = histogram.init(*self._bins, BINS)["counts"]
+        return {**lists, **samples, "histogram": counts, "sampled": torch.zeros((), dtype=torch.int64)}
 
     def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
         """Look at the batch's sampled tokens."""
-        row, position = batch.counted(self.roles).nonzero(as_tuple=True)
-        hashed = hash_parts(self.seed, _TOKENS, batch.window[row], position)
-        chosen = uniform(hashed) < self.rate
-        row, position = row[chosen], position[chosen]
-        if not len(row):
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        hashed = hash_parts(self.seed, _TOKENS, batch.window[:, None], place)
+        chosen = batch.counted(self.roles) & (uniform(hashed) < self.rate)
+        if not bool(chosen.any()):
             return
         x = self.basis.encode(values)
         to_device(state, x.device)
-        row, position, window = row.to(x.device), position.to(x.device), batch.window.to(x.device)[row]
-        sampled = x[row, position].float().T.contiguous()
-        edges = self.edges.to(x.device, torch.float32).T.contiguous()
-        state["sampled"] += len(row)
-        state["histogram"] += _histogram(sampled, edges)
-        decile = torch.searchsorted(edges[:, 1:-1].contiguous(), sampled, right=True)
-        units = torch.arange(self.basis.units, device=x.device)
-        priority = hash_parts(self.seed, _UNITS, units[:, None], window, position)
-        worst = state["hash"][:, :, -1].T
-        unit, token = (priority < worst.gather(1, decile)).nonzero(as_tuple=True)
-        found = Seen(row[token], position[token], unit, sampled[unit, token])
-        self._insert(state, decile[unit, token], priority[unit, token], found, x, batch)
+        chosen, keys = chosen.to(x.device), ((batch.window[:, None] << _PLACE_BITS) + place).to(x.device)
+        state["sampled"] += chosen.sum()
+        low, width = self._bins
+        histogram.update({"low": low.to(x.device), "width": width.to(x.device), "counts": state["histogram"]}, x, chosen)
+        samples = {"edges": self._inner.to(x.device), **{name: state[name] for name in _SAMPLES}}
+        source = reservoir.update(samples, x, keys, self._list_seed, chosen).flatten(0, 1)
+        new = topk.fresh(source, self.per_decile)
+        row, position = new.row // x.shape[1], new.row % x.shape[1]
+        unit = new.unit // DECILES
+        seen = Seen(row, position, unit, x[row, position, unit].float())
+        lists = {name: state[name].flatten(0, 1) for name in PAYLOAD if name not in _KEPT_AS}
+        settle(lists, source, new, payload(seen, x, batch, self.neighbours))
 
     def merge(self, state: State, later: State) -> State:
         """The lowest hashes of both per list; sums of the counts."""
-        names = (*PAYLOAD, "hash")
-        both = {name: torch.cat([state[name], later[name]], 2) for name in names}
-        order = both["hash"].argsort(dim=2, stable=True)[..., : self.per_decile]
-        merged = {name: _along(tensor, order) for name, tensor in both.items()}
+        later = {name: tensor.to(state[name].device) for name, tensor in later.items()}
+        hashes, source = reservoir.merge_lowest(state["hashes"], later["hashes"], self.per_decile)
+        merged = {"hashes": hashes}
+        for name in state.keys() - {"hashes", "histogram", "sampled"}:
+            both = torch.cat([state[name], later[name]], 2)
+            order = source if both.dim() == 3 else source[..., None].expand(*source.shape, both.shape[3])
+            merged[name] = both.gather(2, order)
         merged["histogram"] = state["histogram"] + later["histogram"]
         merged["sampled"] = state["sampled"] + later["sampled"]
-        return merged
+        return {name: merged[name] for name in state}
 
     def result(self, state: State) -> DecileRecord:
         """The lists, each by rising hash, and the counts."""
-        fields = {name: state[name].cpu() for name in PAYLOAD}
+        empty = state["keys"] < 0
+        entries = {**state, "value": state["values"], "window": torch.where(empty, -1, state["keys"] >> _PLACE_BITS)}
+        fields = {name: entries[name].cpu().transpose(0, 1).contiguous() for name in PAYLOAD}
         contexts = Contexts(ends=tuple(f"decile{i}" for i in range(DECILES)), **fields)
         return DecileRecord(contexts, self.edges.float().cpu(), state["histogram"].cpu(), int(state["sampled"]))
 
-    def _insert(
-        self, state: State, decile: Tensor, priority: Tensor, found: Seen, x: Float[Tensor, "window token unit"], batch: Batch
-    ) -> None:
-        """Give each list its lowest hashes among those it has and those found."""
-        group = decile * self.basis.units + found.unit
-        by_hash = priority.sort().indices
-        order = by_hash[group[by_hash].argsort(stable=True)]
-        group, place = group[order], torch.arange(len(order), device=order.device)
-        rank = place - torch.searchsorted(group, group)
-        keep = rank < self.per_decile
-        order, group, rank = order[keep], group[keep], rank[keep]
-        found = Seen(found.row[order], found.position[order], found.unit[order], found.value[order])
-        new = {**payload(found, x, batch, self.neighbours), "hash": priority[order]}
-        fresh = self.init()
-        to_device(fresh, x.device)
-        decile, unit = group // self.basis.units, group % self.basis.units
-        for name, field in new.items():
-            fresh[name][decile, unit, rank] = field
-        state.update({**self.merge(state, fresh)})
+    @functools.cached_property
+    def _list_seed(self) -> int:
+        return int(hash_parts(self.seed, _LISTS))
 
+    @functools.cached_property
+    def _inner(self) -> Float32[Tensor, "unit edge"]:
+        """The edges between deciles."""
+        return self.edges[1:-1].to("cpu", torch.float32).T.contiguous()
 
-def _histogram(sampled: Float32[Tensor, "unit row"], edges: Float32[Tensor, "unit decile_edge"]) -> Int64[Tensor, "unit bin"]:
-    """Counts per unit: below the range, in each of the equal bins of the range, above it."""
-    low, high = edges[:, :1], edges[:, -1:]
-    width = (high - low).clamp_min(torch.finfo(torch.float32).tiny) / BINS
-    inside = ((sampled - low) / width).floor().clamp(0, BINS - 1).long() + 1
-    bins = torch.where(sampled < low, 0, torch.where(sampled > high, BINS + 1, inside))
-    counts = torch.zeros((len(sampled), BINS + 2), dtype=torch.int64, device=sampled.device)
-    return counts.scatter_add_(1, bins, torch.ones_like(bins))
-
-
-def _along(field: Tensor, order: Int64[Tensor, "group unit k"]) -> Tensor:
-    """Entries of each list in the order given; `field` may have an axis after k."""
-    if field.dim() == 4:
-        order = order[..., None].expand(*order.shape, field.shape[3])
-    return field.gather(2, order)
+    @functools.cached_property
+    def _bins(self) -> tuple[Float32[Tensor, " unit"], Float32[Tensor, " unit"]]:
+        """Lower end of the first bin, and the width of a bin: a little wider than its share, so that the range's end is inside."""
+        low, high = self.edges[0].to("cpu", torch.float32), self.edges[-1].to("cpu", torch.float32)
+        return low, ((high - low) * ((1 + 1e-5) / BINS)).clamp_min(1e-30)

@@ -19,7 +19,7 @@ from microtome.numerics import Extremes, topk, window_extremes
 from microtome.numerics.kernels import Counted
 from microtome.store.tables import NEIGHBOURS
 
-__all__ = ["TopContexts", "counted_of", "empty_top", "insert_extremes", "merge_top", "top_record"]
+__all__ = ["TopContexts", "counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "top_record"]
 
 _ENDS: Final = ("top", "bottom")
 _HALVES: Final = len(Half)
@@ -90,11 +90,11 @@ def insert_extremes(state: State, x: Float[Tensor, "window token unit"], extreme
         new = topk.fresh(source, lists["value"].shape[1])
         row = rows[new.row]
         seen = Seen(row, position[row, new.unit], new.unit, value[row, new.unit])
-        _settle(lists, source, new, payload(seen, x, batch, lists["activations"].shape[-1] // 2))
+        settle(lists, source, new, payload(seen, x, batch, lists["activations"].shape[-1] // 2))
 
 
-def _settle(lists: State, source: Tensor, new: topk.Fresh, fields: State) -> None:
-    """Bring what goes along with entries to where a selection put them."""
+def settle(lists: State, source: Tensor, new: topk.Fresh, fields: State) -> None:
+    """Bring what goes along with entries to where a selection put them; it has placed values and windows itself."""
     moved = (source != torch.arange(source.shape[1], device=source.device)).any(1).nonzero()[:, 0]
     for name, field in fields.items():
         if name not in ("value", "window"):

@@ -58,13 +58,15 @@ class Fit:
 def fit(moments: Moments) -> Fit:
     """Solve the two-way model and split the variance, each share beside its expectation under no effect.
 
+    The paper has windows of one length; with ragged ones this is ordinary least squares.
+
         n_t = windows longer than t          U_t = sum over them of their means          W_tt' = sum_{L > max(t,t')} windows[L] / L
         (diag(n) - W) P = S - U              SS_ctx = sum_c L_c ||m_c - mu||^2            SS_pos = <P, S - U>
 
     Controls, exact and without draws: pos by `position_null`, tokens reordered inside their windows; ctx under a random
     assignment of all tokens to windows, (windows - 1) / (tokens - 1); resid under a random assignment to windows and positions.
-    Needs at least one token and finite moments. Cost: O(token^3 + token^2 d_model). Source: Song & Zhong 2023,
-    arXiv:2310.04861, section 2, for the balanced decomposition; the ragged solution is the textbook one.
+    Needs at least one token and finite moments. Cost: O(token^3 + token^2 d_model).
+    Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
     """
     lengths = torch.arange(len(moments.windows), dtype=torch.float64, device=moments.sums.device)
     per_length = moments.windows.double()

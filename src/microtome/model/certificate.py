@@ -111,7 +111,9 @@ def probe_batch(model: Model, windows: int = 2, tokens: int = 16) -> Batch:
         ids = torch.zeros(windows, context, dtype=torch.long)
     else:
         ids = torch.randint(0, model.shape.vocab, (windows, min(tokens, context)), generator=seed)
-        ids[ids == model.config.pad_token_id] = (model.config.pad_token_id or 0) + 1 if model.shape.vocab > 1 else 0
+        padding = getattr(model.config, "pad_token_id", None)
+        if padding is not None:
+            ids[ids == padding] = (padding + 1) % model.shape.vocab
     roles = torch.full(ids.shape, Role.CONTENT, dtype=torch.uint8)
     none = torch.zeros(windows, dtype=torch.long)
     batch = Batch(ids, roles, torch.arange(windows), none, none, none.to(torch.uint8), none, extra)

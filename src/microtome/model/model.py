@@ -43,7 +43,7 @@ class Model:
     @property
     def trunk(self) -> Any:
         """The module without its head."""
-        return self.module.base_model
+        return getattr(self.module, "base_model", self.module)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,6 +19,10 @@ BLOCK = 256
 """Units that a kernel works on at a time."""
 _TILE = 32
 """Rows of a tile: 32 x 256 float32 fill 32 KiB, a core's L1."""
+_SPAN = 8
+"""Blocks of a row that are read in one go, because memory is fast in order: a quarter of a megabyte for the tiles of a row."""
+_FULL = 65535
+"""The largest 16-bit count."""
 
 
 def _jit(function: Callable[..., Any]) -> Any:
@@ -58,6 +62,16 @@ def _extremes(tile, token, value, arg):
             below = v < value[BLOCK + u]
             value[BLOCK + u] = v if below else value[BLOCK + u]
             arg[BLOCK + u] = t if below else arg[BLOCK + u]
+
+
+@_jit
+def _swap(value, arg, w, column, width, best, at):
+    """Exchange a block's extremes so far with the buffers that the inner loop works on."""
+    for end in range(2):
+        for u in range(width):
+            k, c = end * BLOCK + u, column + u
+            value[end, w, c], best[k] = best[k], value[end, w, c]
+            arg[end, w, c], at[k] = at[k], arg[end, w, c]
 
 
 @_jit
@@ -114,7 +128,8 @@ def sweep(bits, place, begin, units, moments, value, arg):
     moments (5 x units: mean, M2, M3, M4, positive; 0 rows: not wanted) must come in as zeros; value and arg are
     2 x window x units, maxima first. Reference: `sweep._reference`.
     """
-    tile_bits = np.zeros(_TILE * BLOCK, np.uint32)
+    size = _TILE * BLOCK
+    tile_bits = np.zeros(_SPAN * size, np.uint32)
     tile = tile_bits.view(np.float32)
     best, at = np.zeros(2 * BLOCK, np.float32), np.zeros(2 * BLOCK, np.int32)
     power, mean, positive = np.empty(4 * BLOCK), np.empty(BLOCK), np.empty(BLOCK, np.int32)
@@ -126,21 +141,23 @@ def sweep(bits, place, begin, units, moments, value, arg):
         for first in range(begin[w], begin[w + 1], _TILE):
             last = min(first + _TILE, begin[w + 1])
             rows = last - first
-            for column in range(units[0], units[1], BLOCK):
-                width = min(BLOCK, units[1] - column)
-                _load(bits, place[0, first:last], column, width, tile_bits)
-                for end in range(2):
-                    for u in range(width):
-                        best[end * BLOCK + u], at[end * BLOCK + u] = value[end, w, column + u], arg[end, w, column + u]
-                _extremes(tile, place[1, first:last], best, at)
-                for end in range(2):
-                    for u in range(width):
-                        value[end, w, column + u], arg[end, w, column + u] = best[end * BLOCK + u], at[end * BLOCK + u]
-                if moments.shape[0] > 0:
-                    _powers(tile, rows, power, mean, positive)
-                    _join(moments, seen, rows, power, mean, column, width)
-                    for u in range(width):
-                        moments[4, column + u] += positive[u]
+            for left in range(units[0], units[1], _SPAN * BLOCK):
+                right = min(left + _SPAN * BLOCK, units[1])
+                for i in range(rows):  # whole rows first: memory is read in order
+                    for column in range(left, right, BLOCK):
+                        start = (column - left) * _TILE + i * BLOCK
+                        _load(bits, place[0, first + i : first + i + 1], column, min(BLOCK, right - column), tile_bits[start:])
+                for column in range(left, right, BLOCK):
+                    width = min(BLOCK, right - column)
+                    part = tile[(column - left) * _TILE : (column - left) * _TILE + size]
+                    _swap(value, arg, w, column, width, best, at)
+                    _extremes(part, place[1, first:last], best, at)
+                    _swap(value, arg, w, column, width, best, at)
+                    if moments.shape[0] > 0:
+                        _powers(part, rows, power, mean, positive)
+                        _join(moments, seen, rows, power, mean, column, width)
+                        for u in range(width):
+                            moments[4, column + u] += positive[u]
             seen += rows
 
 
@@ -224,36 +241,35 @@ def histogram(bits, place, units, edges, counts):
     tile_bits = np.zeros(BLOCK, np.uint32)
     tile = tile_bits.view(np.float32)
     bins = np.empty(BLOCK, np.int32)
-    low, size = np.zeros(BLOCK, np.float32), np.ones(BLOCK, np.float32)
-    for column in range(units[0], units[1], BLOCK):  # outermost: the counts of a block stay in cache
-        width = min(BLOCK, units[1] - column)
-        low[:width], size[:width] = edges[0, column : column + width], edges[1, column : column + width]
-        for r in range(place.shape[0]):
-            _load(bits, place[r : r + 1], column, width, tile_bits)
-            for u in range(BLOCK):
-                b = np.floor((tile[u] - low[u]) / size[u])
-                at = np.int32(min(max(b, np.float32(-1)), top)) + 1
-                bins[u] = at if tile[u] == tile[u] else -1
-            for u in range(width):
-                if bins[u] >= 0:
-                    counts[column + u, bins[u]] += 1
+    few = np.zeros((units[1] - units[0], last + 1), np.uint16)  # small, so that it stays in cache
+    for begin in range(0, place.shape[0], _FULL):
+        for r in range(begin, min(begin + _FULL, place.shape[0])):
+            for column in range(units[0], units[1], BLOCK):
+                width = min(BLOCK, units[1] - column)
+                _load(bits, place[r : r + 1], column, width, tile_bits)
+                for u in range(width):
+                    b = np.floor((tile[u] - edges[0, column + u]) / edges[1, column + u])
+                    at = np.int32(min(max(b, np.float32(-1)), top)) + 1
+                    bins[u] = at if tile[u] == tile[u] else -1
+                for u in range(width):
+                    if bins[u] >= 0:
+                        few[column - units[0] + u, bins[u]] += 1
+        counts[units[0] : units[1]] += few
+        few[:] = 0
 
 
 @_jit
-def grouped(bits, place, index, groups, units, sums):
-    """Add each row to the sums of its group; negative groups are left out. Reference: the torch loop in `grouped.update`."""
+def grouped(bits, place, groups, units, sums):
+    """Add each row to the sums of its group; fast where rows come sorted by group. Reference: the loop in `grouped.update`."""
     tile_bits = np.zeros(BLOCK, np.uint32)
     tile = tile_bits.view(np.float32)
-    for column in range(units[0], units[1], BLOCK):  # outermost: the sums of a block stay in cache
-        width = min(BLOCK, units[1] - column)
-        for r in range(place.shape[0]):
-            g = groups[index[r]]
-            if g < 0:
-                continue
+    for r in range(place.shape[0]):
+        for column in range(units[0], units[1], BLOCK):
+            width = min(BLOCK, units[1] - column)
             _load(bits, place[r : r + 1], column, width, tile_bits)
-            sum_ = sums[g, column : column + width]
+            total = sums[groups[r], column : column + width]
             for u in range(width):
-                sum_[u] += tile[u]
+                total[u] += tile[u]
 
 
 @_jit

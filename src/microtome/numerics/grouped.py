@@ -49,14 +49,15 @@ def update(
     if compiled is not None:
         x = x if x.ndim == 3 else x.unsqueeze(0)
         rows = kernels.rows_of(x, counted)
-        index, labels, sums = rows.index(x.shape[1]), flat.to(torch.int64).numpy(), state["sums"].numpy()
-        assert labels[index].max(initial=-1) < len(sums), "a group is out of range"
+        group = flat.to(torch.int64).numpy()[rows.index(x.shape[1])]
+        assert group.max(initial=-1) < len(state["sums"]), "a group is out of range"
+        order = group.argsort(kind="stable")
+        order = order[group[order] >= 0]
+        place, group, sums = rows.place[0, order], group[order], state["sums"].numpy()
         kernels.spread(
-            x.shape[2],
-            compiled.BLOCK,
-            lambda begin, end: compiled.grouped(rows.bits, rows.place[0], index, labels, (begin, end), sums),
+            x.shape[2], compiled.BLOCK, lambda begin, end: compiled.grouped(rows.bits, place, group, (begin, end), sums)
         )
-        _count(state, flat[torch.from_numpy(index)])
+        _count(state, torch.from_numpy(group))
         return
     for part, index in row_tiles(x, counted):
         group = flat[index].to(torch.int64)

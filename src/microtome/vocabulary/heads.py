@@ -152,7 +152,7 @@ def previous_token_scores(
     def looking_back(queries: Float[Tensor, "... query d_head"]) -> Float[Tensor, "..."]:
         scores = queries @ key.mT
         if shape.causal:
-            scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         return scores.softmax(-1).diagonal(-1, -2, -1).mean(-1)
 
     draws = torch.stack([looking_back(query @ turn) for turn in rotation])

@@ -157,7 +157,7 @@ class Loss(BaseModel):
 
     run: str
     objective: str
-    site: str
+    site: str | None
     layer: int | None
     loss: Number
     control: Number
@@ -270,7 +270,7 @@ class Context(BaseModel):
     half: str | None
     rank: int
     run: str
-    site: str
+    site: str | None
     value: Number
     scale: Number
     window: int

@@ -252,3 +252,15 @@ def test_centre_is_the_mean_of_counted_tokens_and_merges():
     fold.update(right, {SITE: pad(windows[1:])}, batch_of([2, 5]))
     torch.testing.assert_close(fold.result(whole), torch.cat(windows).mean(0), atol=1e-6, rtol=0)
     torch.testing.assert_close(fold.result(fold.merge(left, right)), fold.result(whole), atol=1e-7, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_parts():
+    windows = draw([8, 8, 8, 5])
+    ours = decompose(windows)
+    fold = Decomposition(SITE, torch.full((5,), 3.0))
+    state = fold.init()
+    fold.update(state, {SITE: pad(windows).cuda()}, batch_of([8, 8, 8, 5]))
+    theirs = fold.result(state)
+    assert theirs.share == pytest.approx(ours.share, abs=1e-5)
+    torch.testing.assert_close(theirs.pos, ours.pos, atol=1e-4, rtol=0)

@@ -34,12 +34,17 @@ def test_a_folder_is_built_once(root: Path) -> None:
     assert mark_of(folder) == {"what": "a test"}
 
 
-def test_a_failed_build_leaves_nothing(root: Path) -> None:
-    folder = root / "kind" / "one"
-    with pytest.raises(RuntimeError, match="half"), building(folder, {}) as part:
+def fail_half_way(folder: Path) -> None:
+    with building(folder, {}) as part:
         assert part is not None
         (part / "file").write_text("half")
         raise RuntimeError("half way")
+
+
+def test_a_failed_build_leaves_nothing(root: Path) -> None:
+    folder = root / "kind" / "one"
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way(folder)
     assert [path for path in root.glob("*/*") if path.is_dir()] == []
     assert build(folder, "whole")
 

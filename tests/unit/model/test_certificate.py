@@ -19,8 +19,8 @@ from tests.unit.model.tiny import batch_for, built, opened
 class _Scaled(nn.Linear):
     """A linear layer whose output is not what its weight says."""
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return super().forward(value) * 1.001
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 1.001
 
 
 def _replace(module: nn.Module, path: str) -> None:

@@ -1,5 +1,7 @@
 """Fused experts: observed rows against a mixture computed by hand, and the observed pass against the eager one."""
 
+from typing import Any
+
 import torch
 
 from microtome.core import ExpertRows, Site
@@ -30,7 +32,7 @@ def test_rows_are_those_of_the_chosen_experts() -> None:
     assert (act.windows, act.tokens) == batch.ids.shape
     read = seen[Site("mlp_in", 1)].flatten(0, 1)
     odds = seen[Site("router_logits", 1)].flatten(0, 1).softmax(-1)
-    experts = model.block(1).get_submodule("mlp.experts")
+    experts: Any = model.block(1).get_submodule("mlp.experts")
     result = torch.zeros_like(read)
     for token in range(len(read)):
         weight, chosen = odds[token].topk(2)

@@ -69,7 +69,7 @@ def write_gguf(path: Path, kind: GGMLQuantizationType = GGMLQuantizationType.F32
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    tokenizer = decoder_tokenizer()
+    tokenizer: Any = decoder_tokenizer()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

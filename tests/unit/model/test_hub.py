@@ -27,11 +27,15 @@ OPEN = """
 import json, sys
 from microtome.core import Refusal
 from microtome.model import open_checkpoint
-try:
-    checkpoint = open_checkpoint(sys.argv[1])
-    print(json.dumps([checkpoint.name, checkpoint.fingerprint, sorted(p.name for p in checkpoint.files.folder.iterdir())]))
-except Refusal as refusal:
-    print(json.dumps([refusal.what, refusal.why, refusal.instead]))
+answers = []
+for source in sys.argv[1:]:
+    try:
+        checkpoint = open_checkpoint(source)
+        files = sorted(p.name for p in checkpoint.files.folder.iterdir())
+        answers.append([checkpoint.name, checkpoint.fingerprint, files])
+    except Refusal as refusal:
+        answers.append([refusal.what, refusal.why, refusal.instead])
+print(json.dumps(answers))
 """
 
 
@@ -117,60 +121,42 @@ def hub(saved: Path, tmp_path: Path) -> Iterator[Hub]:
     thread.join()
 
 
-@dataclass(frozen=True)
-class Opener:
-    """Opens models in processes of their own, for which `endpoint` is the hub and `home` its cache."""
-
-    home: Path
-    endpoint: str
-
-    def open(self, source: str, offline: str = "0") -> list[Any]:
-        """Name, fingerprint and files of the checkpoint; or what, why, instead."""
-        settings = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", OPEN, source]
-        done = subprocess.run(command, env={**os.environ, **settings}, cwd=self.home, capture_output=True, text=True, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
+def opened(sources: list[str], home: Path, endpoint: str, offline: str = "0") -> list[list[Any]]:
+    """Name, fingerprint and files of each checkpoint, or what, why, instead; in a process for which `endpoint` is the hub."""
+    settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", OPEN, *sources]
+    done = subprocess.run(command, env={**os.environ, **settings}, cwd=home, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_model_is_downloaded_once_and_opens_offline(hub: Hub, saved: Path, tmp_path: Path) -> None:
-    opener = Opener(tmp_path, hub.address)
-    name, fingerprint, files = opener.open("someone/both")
-    assert name == "someone/both"
-    assert fingerprint == open_checkpoint(saved).fingerprint
-    assert "model.safetensors" in files
-    assert not {"pytorch_model.bin", "modeling_own.py", "README.md"} & set(files)
+def test_models_are_downloaded_once_and_open_offline(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    """What is taken, what is refused and why, and what is left for later runs."""
+    sources = ["someone/both", "someone/pickled@v1", "someone/absent", "someone/gated", "someone/both@nowhere"]
+    both, pickled, absent, gated, nowhere = answers = opened(sources, tmp_path, hub.address)
+    assert both[:2] == ["someone/both", open_checkpoint(saved).fingerprint]
+    assert "model.safetensors" in both[2]
+    assert not {"pytorch_model.bin", "modeling_own.py", "README.md"} & set(both[2])
+    assert pickled[0] == "someone/pickled@v1"
+    assert "pytorch_model.bin" in pickled[2]
+    assert absent[0] == "model someone/absent"
+    assert "no such public model on the hub" in absent[1]
+    assert "hf auth login" in absent[2]
+    assert "accepted its terms" in gated[1]
+    assert nowhere[1] == "the model has no revision nowhere"
     assert any(path.endswith("/model.safetensors") for path in hub.asked)
-    assert not any(path.endswith((".bin", ".py")) for path in hub.asked)
+    assert not any(path.endswith((".py", ".md")) for path in hub.asked)
     hub.asked.clear()
-    assert opener.open("someone/both", offline="1") == [name, fingerprint, files]
+    assert opened(sources[:2], tmp_path, hub.address, offline="1") == answers[:2]
     assert hub.asked == []
-    assert Opener(tmp_path, "http://127.0.0.1:9").open("someone/both") == [name, fingerprint, files]
 
 
-def test_a_pickle_is_downloaded_where_there_is_nothing_else(hub: Hub, tmp_path: Path) -> None:
-    name, _, files = Opener(tmp_path, hub.address).open("someone/pickled@v1")
-    assert name == "someone/pickled@v1"
-    assert "pytorch_model.bin" in files
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    ((what, why, instead),) = opened(["someone/model"], tmp_path, "http://127.0.0.1:9")
+    assert what == "model someone/model"
+    assert "there is no such folder here, the hub cannot be reached" in why
+    assert "name a model folder or a .gguf file" in instead
 
 
-def test_what_the_hub_does_not_give(hub: Hub, tmp_path: Path) -> None:
-    opener = Opener(tmp_path, hub.address)
-    what, why, instead = opener.open("someone/absent")
-    assert what == "model someone/absent"
-    assert "no such public model on the hub" in why
-    assert "hf auth login" in instead
-    assert "accepted its terms" in opener.open("someone/gated")[1]
-    assert opener.open("someone/both@nowhere")[1] == "the model has no revision nowhere"
-
-
-def test_no_hub_and_not_in_the_cache(tmp_path: Path) -> None:
-    for offline in ("0", "1"):
-        what, why, instead = Opener(tmp_path, "http://127.0.0.1:9").open("someone/model", offline)
-        assert what == "model someone/model"
-        assert "there is no such folder here, the hub cannot be reached" in why
-        assert "name a model folder or a .gguf file" in instead
-
-
-def test_offline_in_this_process() -> None:
+def test_offline() -> None:
     with pytest.raises(Refusal, match="the hub cannot be reached"):
         open_checkpoint("gpt2")

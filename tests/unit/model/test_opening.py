@@ -74,7 +74,9 @@ def _save_in_two(tensors: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def test_the_class_in_the_configuration_is_built_with_its_head(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=32)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=32)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     assert type(load(tmp_path / "gpt2").module).__name__ == "GPT2LMHeadModel"
     edit_config(tmp_path / "gpt2", architectures=["GPT2Model"])
     bare = load(tmp_path / "gpt2")
@@ -159,7 +161,8 @@ def test_a_model_that_is_already_built(saved: Path) -> None:
     assert named.name == "tiny-llama"
     assert named.tokenizer is not None
     assert load(llama()).fingerprint == model.fingerprint
-    for options in ({"dtype": "bfloat16"}, {"dtype": torch.float16}, {"device": "cuda"}):
+    other: tuple[dict[str, Any], ...] = ({"dtype": "bfloat16"}, {"dtype": torch.float16}, {"device": "cuda"})
+    for options in other:
         with pytest.raises(Refusal, match="it is already built, as torch.float32 on cpu; convert it"):
             load(module, **options)
     assert load(module, dtype="float32", device="cpu").module is module

@@ -55,7 +55,9 @@ def test_a_folder_without_configuration(folder: Path) -> None:
     assert "it holds an adapter and not a model; merge the adapter" in refused_by_both(folder)
 
 
-@pytest.mark.parametrize(("text", "why"), [("{", "it is not JSON"), ("[]", "(model_type)"), ('{"hidden_size": 3}', "(model_type)")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("{", "it is not JSON"), ("[]", "(model_type)"), ('{"hidden_size": 3}', "(model_type)")]
+)
 def test_a_configuration_that_is_none(folder: Path, text: str, why: str) -> None:
     (folder / "config.json").write_text(text)
     assert why in refused_by_both(folder)
@@ -97,7 +99,10 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         ({"hidden_size": 32}, "by its config.json"),
         ({"intermediate_size": 48}, "W_out of layer 0 is 40 x 24 in its weights and 48 x 24 by its config.json"),
         ({"vocab_size": 400}, "W_E is 352 x 24 in its weights and 400 x 24 by its config.json"),
-        ({"num_hidden_layers": 2}, "its weights hold model.layers.2.input_layernorm.weight, and its config.json counts 2 layers"),
+        (
+            {"num_hidden_layers": 2},
+            "its weights hold model.layers.2.input_layernorm.weight, and its config.json counts 2 layers",
+        ),
         ({"num_hidden_layers": 4}, "its weights lack W_Q of layer 3"),
         ({"num_attention_heads": 8}, "W_Q of layer 0 does not divide as its config.json says"),
         ({"num_key_value_heads": 4}, "W_K of layer 0 does not divide as its config.json says"),

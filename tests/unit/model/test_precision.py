@@ -57,7 +57,9 @@ def test_other_dtypes_are_refused(asked: str | torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("line", "fast"), [("flags\t\t: fpu amx_bf16 avx2", True), ("flags : fpu avx512_bf16", True), ("flags : avx512f", False)]
 )
-def test_the_cpu_says_whether_it_multiplies_bfloat16(line: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_says_whether_it_multiplies_bfloat16(
+    line: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor : 0\nmodel name : some\n{line}\n")
     flags = precision._cpu_flags.__wrapped__(info)

@@ -172,7 +172,7 @@ def test_what_is_written_is_read_back(tool: Tool) -> None:
 
 
 def test_writing() -> None:
-    assert TOOLS == get_args(Tool)
+    assert get_args(Tool) == TOOLS
     z = Site("z", 3)
     assert [spell(z, tool) for tool in TOOLS[:4]] == ["z.3", "blocks.3.attn.hook_z", "blocks.3.attn.hook_z", "z.3"]
     assert spell(Site("resid_pre", 3), "transformer_lens_3") == "blocks.3.hook_in"
@@ -183,7 +183,9 @@ def test_writing() -> None:
         spell(Site("attn_out", 3), "transformer_lens")
 
 
-@pytest.mark.parametrize("name", ["resid_pre", "resid_post", "z", "mlp_act", "attn_in", "mlp_in", "resid_mid", "mlp_pre", "attn_out"])
+@pytest.mark.parametrize(
+    "name", ["resid_pre", "resid_post", "z", "mlp_act", "attn_in", "mlp_in", "resid_mid", "mlp_pre", "attn_out"]
+)
 def test_a_module_path_is_where_the_tensor_is(name: str, llama: Model, gpt2: Model, bert: Model) -> None:
     """A hook of torch's own at the path that `spell` writes sees the site, heads side by side."""
     for model in (llama, gpt2, bert):

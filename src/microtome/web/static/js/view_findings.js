@@ -73,6 +73,8 @@ function row(finding) {
 }
 
 function place(finding) {
+  const layer = /^layer (\d+)$/.exec(finding.subject);
+  if (layer) return href("units", "", { layer: layer[1] });
   return /^(resid|embed|final_norm|attn|mlp|pos_embed|logits)/.test(finding.subject) ? href("layers") : null;
 }
 

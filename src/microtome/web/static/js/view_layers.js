@@ -30,6 +30,7 @@ function choice(label, options, chosen, change, words = (value) => value) {
 function places(rows, family) {
   const sites = new Map();
   for (const row of rows) {
+    if (!row.site) continue;
     const name = row.site.split(".")[0];
     const first = family === "resid_post" && (name === "embed" || row.site === "resid_pre.0");
     if (name === family || first) sites.set(row.site, first ? -1 : row.layer ?? 1e9);
@@ -62,6 +63,13 @@ function shares(grid, rows, params) {
   if (stack !== all) {
     grid.append(figure({ title: "Share of the mean", x, xTitle: "layer", series: all.filter((each) => each.cls === "c-mu"), draw: "lines", format: (value) => percent(value, 0), read: "How much of the squared length of hidden states is one constant vector." }));
   }
+  const tested = all.filter((each) => each.control.some((value) => value !== null) && each.cls !== "c-resid");
+  if (tested.length) {
+    grid.append(figure({
+      title: "Against chance", x, xTitle: "layer", series: tested, draw: "lines", format: (value) => percent(value),
+      read: `The same shares of ${tested.map((each) => each.name).join(" and ")}, enlarged, each with its control dashed: a part is only there where its line is clear of the dashes.`,
+    }));
+  }
   const norms = series("norm", false);
   if (norms.length) {
     const values = norms.flatMap((each) => each.values).filter((value) => value > 0);
@@ -73,20 +81,25 @@ function shares(grid, rows, params) {
 }
 
 function losses(grid, rows) {
-  for (const objective of [...new Set(rows.map((row) => row.objective))]) {
-    const mine = rows.filter((row) => row.objective === objective);
+  for (const objective of [...new Set(rows.filter((row) => row.site).map((row) => row.objective))]) {
+    const mine = rows.filter((row) => row.site && row.objective === objective);
+    const levels = rows.filter((row) => !row.site && row.objective.startsWith(objective));
     const family = mine.some((row) => row.site.startsWith("resid_post")) ? "resid_post" : mine[0].site.split(".")[0];
     const sites = [...places(mine, family), ...mine.map((row) => row.site).filter((site) => site === "final_norm" || site === "logits")];
     const of = (key) => sites.map((site) => mine.find((row) => row.site === site)?.[key] ?? null);
     const control = of("control");
     const kinds = [...new Set(mine.map((row) => row.control_kind).filter(Boolean))];
     grid.append(figure({
-      title: `Loss by layer, ${objective}`, x: sites.map((site) => (site === "final_norm" || site === "logits" ? "end" : short(site))), xTitle: "layer", draw: "lines",
-      series: [{ name: "loss", cls: "c-pos", values: of("loss"), ...(control.some((value) => value !== null) ? { control } : {}), low: of("lo"), high: of("hi"), bandOf: inside(of) ? "value" : "control" }],
+      title: `Loss by layer, ${objective.replaceAll("_", " ")}`, x: sites.map((site) => (site === "final_norm" || site === "logits" ? "end" : short(site))), xTitle: "layer", draw: "lines",
+      series: [{ name: "loss", cls: "c-pos", values: of("loss"), ...(control.some((value) => value !== null) ? { control } : {}), ...(of("lo").some((value) => value !== null) ? { low: of("lo"), high: of("hi") } : {}), bandOf: inside(of) ? "value" : "control" },
+        ...levels.map((row) => ({ name: level(row, objective), cls: "c-mu", values: sites.map(() => row.loss) }))],
       read: `Nats per token if the model stopped after a layer and its own head read the stream there; lower is better${kinds.length ? `. Control: ${kinds.join(", ")}` : ""}.`,
     }));
   }
 }
+
+// A loss that belongs to no layer, such as that of token frequencies alone.
+const level = (row, objective) => (row.objective.endsWith("unigram") ? "token frequencies alone" : row.objective.slice(objective.length).replaceAll("_", " ").trim() || "reference");
 
 // Whether the interval is around the value rather than around the control.
 function inside(of) {

@@ -6,6 +6,7 @@ import { against, bar } from "./glyphs.js";
 import { amend, go, href, unitHref } from "./router.js";
 import { chip, contextLine, spell } from "./tokens.js";
 
+const FIRST = 8;
 const ENDS = { top: "Highest", bottom: "Lowest", deciles: "Across the range" };
 
 export async function render({ source, rest, params, el, signal }) {
@@ -58,7 +59,13 @@ function contexts(unit, params, source) {
         if (rows.length) list.append(h("h3", { class: "decile" }, `${n * 10}\u2013${n * 10 + 10}\u202f% of its activations`), ...rows.map((each) => row(each, limit, source)));
       }
     } else {
-      list.append(...sortedByValue(groups[end], end).map((each) => row(each, limit, source)));
+      const sorted = sortedByValue(groups[end], end);
+      const shown = params.get("more") ? sorted.length : FIRST;
+      list.append(...sorted.slice(0, shown).map((each) => row(each, limit, source)));
+      if (sorted.length > shown) {
+        const more = h("button", { class: "more", type: "button", onclick: () => { more.replaceWith(...sorted.slice(shown).map((each) => row(each, limit, source))); amend({ more: 1 }); } }, `Show ${sorted.length - shown} more`);
+        list.append(more);
+      }
     }
   };
   const tabs = h("div", { class: "subtabs", role: "tablist" }, there.map((end) => {
@@ -84,7 +91,7 @@ function row(context, limit, source) {
     h("div", { class: "value" }, h("b", {}, number(context.value))),
     h("div", { class: "body" }, contextLine(context, limit), below),
     h("div", { class: "from" }, context.document === null ? null : open,
-      context.half ? h("span", { class: `half ${context.half}`, title: context.half === "confirm" ? "from the half of the documents that was held out: it counts" : "from the half of the documents used to choose" }, context.half === "confirm" ? "held out" : context.half) : null));
+      context.half && ["confirm", "discover"].includes(context.half) ? h("span", { class: `half ${context.half}`, title: context.half === "confirm" ? "from the half of the documents that was held out: it counts" : "from the half of the documents used to choose" }, context.half === "confirm" ? "held out" : context.half) : null));
 }
 
 async function toggle(context, source, button, below) {
