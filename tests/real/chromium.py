@@ -1,6 +1,7 @@
 """A headless Chromium driven over its debugging pipe: no package, no port, nothing to download."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -32,17 +33,31 @@ class Browser:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._count = 0
+        self._session: str | None = None
         self._buffer = b""
         self._profile = tempfile.TemporaryDirectory(prefix="microtome-browser-", ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
+
+        def pipes() -> None:
+            """Chromium reads commands from descriptor 3 and writes answers to descriptor 4."""
+            high = [fcntl.fcntl(end, fcntl.F_DUPFD, 64) for end in (theirs_in, theirs_out)]
+            for number, end in zip((3, 4), high, strict=True):
+                os.dup2(end, number)
+
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', path, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [path, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
+            preexec_fn=pipes, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
-        self._session: str | None = None
+        try:
+            self._attach()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self) -> None:
         target = self("Target.createTarget", url="about:blank")["targetId"]
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):

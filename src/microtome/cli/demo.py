@@ -1,6 +1,6 @@
 """The demo: a real model and a real text from the package index, and an atlas of them.
 
-The text is the most recent State of the Union speeches, at least 100,000 tokens of them.
+The text is State of the Union speeches spread over the years from 1790 on, at least 100,000 tokens of them.
 """
 
 from pathlib import Path
@@ -13,14 +13,15 @@ from microtome.model import load
 
 __all__ = ["build_demo", "speeches"]
 
-_SPEECHES = 24
-"""The newest speeches; together somewhat more than 150,000 tokens of SmolLM2."""
+_SPEECHES = 16
+"""Together about 150,000 tokens of SmolLM2."""
 
 
 def speeches(folder: Path, count: int = _SPEECHES) -> list[Document]:
-    """The `count` newest speeches in `folder`, oldest first; files are named YEAR-President-N.txt."""
-    newest = sorted(folder.rglob("*-*-*.txt"), key=lambda path: (int(path.name.split("-")[0]), path.name))[-count:]
-    return [Document(name=path.stem, text=path.read_text(encoding="utf-8")) for path in newest]
+    """`count` speeches from `folder`, spread evenly over the years, oldest first; files are named YEAR-President-N.txt."""
+    files = sorted(folder.rglob("*-*-*.txt"), key=lambda path: (int(path.name.split("-")[0]), path.name))
+    chosen = [files[place * len(files) // count] for place in range(min(count, len(files)))]
+    return [Document(name=path.stem, text=path.read_text(encoding="utf-8")) for path in chosen]
 
 
 def build_demo(output: Path) -> Atlas:

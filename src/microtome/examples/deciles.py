@@ -19,7 +19,7 @@ from microtome.core import CONTENT, Basis, Batch, Role, Site, State
 from microtome.core.bases import ExpertRows
 from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
 from microtome.examples.top import settle
-from microtome.numerics import hash_parts, histogram, reservoir, topk, uniform
+from microtome.numerics import hash_parts, hash_text, histogram, reservoir, topk, uniform
 from microtome.store.tables import NEIGHBOURS
 
 __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRecord"]
@@ -116,8 +116,8 @@ class DecileContexts:
     """A few contexts from each tenth of every unit's distribution, and its histogram, over a sample of tokens.
 
     A token is looked at if its hash of (seed, window, token), as a fraction of all hashes, is below `rate`. Its activation x of
-    a unit is in decile #{inner edges <= x}. Of a unit's tokens in a decile those with the lowest hash of (seed, unit, window,
-    token) are kept. Histogram: bin 0 is below the lowest edge, bins 1 to 64 divide the pilot's range equally, bin 65 is above.
+    a unit is in decile #{inner edges <= x}. Of a unit's tokens in a decile those with the lowest hash of (seed, basis, unit,
+    window, token) are kept. Histogram: bin 0 is below the lowest edge, bins 1 to 64 divide the pilot's range equally, bin 65 is above.
 
     Cost: per sampled token and unit one hash, two searches. Not: weighted by activation, see `TopContexts` for extremes.
     """
@@ -191,7 +191,7 @@ class DecileContexts:
 
     @functools.cached_property
     def _list_seed(self) -> int:
-        return int(hash_parts(self.seed, _LISTS))
+        return int(hash_parts(self.seed, _LISTS, hash_text(str(self.basis.address(0)))))
 
     @functools.cached_property
     def _inner(self) -> Float32[Tensor, "unit edge"]:

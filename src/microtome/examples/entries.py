@@ -8,10 +8,10 @@ activations, over (group, unit, k). Which tokens are selected is the business of
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64, UInt8
+from jaxtyping import Float, Float32, Int, Int8, Int32, Int64, UInt8
 from torch import Tensor
 
-from microtome.core import Batch, State
+from microtome.core import Batch, Role, State
 from microtome.numerics import quantise
 
 __all__ = ["NO_TOKEN", "PAYLOAD", "Contexts", "Seen", "empty_entries", "neighbourhood", "payload", "to_device"]
@@ -81,7 +81,7 @@ def to_device(state: State, device: torch.device) -> None:
 def payload(seen: Seen, x: Float[Tensor, "window token unit"], batch: Batch, neighbours: int) -> State:
     """The fields of `PAYLOAD` for each row of `seen`."""
     device = x.device
-    scale, activations = neighbourhood(x, batch.roles.to(device) != 0, seen, neighbours)
+    scale, activations = neighbourhood(x, (batch.roles != Role.PAD).sum(1).to(device), seen, neighbours)
     return {
         "value": seen.value,
         "window": batch.window.to(device)[seen.row].long(),
@@ -94,22 +94,22 @@ def payload(seen: Seen, x: Float[Tensor, "window token unit"], batch: Batch, nei
 
 
 def neighbourhood(
-    x: Float[Tensor, "window token unit"], real: Bool[Tensor, "window token"], seen: Seen, neighbours: int
+    x: Float[Tensor, "window token unit"], lengths: Int[Tensor, " window"], seen: Seen, neighbours: int
 ) -> tuple[Float32[Tensor, " row"], Int8[Tensor, "row around"]]:
-    """Activations of a unit around a token, within its window, as int8 with one scale.
+    """Activations of a unit around a token, within the `lengths` tokens of its window, as int8 with one scale.
 
-    Padding and places beyond the window are `NO_TOKEN`. Cost: one gathered element per neighbour.
+    Places beyond the window are `NO_TOKEN`. Cost: one gathered element per neighbour.
     """
     offsets = torch.arange(-neighbours, neighbours + 1, device=x.device)
     scale = torch.empty(len(seen.row), dtype=torch.float32, device=x.device)
     activations = torch.empty((len(seen.row), len(offsets)), dtype=torch.int8, device=x.device)
+    flat = x.reshape(-1)
+    first = seen.row * x.shape[1] * x.shape[2] + seen.unit
     rows = max(1, _CHUNK // len(offsets))
     for chunk in (slice(begin, begin + rows) for begin in range(0, len(seen.row), rows)):
-        row, unit = seen.row[chunk, None], seen.unit[chunk, None]
         place = seen.position[chunk, None] + offsets
-        inside = (place >= 0) & (place < x.shape[1])
-        place = place.clamp(0, x.shape[1] - 1)
-        inside &= real[row, place]
-        codes, scale[chunk] = quantise(torch.where(inside, x[row, place, unit].float(), 0.0))
-        activations[chunk] = torch.where(inside, codes, NO_TOKEN)
+        outside = (place < 0) | (place >= lengths[seen.row[chunk], None])
+        found = flat[first[chunk, None] + place.clamp_(0, x.shape[1] - 1) * x.shape[2]]
+        codes, scale[chunk] = quantise(found.to(torch.float32).masked_fill_(outside, 0.0))
+        activations[chunk] = codes.masked_fill_(outside, NO_TOKEN)
     return scale, activations

@@ -95,11 +95,17 @@ def insert_extremes(state: State, x: Float[Tensor, "window token unit"], extreme
 
 def settle(lists: State, source: Tensor, new: topk.Fresh, fields: State) -> None:
     """Bring what goes along with entries to where a selection put them; it has placed values and windows itself."""
-    moved = (source != torch.arange(source.shape[1], device=source.device)).any(1).nonzero()[:, 0]
+    held = source.shape[1]
+    moved = (source != torch.arange(held, device=source.device)).any(1).nonzero()[:, 0]
+    slots = source[moved]
+    slots = torch.where(slots < held, slots, 0)
+    first = moved[:, None] * held
+    to, of = (first + torch.arange(held, device=source.device)).flatten(), (first + slots).flatten()
     for name, field in fields.items():
         if name not in ("value", "window"):
-            lists[name][moved] = topk.carry(lists[name][moved], source[moved])
-            lists[name][new.unit, new.slot] = field
+            entries = lists[name].view(-1, *field.shape[1:])
+            entries[to] = entries.index_select(0, of)
+            entries[new.unit * held + new.slot] = field
 
 
 def merge_top(state: State, later: State) -> State:

@@ -1,7 +1,8 @@
 """Token detectors: units whose most extreme contexts share one token, judged on documents that did not choose it.
 
 A unit's token is chosen in the discover half and counted in the confirm half, against two nulls: the exact binomial tail of that
-token's frequency, and the share that chance contexts reach when their token is chosen the same way.
+token's frequency, and the share that chance contexts reach when their token is chosen the same way. Spellings of one word count
+as one token, the commonest of them (`words.spellings`).
 """
 
 from dataclasses import dataclass
@@ -45,19 +46,23 @@ class Detectors:
         return self.hits.double() / self.tried.clamp_min(1)
 
 
-def token_detectors(contexts: Contexts, counts: Int64[Tensor, "half vocab"], seed: int) -> Detectors:
-    """Test every unit and end of a basis for being a detector of one token.
+def token_detectors(
+    contexts: Contexts, counts: Int64[Tensor, "half vocab"], spelling: Int64[Tensor, " vocab"], seed: int
+) -> Detectors:
+    """Test every unit and end of a basis for being a detector of one token, spellings of it included.
 
     With n confirm contexts of which c are at the unit's token, whose frequency in the confirm half is f, p = P(Binomial(n, f)
-    >= c). Frequencies are those among counted tokens. Not: a test of what the token is a part of; a word of several tokens, or
-    one token in two spellings, has no dominant token.
+    >= c). Frequencies are those among counted tokens. Not: a test of what the token is a part of: a unit that fires on the last
+    piece of a longer word is a detector of that piece.
     Cost: one comparison per pair of a list's entries.
     """
     ends = tuple(dict.fromkeys(contexts.ends))
     discover, confirm = slice(Half.DISCOVER, None, len(Half)), slice(Half.CONFIRM, None, len(Half))
     filled = contexts.window >= 0
-    token = dominant_token(torch.where(filled, contexts.token, -1)[discover])
-    hits = ((contexts.token[confirm] == token[..., None]) & filled[confirm]).sum(-1)
+    counts = torch.zeros_like(counts).index_add_(1, spelling, counts)
+    seen = spelling.int()[contexts.token.long()]
+    token = dominant_token(torch.where(filled, seen, -1)[discover])
+    hits = ((seen[confirm] == token[..., None]) & filled[confirm]).sum(-1)
     tried = filled[confirm].sum(-1)
     frequency = counts[Half.CONFIRM].double() / counts[Half.CONFIRM].sum().clamp_min(1)
     p = scipy.stats.binom.sf(hits.numpy() - 1, tried.numpy(), frequency[token.clamp_min(0)].numpy())

@@ -4,9 +4,9 @@ Token detectors have a null and a q-value. Peaked and dead units are compared wi
 and not a null: they have no q-value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,9 @@ import pyarrow as pa
 from microtome.examples.rows import word_column
 from microtome.neurons.detectors import CONTROL
 from microtome.neurons.statistics import Surveyed, detector_q
+from microtome.neurons.words import named
 
-__all__ = ["DEAD", "Finding", "dead_units", "detectors", "findings_table", "peaked_units", "texts_of"]
+__all__ = ["DEAD", "Finding", "dead_units", "detectors", "findings_table", "peaked_units"]
 
 AT_MOST: Final = 200
 """Findings of a kind."""
@@ -24,8 +25,6 @@ PER_TOKEN: Final = 3
 LARGEST_Q: Final = 0.01
 DEAD: Final = 1e-3
 LAYER: Final = "median of the layer"
-
-Text = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Finding:
     p: float = 0.0
 
 
-def findings_table(surveyed: Sequence[Surveyed], text: Text, run: str) -> pa.Table:
+def findings_table(surveyed: Sequence[Surveyed], texts: Sequence[str], run: str) -> pa.Table:
     """Rows of the table `findings`: the foremost of each kind, kinds one after the other."""
-    found = [*detectors(surveyed, text), *peaked_units(surveyed), *dead_units(surveyed)]
+    found = [*detectors(surveyed, texts), *peaked_units(surveyed), *dead_units(surveyed)]
     zeros = np.zeros(len(found), np.int16)
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     controls = list(dict.fromkeys(finding.control_kind for finding in found))
@@ -64,7 +63,7 @@ def findings_table(surveyed: Sequence[Surveyed], text: Text, run: str) -> pa.Tab
     )
 
 
-def detectors(surveyed: Sequence[Surveyed], text: Text) -> list[Finding]:
+def detectors(surveyed: Sequence[Surveyed], texts: Sequence[str]) -> list[Finding]:
     """Units whose confirm contexts are at the token that their discover contexts chose: at least half of them, q at most 0.01."""
     found: dict[tuple[int, int], list[Finding]] = {}
     for each, q in zip(surveyed, detector_q(surveyed), strict=True):
@@ -74,8 +73,8 @@ def detectors(surveyed: Sequence[Surveyed], text: Text) -> list[Finding]:
             token, address = int(tests.token[end, unit]), str(each.basis.address(int(unit)))
             verb = "fires on" if tests.ends[end] == "top" else "is most negative on"
             sentence = (
-                f"{address} {verb} ‘{text(token)}’: {int(tests.hits[end, unit])} of {int(tests.tried[end, unit])} "
-                f"{tests.ends[end]} contexts in held-out documents (chance {tests.chance * int(tests.tried[end, unit]):.1f})"
+                f"{address} {verb} {named(texts[token])}: {int(tests.hits[end, unit])} of {int(tests.tried[end, unit])} "
+                f"{tests.ends[end]} contexts in held-out documents (chance {tests.chance * int(tests.tried[end, unit]):.1f} of them)"
             )
             finding = Finding(
                 "token detector", address, sentence, float(share[end, unit]), tests.chance, CONTROL,
@@ -121,11 +120,6 @@ def dead_units(surveyed: Sequence[Surveyed]) -> list[Finding]:
             )
             found.append(Finding("dead unit", address, sentence, float(largest[unit]), median, LAYER))
     return sorted(found, key=lambda finding: (finding.value, finding.subject))[:AT_MOST]
-
-
-def texts_of(tokenizer: Any) -> Text:
-    """The text of a token as a reader sees it; its number where there is no tokenizer."""
-    return str if tokenizer is None else lambda token: tokenizer.decode([token]).strip() or repr(tokenizer.decode([token]))
 
 
 def _foremost(found: list[Finding], count: int) -> list[Finding]:

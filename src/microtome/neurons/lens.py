@@ -16,8 +16,9 @@ from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, conte
 from microtome.neurons.basis import Neurons, neurons_of
 from microtome.neurons.counts import TokenCounts, token_counts_table
 from microtome.neurons.detectors import token_detectors
-from microtome.neurons.findings import findings_table, texts_of
+from microtome.neurons.findings import findings_table
 from microtome.neurons.statistics import Surveyed, unit_stats_table, write_norms, written_stats_table
+from microtome.neurons.words import spellings, texts_of
 
 __all__ = ["NeuronsLens"]
 
@@ -68,19 +69,21 @@ class NeuronsLens:
         if run.corpus is None:
             return {"units": units_table(bases), "unit_stats": written_stats_table(bases, norms, run.name)}
         counts = results.of(MAIN, _COUNTS)
+        texts = texts_of(run.model.tokenizer, run.model.shape.vocab)
+        spelling = spellings(texts, counts)
         surveyed: list[Surveyed] = []
         contexts = []
         for basis, norm in zip(bases, norms, strict=True):
             survey = results.of(MAIN, _named("survey", basis))
             deciles = results.of(MAIN, _named("deciles", basis))
-            surveyed.append(Surveyed(basis, survey.moments, norm, token_detectors(survey.contexts, counts, run.seed)))
+            surveyed.append(Surveyed(basis, survey.moments, norm, token_detectors(survey.contexts, counts, spelling, run.seed)))
             contexts += [(basis, survey.contexts), (basis, deciles.contexts)]
         return {
             "units": units_table(bases),
             "unit_stats": unit_stats_table(surveyed, run.name),
             "contexts": contexts_table(contexts, run.name),
             "token_counts": token_counts_table(counts, run.name),
-            "findings": findings_table(surveyed, texts_of(run.model.tokenizer), run.name),
+            "findings": findings_table(surveyed, texts, run.name),
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:

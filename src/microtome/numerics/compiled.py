@@ -126,7 +126,7 @@ def sweep(bits, place, begin, units, moments, value, arg):
     """One read of the rows: per window maxima and minima with their tokens, and moments over all windows.
 
     moments (5 x units: mean, M2, M3, M4, positive; 0 rows: not wanted) must come in as zeros; value and arg are
-    2 x window x units, maxima first. Reference: `sweep._reference`.
+    2 x window x units, maxima first. Reference: `extremes._reference`.
     """
     size = _TILE * BLOCK
     tile_bits = np.zeros(_SPAN * size, np.uint32)
@@ -283,10 +283,10 @@ def scan(scores, first, rows, top, top_at, bottom, bottom_at):
     for r in range(rows[0], rows[1]):
         for begin in range(0, columns, 64):
             end = min(begin + 64, columns)
-            high, low = top[r, k - 1], bottom[r, k - 1]
-            hits = 0
-            for c in range(begin, end):
-                hits += (scores[r, c] > high) | (scores[r, c] < low)
+            part, high, low = scores[r, begin:end], top[r, k - 1], bottom[r, k - 1]
+            hits = np.int32(0)
+            for c in range(end - begin):
+                hits += np.int32(part[c] > high) + np.int32(part[c] < low)
             if hits == 0:
                 continue
             for c in range(begin, end):

@@ -42,7 +42,7 @@ def update(
     """Add each row, or each counted token of windows, to its group, in place; rows of negative groups are left out.
 
     Sums are float64 throughout. On CUDA the order of additions, and so the last bits, may differ from run to run.
-    Cost: about 0.5 ns a value and core with compiled kernels, 3 ns without.
+    Cost: about 0.5 ns a value and core with compiled kernels, 0.9 ns without.
     """
     flat = groups.flatten()
     compiled = kernels.compiled_for(x, groups, state["counts"])

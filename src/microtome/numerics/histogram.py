@@ -29,7 +29,7 @@ def init(low: Float[Tensor, " unit"], width: Float[Tensor, " unit"], bins: int) 
 def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window token unit"], counted: Counted = None) -> None:
     """Count rows, or the counted tokens of windows, in place. NaN is not counted.
 
-    Cost: about 1.5 ns a value and core with compiled kernels, 10 ns without.
+    Cost: about 2 ns a value and core with compiled kernels, 4 ns without.
     """
     low, width, counts = state["low"].to(torch.float32), state["width"].to(torch.float32), state["counts"]
     units, bins = counts.shape[0], counts.shape[1] - 2

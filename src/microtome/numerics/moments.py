@@ -57,7 +57,7 @@ def init(units: int, device: torch.device | str = "cpu") -> State:
 def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window token unit"], counted: Counted = None) -> None:
     """Add rows, or the counted tokens of windows, in place. Reads any float dtype and any strided view without a copy of it.
 
-    Cost: one read; about 0.6 ns a value and core with compiled kernels, 4 ns without.
+    Cost: one read; about 1 ns (bfloat16) to 1.5 ns (float32) a value and core with compiled kernels, 6 ns without.
     """
     part, _ = one_read(x if x.ndim == 3 else x.unsqueeze(0), counted, moments=True)
     _store(state, merge(state, part))

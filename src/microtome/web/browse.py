@@ -118,7 +118,7 @@ def _bases(view: View) -> list[BasisCard]:
     stats = stat_names(view)
     counted = "".join(f", count(s{n})" for n in range(len(stats)))
     rows = view.sql(
-        f"SELECT basis, count(*), list_sort(list(DISTINCT layer) FILTER (layer IS NOT NULL)){counted} FROM mt_rows GROUP BY 1 ORDER BY 1"
+        f"SELECT basis, count(*), list_sort(list(DISTINCT layer) FILTER (layer IS NOT NULL)){counted} FROM mt_rows GROUP BY 1 ORDER BY 2 DESC, 1"
     )
     return [
         BasisCard(
@@ -209,7 +209,8 @@ def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object
     """A common table `matched` (place, promoted, suppressed, times) of the units that have to do with the tokens found."""
     if found is None:
         return "", []
-    ids = [token.token for token in found.tokens]
+    ids = [token.token for token in found.tokens] or [-1]
+    among = f"IN ({', '.join('?' * len(ids))})"
     clauses, parameters = [], []
     for name, end in (("promotes", "+"), ("suppresses", "-")):
         if where in ("any", name):
@@ -217,12 +218,15 @@ def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object
             clauses.append(
                 f"SELECT r.place, {promoted}::INTEGER AS promoted, {suppressed}::INTEGER AS suppressed, NULL::INTEGER AS times "
                 "FROM tokens t JOIN mt_rows r ON r.unit = t.unit::VARCHAR "
-                "WHERE t.\"end\" = ? AND t.token IN (SELECT unnest(?::INTEGER[]))"
+                f'WHERE t."end" = ? AND t.token {among}'
             )
-            parameters += [end, ids]
+            parameters += [end, *ids]
     if where in ("any", "fires"):
-        clauses.append("SELECT place, NULL::INTEGER AS promoted, NULL::INTEGER AS suppressed, times::INTEGER AS times FROM mt_told WHERE token IN (SELECT unnest(?::INTEGER[]))")
-        parameters.append(ids)
+        clauses.append(
+            "SELECT place, NULL::INTEGER AS promoted, NULL::INTEGER AS suppressed, times::INTEGER AS times "
+            f"FROM mt_told WHERE token {among}"
+        )
+        parameters += ids
     joined = " UNION ALL ".join(clauses)
     return (
         f"WITH matched AS (SELECT place, min(promoted) AS promoted, min(suppressed) AS suppressed, sum(times)::INTEGER AS times "

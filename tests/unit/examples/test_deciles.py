@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microtome.examples import DecileContexts, PilotQuantiles
-from microtome.numerics import hash_parts, uniform
+from microtome.numerics import hash_parts, hash_text, uniform
 from tests.unit.examples.planted import Plain, Window, cut, folded, plant
 
 
@@ -46,8 +46,8 @@ def test_pilot_without_tokens_has_zeros() -> None:
 
 
 def list_hash(unit: int, token: tuple[Window, int]) -> int:
-    """The hash of (seed, unit, window, token) by which entries of a list are chosen, for seed 11."""
-    return int(hash_parts(int(hash_parts(11, 3)), unit, token[0].index * 2**24 + token[1]))
+    """The hash of (seed, basis, unit, window, token) by which entries of a list are chosen, for seed 11."""
+    return int(hash_parts(int(hash_parts(11, 3, hash_text("plain.0/0"))), unit, token[0].index * 2**24 + token[1]))
 
 
 @settings(max_examples=15, deadline=None)
@@ -75,14 +75,14 @@ def test_histograms_count_the_sampled_tokens() -> None:
     windows = plant(2, 30, units=2, levels=40)
     rows = torch.cat([w.values[w.counted()] for w in windows])
     edges = edges_of(windows)
-    edges[0], edges[-1] = -10.0, 10.0
+    edges[0], edges[-1] = -10.13, 10.41
     fold = DecileContexts(Plain(2), edges)
     found = fold.result(folded(fold, cut(windows, [5])))
     assert found.histogram.sum(1).tolist() == [found.sampled] * 2 == [len(rows)] * 2
     for unit in range(2):
         column = rows[:, unit].numpy()
-        inside, _ = np.histogram(column, bins=64, range=(-10, 10))
-        assert found.histogram[unit].tolist() == [int((column < -10).sum()), *inside.tolist(), int((column > 10).sum())]
+        inside, _ = np.histogram(column, bins=64, range=(-10.13, 10.41))
+        assert found.histogram[unit].tolist() == [int((column < -10.13).sum()), *inside.tolist(), int((column > 10.41).sum())]
 
 
 def test_a_constant_unit_fills_the_highest_decile() -> None:

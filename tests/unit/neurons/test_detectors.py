@@ -9,6 +9,7 @@ import torch
 from microtome.neurons.detectors import dominant_token, q_values, share_null, token_detectors
 from tests.unit.neurons.planted import contexts_at
 
+EACH = torch.arange(4)
 COUNTS = torch.tensor([[50, 30, 20, 0], [40, 40, 15, 5]])
 
 
@@ -20,7 +21,7 @@ def test_the_commonest_token_is_chosen_and_the_first_of_equals() -> None:
 def test_hits_are_counted_in_the_other_half_and_tested_exactly() -> None:
     top = [[[3, 3, 0, 3]], [[3, 3, 1, 3]]]
     bottom = [[[2, 2, 0, 1]], [[0, 1, 2, -1]]]
-    found = token_detectors(contexts_at(top + bottom), COUNTS, seed=0)
+    found = token_detectors(contexts_at(top + bottom), COUNTS, EACH, seed=0)
     assert found.ends == ("top", "bottom")
     assert found.token.tolist() == [[3], [2]]
     assert found.hits.tolist() == [[3], [1]]
@@ -31,9 +32,18 @@ def test_hits_are_counted_in_the_other_half_and_tested_exactly() -> None:
     assert float(found.p[1, 0]) == pytest.approx(1 - 0.85**3)
 
 
+def test_spellings_of_a_word_count_together() -> None:
+    spelling = torch.tensor([0, 1, 1, 3])
+    found = token_detectors(contexts_at([[[1, 2, 0, 0]], [[2, 1, 2, 0]]], signed=False), COUNTS, spelling, seed=0)
+    assert found.token.tolist() == [[1]]
+    assert found.hits.tolist() == [[3]]
+    f = (40 + 15) / 100
+    assert float(found.p[0, 0]) == pytest.approx(4 * f**3 * (1 - f) + f**4)
+
+
 def test_a_unit_without_contexts_is_no_detector() -> None:
     empty = [[[-1, -1]], [[-1, -1]]]
-    found = token_detectors(contexts_at(empty, signed=False), COUNTS, seed=0)
+    found = token_detectors(contexts_at(empty, signed=False), COUNTS, EACH, seed=0)
     assert found.token.tolist() == [[-1]]
     assert found.share.tolist() == [[0.0]]
     assert found.p.tolist() == [[1.0]]
@@ -58,7 +68,9 @@ def test_units_without_a_preference_are_not_found() -> None:
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(1, 100, (200,), generator=generator)
     tokens = torch.multinomial(counts.double(), 2 * 300 * 10, replacement=True, generator=generator).view(2, 300, 10)
-    found = token_detectors(contexts_at(tokens.tolist(), signed=False), torch.stack([counts, counts]), seed=0)
+    found = token_detectors(
+        contexts_at(tokens.tolist(), signed=False), torch.stack([counts, counts]), torch.arange(200), seed=0
+    )
     assert float(q_values(found.p).min()) > 0.01
     assert found.low <= float(found.share.mean()) <= found.high
     assert float(found.share.mean()) == pytest.approx(found.chance, abs=0.01)

@@ -32,13 +32,16 @@ def surveyed() -> list[Surveyed]:
     contexts = contexts_at([[his, any_, the], confirm, [the, the, the], [the, the, the]])
     return [
         Surveyed(
-            Neurons(24, 3), moments.result(state), torch.tensor([1.0, 1.0, 2.0]).double(), token_detectors(contexts, COUNTS, 0)
+            Neurons(24, 3),
+            moments.result(state),
+            torch.tensor([1.0, 1.0, 2.0]).double(),
+            token_detectors(contexts, COUNTS, torch.arange(3), 0),
         )
     ]
 
 
 def test_the_planted_detector_is_found_and_nothing_else(surveyed: list[Surveyed]) -> None:
-    found = detectors(surveyed, WORDS.__getitem__)
+    found = detectors(surveyed, WORDS)
     assert [finding.subject for finding in found] == ["neurons.24/0"]
     assert found[0].sentence.startswith("neurons.24/0 fires on ‘his’: 9 of 10 top contexts in held-out documents (chance ")
     assert found[0].value == 0.9
@@ -49,7 +52,7 @@ def test_the_planted_detector_is_found_and_nothing_else(surveyed: list[Surveyed]
 def test_a_common_token_is_no_discovery(surveyed: list[Surveyed]) -> None:
     shares = surveyed[0].detectors.share
     assert shares[1].tolist() == [1.0, 1.0, 1.0]
-    assert not [finding for finding in detectors(surveyed, WORDS.__getitem__) if "bottom" in finding.sentence]
+    assert not [finding for finding in detectors(surveyed, WORDS) if "bottom" in finding.sentence]
 
 
 def test_dead_and_peaked_units_are_found(surveyed: list[Surveyed]) -> None:
@@ -62,7 +65,7 @@ def test_dead_and_peaked_units_are_found(surveyed: list[Surveyed]) -> None:
 
 
 def test_findings_become_rows_in_order(surveyed: list[Surveyed], tmp_path: Path) -> None:
-    write_table(tmp_path, "findings", "neurons", findings_table(surveyed, WORDS.__getitem__, "main"))
+    write_table(tmp_path, "findings", "neurons", findings_table(surveyed, WORDS, "main"))
     rows = pq.read_table(tmp_path / "tables" / "findings" / "neurons.parquet").to_pylist()
     assert [row["rank"] for row in rows] == list(range(len(rows)))
     assert rows[0]["kind"] == "token detector"

@@ -68,3 +68,9 @@ def test_nothing_counted_has_no_quantiles():
 def test_different_edges_do_not_merge():
     with pytest.raises(AssertionError, match="different edges"):
         histogram.merge(histogram.init(torch.zeros(1), torch.ones(1), 3), histogram.init(torch.ones(1), torch.ones(1), 3))
+
+
+def test_more_rows_than_sixteen_bits_count():
+    state = histogram.init(torch.zeros(2), torch.ones(2), 1)
+    histogram.update(state, torch.tensor([0.5, 3.0]).expand(70_000, 2))
+    assert state["counts"].tolist() == [[0, 70_000, 0], [0, 0, 70_000]]

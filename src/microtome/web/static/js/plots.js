@@ -83,7 +83,7 @@ function lines(svg, { x, series }, y, middle) {
   for (const each of series) {
     if (each.control) svg.append(s("path", { class: `line control ${each.cls}`, d: path(each.control, y, middle) }));
     svg.append(s("path", { class: `line ${each.cls}`, d: path(each.values, y, middle) }));
-    if (x.length <= 60) {
+    if (x.length <= 60 && !each.flat) {
       each.values.forEach((value, i) => {
         if (drawable(value, y)) svg.append(s("circle", { class: `dot ${each.cls}`, cx: middle(i), cy: y(value), r: x.length > 34 ? 2 : 2.8 }));
       });

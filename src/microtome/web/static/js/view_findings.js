@@ -62,7 +62,7 @@ function group(kind, findings, kinds, params, key) {
 function row(finding) {
   const where = finding.unit ? unitHref(finding.unit) : place(finding);
   return h("li", { class: "finding" },
-    h("div", { class: "sentence" }, h("bdi", {}, spell(finding.sentence))),
+    h("div", { class: "sentence" }, h("bdi", {}, spell(sentence(finding.sentence)))),
     h("div", { class: "evidence" },
       against(finding.value, finding.control),
       h("span", { class: "figures" },
@@ -71,6 +71,9 @@ function row(finding) {
         finding.q === null ? null : h("span", { class: "soft" }, qvalue(finding.q)))),
     where ? h("a", { class: "go", href: where }, h("bdi", {}, spell(finding.unit || finding.subject))) : h("span", { class: "go none" }, h("bdi", {}, spell(finding.subject))));
 }
+
+// A capital letter at the start, unless an address is there.
+export const sentence = (text) => (/^[a-z_]+[.@]/.test(text) ? text : capital(text));
 
 function place(finding) {
   const layer = /^layer (\d+)$/.exec(finding.subject);

@@ -8,7 +8,7 @@ import { go, href } from "./router.js";
 const PARTS = { mu: ["mean", "c-mu"], pos: ["position", "c-pos"], ctx: ["context", "c-ctx"], resid: ["residual", "c-resid"] };
 const FIRST_STATS = ["density", "kurtosis", "skewness", "std", "mean"];
 
-export async function render({ source, params, el }) {
+export async function render({ source, summary, params, el }) {
   const layers = await source.layers();
   el.append(h("h1", {}, "By layer"), h("p", { class: "lede" }, "Point at a chart, or focus it and use the arrow keys, to read its numbers."));
   const runs = [...new Set([...layers.shares, ...layers.losses].map((row) => row.run))];
@@ -17,7 +17,7 @@ export async function render({ source, params, el }) {
   const grid = h("div", { class: "figures2" });
   shares(grid, layers.shares.filter((row) => row.run === run), params);
   losses(grid, layers.losses.filter((row) => row.run === run));
-  stats(grid, layers.stats, params);
+  stats(grid, layers.stats, params, summary.bases);
   el.append(grid.children.length ? grid : empty("Nothing is measured by layer in this atlas yet: it may still be being built, or hold weights only."));
 }
 
@@ -52,22 +52,21 @@ function shares(grid, rows, params) {
   })).filter((each) => each.values.some((value) => value !== null));
   const tools = families.length > 1 ? choice("Site", families, family, (value) => go(href("layers", "", { ...Object.fromEntries(params), site: value }))) : null;
   const x = sites.map(short);
-  const kinds = [...new Set(rows.map((row) => row.control_kind).filter(Boolean))];
-  const all = series("share", true);
+  const all = series("share", true).map((each) => (each.cls === "c-resid" ? { ...each, control: null } : each));
   const sum = Math.max(...sites.map((_, i) => all.reduce((total, each) => total + (each.values[i] ?? 0), 0)));
   const stack = sum > 1.02 ? all.filter((each) => each.cls !== "c-mu") : all;
   grid.append(figure({
     title: "What hidden states are made of", x, xTitle: "layer", series: stack, draw: "stacked", format: (value) => percent(value, 0), tools,
-    read: `Each column is the stream after a layer (\u201cin\u201d: before the first), split into ${stack.map((each) => each.name).join(", ")}. A dashed mark shows where a part would end by chance${kinds.length ? ` (${kinds.join(", ")})` : ""}.`,
+    read: `Each column is the stream after a layer (\u201cin\u201d: before the first), split into ${stack.map((each) => each.name).join(", ")}. A dashed mark shows where a part would end by chance.`,
   }));
   if (stack !== all) {
     grid.append(figure({ title: "Share of the mean", x, xTitle: "layer", series: all.filter((each) => each.cls === "c-mu"), draw: "lines", format: (value) => percent(value, 0), read: "How much of the squared length of hidden states is one constant vector." }));
   }
-  const tested = all.filter((each) => each.control.some((value) => value !== null) && each.cls !== "c-resid");
+  const tested = all.filter((each) => each.control?.some((value) => value !== null) && each.cls !== "c-resid");
   if (tested.length) {
     grid.append(figure({
       title: "Against chance", x, xTitle: "layer", series: tested, draw: "lines", format: (value) => percent(value),
-      read: `The same shares of ${tested.map((each) => each.name).join(" and ")}, enlarged, each with its control dashed: a part is only there where its line is clear of the dashes.`,
+      read: `The same shares of ${tested.map((each) => each.name).join(" and ")}, enlarged, each with its control dashed${kind(parts, rows)}: a part is only there where its line is clear of the dashes.`,
     }));
   }
   const norms = series("norm", false);
@@ -78,6 +77,12 @@ function shares(grid, rows, params) {
       read: `Root mean square length of each part of the stream. A part that stays flat while the others grow is being drowned${Math.max(...values) > 30 * Math.min(...values) ? "; the scale is logarithmic" : ""}.`,
     }));
   }
+}
+
+// What each part was compared with: " (position: tokens reordered; context: ...)".
+function kind(parts, rows) {
+  const known = parts.filter((part) => part !== "resid").map((part) => [part, rows.find((row) => row.part === part && row.control_kind)?.control_kind]).filter(([, each]) => each);
+  return known.length ? ` (${known.map(([part, each]) => `${PARTS[part]?.[0] ?? part}: ${each}`).join("; ")})` : "";
 }
 
 function losses(grid, rows) {
@@ -92,7 +97,7 @@ function losses(grid, rows) {
     grid.append(figure({
       title: `Loss by layer, ${objective.replaceAll("_", " ")}`, x: sites.map((site) => (site === "final_norm" || site === "logits" ? "end" : short(site))), xTitle: "layer", draw: "lines",
       series: [{ name: "loss", cls: "c-pos", values: of("loss"), ...(control.some((value) => value !== null) ? { control } : {}), ...(of("lo").some((value) => value !== null) ? { low: of("lo"), high: of("hi") } : {}), bandOf: inside(of) ? "value" : "control" },
-        ...levels.map((row) => ({ name: level(row, objective), cls: "c-mu", values: sites.map(() => row.loss) }))],
+        ...levels.map((row) => ({ name: level(row, objective), cls: "c-mu", flat: true, values: sites.map(() => row.loss) }))],
       read: `Nats per token if the model stopped after a layer and its own head read the stream there; lower is better${kinds.length ? `. Control: ${kinds.join(", ")}` : ""}.`,
     }));
   }
@@ -107,26 +112,28 @@ function inside(of) {
   return loss.every((value, i) => low[i] === null || (low[i] <= value && value <= high[i]));
 }
 
-function stats(grid, rows, params) {
-  const bases = [...new Set(rows.filter((row) => row.layer !== null).map((row) => row.basis))];
-  for (const basis of bases) {
+function stats(grid, rows, params, cards) {
+  for (const card of cards) {
+    const { basis } = card;
     const mine = rows.filter((row) => row.basis === basis && row.layer !== null);
     const names = [...new Set(mine.map((row) => row.stat))].filter((name) => new Set(mine.filter((row) => row.stat === name).map((row) => row.layer)).size > 1);
     const ranked = [...FIRST_STATS.filter((name) => names.includes(name)), ...names.filter((name) => !FIRST_STATS.includes(name))];
     const shown = [...new Set([...ranked.slice(0, 2), params.get("stat") && names.includes(params.get("stat")) ? params.get("stat") : ranked[2]].filter(Boolean))];
-    shown.forEach((name, n) => grid.append(statFigure(basis, name, mine.filter((row) => row.stat === name),
-      n === shown.length - 1 && ranked.length > 3 ? choice("Statistic", ranked, name, (value) => go(href("layers", "", { ...Object.fromEntries(params), stat: value })), (value) => value.replaceAll("_", " ")) : null)));
+    shown.forEach((name, n) => grid.append(statFigure(card, name, mine.filter((row) => row.stat === name),
+      n === shown.length - 1 && ranked.length > 3 ? choice("Statistic", ranked, name, (value) => go(href("layers", "", { ...Object.fromEntries(params), stat: value })), (value) => columnOf(card, value).label) : null)));
   }
 }
 
-function statFigure(basis, name, rows, tools) {
+const columnOf = (card, name) => card.columns.find((column) => column.name === name) ?? { label: name.replaceAll("_", " "), meaning: "" };
+
+function statFigure(card, name, rows, tools) {
   const of = (key) => rows.map((row) => row[key]);
-  const words = name.replaceAll("_", " ");
+  const column = columnOf(card, name);
   const highs = of("high").filter((value) => value > 0), lows = of("low");
   const log = lows.every((value) => value > 0) && Math.max(...highs) > 40 * Math.min(...lows);
   return figure({
-    title: `${words.charAt(0).toUpperCase()}${words.slice(1)} of ${basis}`, x: rows.map((row) => String(row.layer)), xTitle: "layer", draw: "lines", log, tools, format: number,
+    title: `${column.label}, ${card.label.charAt(0).toLowerCase()}${card.label.slice(1)}`, x: rows.map((row) => String(row.layer)), xTitle: "layer", draw: "lines", log, tools, format: number,
     series: [{ name: "median", cls: "c-ctx", values: of("middle"), low: lows, high: of("high") }],
-    read: `The median over the units of a layer; the band holds the middle half of them${log ? "; the scale is logarithmic" : ""}.`,
+    read: `${column.meaning ? `${column.meaning.charAt(0).toUpperCase()}${column.meaning.slice(1)}. ` : ""}Line: the median unit of a layer; band: the middle half${log ? "; the scale is logarithmic" : ""}.`,
   });
 }

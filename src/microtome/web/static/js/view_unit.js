@@ -5,19 +5,20 @@ import { capital, count, inWords, number, plural, qvalue } from "./format.js";
 import { against, bar } from "./glyphs.js";
 import { amend, go, href, unitHref } from "./router.js";
 import { chip, contextLine, spell } from "./tokens.js";
+import { sentence } from "./view_findings.js";
 
 const FIRST = 8;
 const ENDS = { top: "Highest", bottom: "Lowest", deciles: "Across the range" };
 
-export async function render({ source, rest, params, el, signal }) {
+export async function render({ source, summary, rest, params, el, signal }) {
   const unit = await source.unit(rest, signal);
   document.title = `${unit.unit} \u00b7 microtome`;
   el.append(head(unit, params));
   for (const each of unit.problems) el.append(problem(each));
   if (unit.findings.length) {
-    el.append(h("ul", { class: "unitfindings" }, unit.findings.map((each) => h("li", {}, h("bdi", {}, spell(each.sentence)), each.q === null ? null : h("span", { class: "soft" }, ` ${qvalue(each.q)}`)))));
+    el.append(h("ul", { class: "unitfindings" }, unit.findings.map((each) => h("li", {}, h("bdi", {}, spell(sentence(each.sentence))), each.q === null ? null : h("span", { class: "soft" }, ` ${qvalue(each.q)}`)))));
   }
-  append(el, [contexts(unit, params, source), writes(unit), stats(unit), links(unit)]);
+  append(el, [contexts(unit, params, source, summary), writes(unit), stats(unit), links(unit)]);
   keys(unit, params, signal);
 }
 
@@ -43,9 +44,9 @@ function keys(unit, params, signal) {
   }, { signal });
 }
 
-function contexts(unit, params, source) {
+function contexts(unit, params, source, summary) {
   const box = h("section", { class: "block" }, h("h2", {}, "Fires on"));
-  if (!unit.contexts.length) return append(box, [empty("No contexts: this atlas was made from the weights alone, or its contexts are not written yet.")]);
+  if (!unit.contexts.length) return append(box, [empty(summary.tables.contexts ? `No contexts are kept for the units of ${unit.basis}.` : "No contexts: this atlas was made from the weights alone, or its contexts are not written yet.")]);
   const groups = { top: unit.contexts.filter((each) => each.end === "top"), bottom: unit.contexts.filter((each) => each.end === "bottom"), deciles: unit.contexts.filter((each) => each.end.startsWith("decile")) };
   const there = Object.keys(ENDS).filter((end) => groups[end].length);
   const limit = Math.max(...unit.contexts.map((each) => Math.abs(each.value ?? 0)), 1e-12);
@@ -130,6 +131,7 @@ function stats(unit) {
   const sites = new Set(unit.stats.map((each) => each.site).filter(Boolean)), runs = new Set(unit.stats.map((each) => each.run));
   const where = (each) => [sites.size > 1 ? each.site : "", runs.size > 1 ? each.run : ""].filter(Boolean).join(", ");
   const controlled = unit.stats.filter((each) => each.control !== null), plain = unit.stats.filter((each) => each.control === null);
+  controlled.sort((a, b) => Number(a.stat.endsWith("bottom")) - Number(b.stat.endsWith("bottom")));
   return h("section", { class: "block" }, h("h2", {}, "Statistics"),
     h("p", { class: "read" }, sites.size ? `Measured at ${[...sites].join(", ")}. ` : "", controlled.length ? "Filled: the unit; open: its control." : ""),
     controlled.length ? h("div", { class: "scroll" }, h("table", { class: "plain stats" },

@@ -1,0 +1,244 @@
+"""The page in a real browser: every view, from the server and from the static export, in both themes and at both widths."""
+
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from microtome.web import create_app, export
+from tests.real.chromium import Browser, binary
+from tests.unit.web.planted import HOSTILE, plant
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
+
+VIEWS = {
+    "findings": "#/findings",
+    "model": "#/model",
+    "layers": "#/layers",
+    "units": "#/units?sort=density",
+    "search": "#/units?token=liberty",
+    "unit": "#/unit/neurons.1/7",
+    "deciles": "#/unit/neurons.1/7?end=deciles",
+    "lowest": "#/unit/neurons.0/3?end=bottom",
+}
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plant(tmp_path_factory.mktemp("page") / "atlas")
+
+
+def _serve(atlas: Path) -> Iterator[str]:
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(create_app(atlas), port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(atlas: Path) -> Iterator[str]:
+    yield from _serve(atlas)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    site = export(atlas, tmp_path_factory.mktemp("site") / "out")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=site)) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}/"
+        web.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def clean(browser: Browser) -> Iterator[None]:
+    """No error in the console and no request off the machine, whatever a test does."""
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.look(1280)
+    yield
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("http://127.0.0.1:", "about:blank"))] == []
+
+
+def _pictures(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("MICROTOME_PICTURES", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_draws_at_both_widths_in_both_themes(browser: Browser, server: str, view: str, tmp_path: Path) -> None:
+    papers = set()
+    for width in (1280, 390):
+        for dark in (False, True):
+            browser.look(width, dark=dark)
+            browser.open(server + VIEWS[view])
+            assert browser.js("document.querySelector('h1').textContent.length > 3")
+            assert browser.js("document.querySelector('.problem')") is None
+            assert browser.js("document.documentElement.scrollWidth <= innerWidth"), (view, width)
+            papers.add(browser.js("getComputedStyle(document.body).backgroundColor"))
+            browser.shot(_pictures(tmp_path) / f"{view}-{width}-{'dark' if dark else 'light'}.png")
+    assert len(papers) == 2
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_static_export_shows_what_the_server_shows(browser: Browser, server: str, static: str, view: str) -> None:
+    shown = []
+    for base in (server, static):
+        browser.open(base + VIEWS[view])
+        shown.append(browser.js("document.getElementById('content').innerText"))
+    if view == "model":
+        assert "SQL needs the atlas folder itself" in shown[1]
+        shown = [text[: text.index("An atlas is a folder") if "An atlas is" in text else text.index("This is a static")] for text in shown]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) > 200
+
+
+def test_hostile_text_is_shown_and_not_run(browser: Browser, server: str) -> None:
+    browser.open(server + "#/findings")
+    text = browser.js("document.getElementById('content').innerText")
+    assert HOSTILE in text
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "RLO" in text
+    assert browser.js("document.title") == "Findings · planted/toy-4L"
+    browser.open(server + "#/units?token=" + "%3Cscript%3Ealert(1)%3C%2Fscript%3E")
+    assert browser.js("document.querySelectorAll('#content script').length") == 0
+
+
+def test_inline_script_is_refused_by_the_policy(browser: Browser, server: str) -> None:
+    browser.open(server)
+    browser.js("(() => { const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.head.append(s); })()")
+    assert browser.js("window.owned") is None
+    assert any("Content Security Policy" in error for error in browser.errors)
+    browser.errors.clear()
+
+
+def test_contexts_are_coloured_and_tell_their_value(browser: Browser, server: str) -> None:
+    browser.open(server + "#/unit/neurons.1/7")
+    assert browser.js("document.querySelectorAll('.ctxrow').length") == 6
+    assert browser.js("[...document.querySelectorAll('.token.centre')].every((span) => span.textContent === 'liberty')")
+    assert browser.js("new Set([...document.querySelectorAll('.token')].map((span) => getComputedStyle(span).backgroundColor)).size") > 10
+    place = browser.js("(({x, y, width, height}) => [x + width / 2, y + height / 2])(document.querySelector('.token.centre').getBoundingClientRect())")
+    browser.move(*place)
+    browser.until("!document.getElementById('tip').hidden")
+    value = browser.js("document.querySelector('.ctxrow .value').textContent")
+    assert browser.js("document.getElementById('tip').textContent") == f"{value} activation"
+
+
+@pytest.mark.parametrize("base", ["server", "static"])
+def test_a_context_opens_its_document(browser: Browser, base: str, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(base) + "#/unit/neurons.1/7")
+    browser.js("document.querySelector('.source').click()")
+    browser.until("document.querySelector('.document mark')")
+    assert "liberty" in browser.js("document.querySelector('.document mark').textContent")
+    line = browser.js("document.querySelector('.context').textContent")
+    assert browser.js("document.querySelector('.document mark').textContent") in line.replace("<|begin|>", "")
+
+
+def test_keys_go_to_the_neighbours_and_tabs_stay(browser: Browser, server: str) -> None:
+    browser.open(server + "#/unit/neurons.1/7?end=bottom")
+    for key, unit in (("j", "neurons.1/8"), ("ArrowLeft", "neurons.1/7"), ("k", "neurons.1/6")):
+        browser.key(key)
+        browser.until(f"document.querySelector('h1 .address')?.textContent === '{unit}'")
+        assert browser.js("document.querySelector('.subtabs [aria-selected=true]').dataset.end") == "bottom"
+        assert browser.js("location.hash") == f"#/unit/{unit}?end=bottom"
+
+
+def test_search_box_takes_words_and_addresses(browser: Browser, server: str) -> None:
+    browser.open(server)
+    submit = "document.getElementById('word').value = {!r}; document.getElementById('search').requestSubmit()"
+    browser.js(submit.format("neurons.2/5"))
+    browser.until("document.querySelector('h1 .address')?.textContent === 'neurons.2/5'")
+    browser.js(submit.format("liberty"))
+    browser.until("document.querySelector('.tag.fires')")
+    assert browser.js("document.querySelector('tbody .address').textContent") == "neurons.1/7"
+    assert browser.js("document.querySelector('tbody .tag').textContent") == "fires 6/6"
+    browser.js(submit.format("libert"))
+    browser.until("document.querySelector('.suggest')")
+    assert "No token of this vocabulary is that word" in browser.js("document.querySelector('.empty').textContent")
+
+
+def test_filters_change_the_address_and_the_back_button_undoes_them(browser: Browser, server: str) -> None:
+    browser.open(server + "#/units")
+    browser.js("(() => { const s = document.querySelector('select[name=layer]'); s.value = '2'; s.dispatchEvent(new Event('change')); })()")
+    browser.until("document.querySelector('tbody .address').textContent.startsWith('neurons.2/')")
+    assert browser.js("location.hash") == "#/units?basis=neurons&layer=2&sort=kurtosis"
+    browser.js("history.back()")
+    browser.until("document.querySelector('select[name=layer]').value === ''")
+
+
+def test_charts_are_read_with_the_arrow_keys_and_as_tables(browser: Browser, server: str) -> None:
+    browser.open(server + "#/layers")
+    browser.until("document.querySelectorAll('.chart svg').length >= 5")
+    browser.js("document.querySelector('.chart svg').focus()")
+    browser.key("ArrowRight")
+    browser.until("!document.getElementById('tip').hidden")
+    assert browser.js("document.querySelector('#tip strong').textContent") == "layer in"
+    browser.key("ArrowRight")
+    assert browser.js("document.querySelector('#tip strong').textContent") == "layer 0"
+    rows = browser.js("document.querySelectorAll('figure')[0].querySelectorAll('details tbody tr').length")
+    assert rows == 5
+    assert browser.js("[...document.querySelectorAll('.chart svg')].every((svg) => svg.getAttribute('aria-label').length > 40)")
+
+
+def test_a_build_in_progress_is_shown_and_its_results_arrive(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "atlas"
+    path.mkdir()
+    (path / "progress.json").write_text('{"stage": "main", "done": 30, "total": 100, "tokens_per_second": 812.4, "eta_seconds": 70}')
+    serving = _serve(path)
+    browser.open(next(serving))
+    assert "there is no atlas.json in it" in browser.js("document.querySelector('.problem').textContent")
+    browser.until("document.getElementById('strip').textContent.includes('Building: main')")
+    strip = browser.js("document.getElementById('strip').textContent")
+    assert "30 of 100" in strip
+    assert "812 tokens/s" in strip
+    assert "70 s left" in strip
+    (path / "progress.json").unlink()
+    path.rmdir()
+    plant(path, layers=2, width=16)
+    browser.until("document.querySelectorAll('.finding').length > 0", 20)
+    serving.close()
+    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+def test_an_atlas_of_the_weights_alone_says_so(browser: Browser, tmp_path: Path) -> None:
+    serving = _serve(plant(tmp_path / "atlas", layers=2, width=16, contexts=False))
+    base = next(serving)
+    browser.open(base + "#/unit/neurons.1/7")
+    assert "this atlas was made from the weights alone" in browser.js("document.querySelector('.empty').textContent")
+    browser.open(base + "#/findings")
+    assert "no text was given" in browser.js("document.querySelector('.absent').textContent")
+    serving.close()
+    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+def test_an_unknown_unit_and_an_unknown_view_are_told(browser: Browser, server: str) -> None:
+    browser.open(server + "#/unit/neurons.99/1")
+    assert "this atlas has no unit of that address" in browser.js("document.querySelector('.problem').textContent")
+    browser.errors[:] = [error for error in browser.errors if "404" not in error]
+    browser.open(server + "#/nowhere")
+    assert "there is no such view" in browser.js("document.querySelector('.problem').textContent")
