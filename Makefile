@@ -10,12 +10,12 @@ SHELL := /bin/sh
 
 BIN := .venv/bin
 SERVE ?= 1
-BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+BROWSERS := chromium chromium-browser google-chrome
 export PYTHON TORCH
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # -------------------------------------------------------------------------------------------------------------- set-up
 
@@ -47,11 +47,11 @@ test-real: .venv/.dev browser ## the tests that need packaged weights or a brows
 
 .PHONY: browser
 browser:
-	@for name in $(CHROMIUM) $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else \
-		echo "the browser tests need a Chromium: run  sudo apt-get install chromium  or pass CHROMIUM=/path/to/chromium" >&2; exit 1; \
+		echo "the browser tests need a Chromium: run  sudo apt-get install chromium" >&2; exit 1; \
 	fi
 
 .PHONY: lint
@@ -75,8 +75,12 @@ docs: .venv/.docs gen ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: bench
-bench: .venv/.dev ## the benchmarks
-	$(BIN)/python -m benchmarks
+bench: .venv/.dev ## speed of observing SmolLM2, and memory, against its bare forward
+	$(BIN)/python -m benchmarks.capture
+
+.PHONY: bench-peers
+bench-peers: .venv/.dev ## the same beside other tools, each in an environment of its own (6 GB)
+	$(BIN)/python -m benchmarks.peers
 
 .PHONY: lock
 lock: ## write requirements/*.txt again (needs uv; UPGRADE=1: move to the latest versions)

@@ -77,7 +77,9 @@ class Browser:
         """Send a command and wait for its answer."""
         self._count += 1
         number = self._count
-        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": number, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive(60)
@@ -124,7 +126,9 @@ class Browser:
         """Go to a page afresh and wait until its view is drawn."""
         self("Page.navigate", url="about:blank")
         self("Page.navigate", url=url)
-        self.until("document.getElementById('content')?.dataset.ready && document.getElementById('content').getAttribute('aria-busy') === 'false'")
+        self.until(
+            "document.getElementById('content')?.dataset.ready && document.getElementById('content').getAttribute('aria-busy') === 'false'"
+        )
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

@@ -4,11 +4,13 @@ import functools
 import http.server
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from microtome.atlas import build
+from microtome.model import load
 from microtome.web import create_app, export
 from tests.real.chromium import Browser, binary
 from tests.unit.web.planted import HOSTILE, plant
@@ -32,7 +34,7 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant(tmp_path_factory.mktemp("page") / "atlas")
 
 
-def _serve(atlas: Path) -> Iterator[str]:
+def _serve(atlas: Path) -> Generator[str, None, None]:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(create_app(atlas), port=0, log_level="error", lifespan="off"))
@@ -112,7 +114,10 @@ def test_the_static_export_shows_what_the_server_shows(browser: Browser, server:
         shown.append(browser.js("document.getElementById('content').innerText"))
     if view == "model":
         assert "SQL needs the atlas folder itself" in shown[1]
-        shown = [text[: text.index("An atlas is a folder") if "An atlas is" in text else text.index("This is a static")] for text in shown]
+        shown = [
+            text[: text.index("An atlas is a folder") if "An atlas is" in text else text.index("This is a static")]
+            for text in shown
+        ]
     assert shown[0] == shown[1]
     assert len(shown[0]) > 200
 
@@ -131,7 +136,9 @@ def test_hostile_text_is_shown_and_not_run(browser: Browser, server: str) -> Non
 
 def test_inline_script_is_refused_by_the_policy(browser: Browser, server: str) -> None:
     browser.open(server)
-    browser.js("(() => { const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.head.append(s); })()")
+    browser.js(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.head.append(s); })()"
+    )
     assert browser.js("window.owned") is None
     assert any("Content Security Policy" in error for error in browser.errors)
     browser.errors.clear()
@@ -141,8 +148,15 @@ def test_contexts_are_coloured_and_tell_their_value(browser: Browser, server: st
     browser.open(server + "#/unit/neurons.1/7")
     assert browser.js("document.querySelectorAll('.ctxrow').length") == 6
     assert browser.js("[...document.querySelectorAll('.token.centre')].every((span) => span.textContent === 'liberty')")
-    assert browser.js("new Set([...document.querySelectorAll('.token')].map((span) => getComputedStyle(span).backgroundColor)).size") > 10
-    place = browser.js("(({x, y, width, height}) => [x + width / 2, y + height / 2])(document.querySelector('.token.centre').getBoundingClientRect())")
+    assert (
+        browser.js(
+            "new Set([...document.querySelectorAll('.token')].map((span) => getComputedStyle(span).backgroundColor)).size"
+        )
+        > 10
+    )
+    place = browser.js(
+        "(({x, y, width, height}) => [x + width / 2, y + height / 2])(document.querySelector('.token.centre').getBoundingClientRect())"
+    )
     browser.move(*place)
     browser.until("!document.getElementById('tip').hidden")
     value = browser.js("document.querySelector('.ctxrow .value').textContent")
@@ -156,7 +170,7 @@ def test_a_context_opens_its_document(browser: Browser, base: str, request: pyte
     browser.until("document.querySelector('.document mark')")
     assert "liberty" in browser.js("document.querySelector('.document mark').textContent")
     line = browser.js("document.querySelector('.context').textContent")
-    assert browser.js("document.querySelector('.document mark').textContent") in line.replace("<|begin|>", "")
+    assert browser.js("document.querySelector('.document mark').textContent").strip() in line.replace("<|begin|>", "")
 
 
 def test_keys_go_to_the_neighbours_and_tabs_stay(browser: Browser, server: str) -> None:
@@ -178,15 +192,17 @@ def test_search_box_takes_words_and_addresses(browser: Browser, server: str) -> 
     assert browser.js("document.querySelector('tbody .address').textContent") == "neurons.1/7"
     assert browser.js("document.querySelector('tbody .tag').textContent") == "fires 6/6"
     browser.js(submit.format("libert"))
-    browser.until("document.querySelector('.suggest')")
+    browser.until("document.querySelector('.empty') && document.querySelector('.suggest')")
     assert "No token of this vocabulary is that word" in browser.js("document.querySelector('.empty').textContent")
 
 
 def test_filters_change_the_address_and_the_back_button_undoes_them(browser: Browser, server: str) -> None:
     browser.open(server + "#/units")
-    browser.js("(() => { const s = document.querySelector('select[name=layer]'); s.value = '2'; s.dispatchEvent(new Event('change')); })()")
+    browser.js(
+        "(() => { const s = document.querySelector('select[name=layer]'); s.value = '2'; s.dispatchEvent(new Event('change')); })()"
+    )
     browser.until("document.querySelector('tbody .address').textContent.startsWith('neurons.2/')")
-    assert browser.js("location.hash") == "#/units?basis=neurons&layer=2&sort=kurtosis"
+    assert browser.js("location.hash") == "#/units?basis=neurons&layer=2&sort=token_share_top"
     browser.js("history.back()")
     browser.until("document.querySelector('select[name=layer]').value === ''")
 
@@ -208,7 +224,9 @@ def test_charts_are_read_with_the_arrow_keys_and_as_tables(browser: Browser, ser
 def test_a_build_in_progress_is_shown_and_its_results_arrive(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "atlas"
     path.mkdir()
-    (path / "progress.json").write_text('{"stage": "main", "done": 30, "total": 100, "tokens_per_second": 812.4, "eta_seconds": 70}')
+    (path / "progress.json").write_text(
+        '{"stage": "main", "done": 30, "total": 100, "tokens_per_second": 812.4, "eta_seconds": 70}'
+    )
     serving = _serve(path)
     browser.open(next(serving))
     assert "there is no atlas.json in it" in browser.js("document.querySelector('.problem').textContent")
@@ -232,6 +250,28 @@ def test_an_atlas_of_the_weights_alone_says_so(browser: Browser, tmp_path: Path)
     assert "this atlas was made from the weights alone" in browser.js("document.querySelector('.empty').textContent")
     browser.open(base + "#/findings")
     assert "no text was given" in browser.js("document.querySelector('.absent').textContent")
+    serving.close()
+    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+@pytest.mark.weights
+def test_an_atlas_of_a_real_model_draws_everywhere(browser: Browser, smollm2: Path, speeches: Path, tmp_path: Path) -> None:
+    text = tmp_path / "speech.txt"
+    text.write_text(sorted(speeches.glob("*.txt"))[0].read_text()[:8000])
+    atlas = build(load(smollm2), text, output=tmp_path / "atlas")
+    serving = _serve(atlas.path)
+    base = next(serving)
+    views = VIEWS | {"unit": "#/unit/neurons.24/343", "head": "#/unit/heads.10/6", "search": "#/units?token=peace"}
+    for view, address in views.items():
+        browser.look(1280)
+        browser.open(base + address)
+        assert browser.js("document.querySelector('.problem')") is None, view
+        assert browser.js("document.getElementById('content').innerText.length > 300"), view
+        browser.shot(_pictures(tmp_path) / f"real-{view}.png")
+    browser.open(base + "#/unit/neurons.24/343")
+    assert " his" in browser.js(
+        "[...document.querySelectorAll('.tokens .chip')].map((chip) => chip.textContent.replace('·', ' '))"
+    )
     serving.close()
     browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
 

@@ -1,7 +1,8 @@
 """One command from a model and text to an atlas.
 
 Prepares the corpus, runs the stages of every lens, writes their tables, and keeps the manifest true throughout: a build that
-stops at any moment is continued by running it again. What is measured is the lenses' business; estimates belong in `estimate`.
+stops at any moment is continued by running it again. What is measured is the lenses' business, what a model reads that of `texts`;
+estimates belong in `estimate`.
 """
 
 import importlib.metadata
@@ -14,10 +15,12 @@ from typing import Any, Final
 import pyarrow as pa
 
 from microtome.atlas.read import Atlas
+from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
+from microtome.atlas.texts import adopt, corpus_card, material_of, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, run_stages
 from microtome.core import Refusal
-from microtome.corpus import Corpus, Cutting, Reading, Source, open_corpus, prepare
+from microtome.corpus import Reading, Source
 from microtome.geometry import GeometryLens
 from microtome.model import Checkpoint, Model, load, open_checkpoint
 from microtome.neurons import NeuronsLens
@@ -28,12 +31,8 @@ from microtome.store import (
     RunCard,
     digest,
     fingerprint,
-    locked,
     manifest_path,
     read_manifest,
-    stream_table,
-    sweep,
-    table_path,
     write_manifest,
     write_table,
 )
@@ -44,8 +43,6 @@ __all__ = ["LENSES", "Settings", "build"]
 LENSES: Final[tuple[Lens, ...]] = (GeometryLens(), NeuronsLens(), VocabularyLens())
 """Every lens that a build runs. A new lens is a new entry."""
 
-_CORPUS_TABLES: Final = ("documents", "windows")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,6 +52,11 @@ class Settings:
     depth: Depth = "quick"
     seed: int = 0
     window: int = 256
+
+    def __post_init__(self) -> None:
+        require_run_name(self.run)
+        if not 0 <= self.seed < 2**63:
+            raise Refusal(f"seed {self.seed}", why="it is negative or needs more than 63 bits", instead="use 0, 1, 2, ...")
 
 
 def build(
@@ -68,50 +70,42 @@ def build(
 ) -> Atlas:
     """Build an atlas of `model` over `text` in folder `output`, or add a run to the atlas that is there.
 
-    `text` is anything `corpus.prepare` reads; without it only what the weights tell is computed, and the model is never built.
+    `text` is anything `corpus.prepare` reads, and for a vision model an image or a folder of images; without it only what the
+    weights tell is computed, and the model is never built.
     Run again after an interruption, it continues; run again when complete, it checks the tables and returns.
 
-    Errors: `Refusal` where the model, the text or the folder cannot be used; then a new folder is not left behind.
+    Errors: `Refusal` where the model, the text or the folder cannot be used; then neither a new folder nor a new run is left
+    behind. Where the disk is full, what is finished stays, and the same command continues it.
     """
     settings, output = settings or Settings(), Path(output)
     watch = progress or Silent()
-    _require_usable(output)
+    require_usable(output)
     subject = _subject(model, text, watch)
-    fresh = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(output):
-            sweep(output)
-            return _build(subject, text, output, settings, reading or Reading(), Watched(watch, output))
-    except Refusal:
-        if fresh and not manifest_path(output).exists():
-            shutil.rmtree(output)
-        raise
-
-
-def _require_usable(output: Path) -> None:
-    """A folder that holds other things than an atlas is left alone."""
-    if output.is_file():
-        raise Refusal(str(output), why="it is a file", instead="name a folder for the atlas")
-    if output.is_dir() and any(output.iterdir()) and not manifest_path(output).exists() and not (output / "work").exists():
-        raise Refusal(str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas")
+    with claimed(output, settings.run) as folder:
+        return _build(subject, text, folder, settings, reading or Reading(), Watched(watch, folder))
 
 
 def _subject(model: Model | Checkpoint | str | Path, text: Source | None, progress: Progress) -> Model | Checkpoint:
+    if isinstance(model, Checkpoint) and text is not None:
+        raise Refusal(f"text for {model.name}", why="the model is open but not built", instead="pass its folder, or load() it")
+    if isinstance(model, Checkpoint):
+        model.require_finite()
     if isinstance(model, Model | Checkpoint):
         return model
     progress.step(f"opening {Path(model).name}")
-    return open_checkpoint(model) if text is None else load(model)
+    return _subject(open_checkpoint(model), text, progress) if text is None else load(model)
 
 
 def _build(
     subject: Model | Checkpoint, text: Source | None, output: Path, settings: Settings, reading: Reading, watch: Watched
 ) -> Atlas:
     manifest = _manifest(subject, output)
-    corpus = None
+    material = corpus = None
     if text is not None:
-        watch.step("cutting the text into windows")
-        corpus = _staged_corpus(subject, text, output, settings, reading)
+        assert isinstance(subject, Model), "text is folded over a model that was built"
+        material = material_of(subject, text, reading, window=settings.window, seed=settings.seed)
+        watch.step(f"cutting the {subject.family.inputs} into windows")
+        corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
     card = _card(run, settings, manifest.runs.get(settings.run))
     if card.status == "complete" and not _damaged(output, card):
@@ -121,8 +115,8 @@ def _build(
     manifest.runs[settings.run] = card
     write_manifest(output, manifest)
     files: list[Path] = []
-    if corpus is not None:
-        corpus, files = _adopt_corpus(output, settings.run, corpus)
+    if material is not None and corpus is not None:
+        corpus, files = adopt(material, corpus, output)
         run = replace(run, corpus=corpus)
     results = run_stages(run, LENSES, output / "work" / settings.run, watch)
     watch.step("writing tables")
@@ -178,7 +172,7 @@ def _card(run: Run, settings: Settings, existing: RunCard | None) -> RunCard:
         window=settings.window,
         execution=execution,
         certificate=run.model.certificate.to_json() if isinstance(run.model, Model) else {},
-        corpus=_corpus_card(run.corpus) if run.corpus else None,
+        corpus=corpus_card(run.corpus) if run.corpus else None,
         absent=absent,
     )
     if existing is None:
@@ -194,6 +188,8 @@ def _card(run: Run, settings: Settings, existing: RunCard | None) -> RunCard:
 
 def _difference(existing: RunCard, card: RunCard) -> str:
     """What differs between the run that is in the atlas and the one asked for."""
+    if (existing.corpus is None) != (card.corpus is None):
+        return "it is a run of the weights alone" if existing.corpus is None else "it is a run over a text"
     pairs: dict[str, tuple[Any, Any]] = {
         "depth": (existing.depth, card.depth),
         "seed": (existing.seed, card.seed),
@@ -202,59 +198,6 @@ def _difference(existing: RunCard, card: RunCard) -> str:
     }
     changed = [f"{key} was {old} and is now {new}" for key, (old, new) in sorted(pairs.items()) if old != new]
     return "; ".join(changed) or "its text was another one"
-
-
-def _corpus_writer(run: str) -> str:
-    return f"corpus.{run}"
-
-
-def _staged_corpus(subject: Model | Checkpoint, text: Source, output: Path, settings: Settings, reading: Reading) -> Corpus:
-    """Prepare the corpus beside the tables: those of a run that is there stay until this one proves to be the same."""
-    assert isinstance(subject, Model), "text is folded over a model that was built"
-    staging = output / "work" / settings.run / "corpus"
-    shutil.rmtree(staging, ignore_errors=True)
-
-    def sink(table: str, batches: Any) -> Path:
-        return stream_table(staging, table, _corpus_writer(settings.run), batches)
-
-    cutting = Cutting(window=min(settings.window, subject.shape.context or settings.window))
-    return prepare(
-        text,
-        subject.tokenizer,
-        sink,
-        settings.run,
-        reading=reading,
-        cutting=cutting,
-        seed=settings.seed,
-        vocab=subject.shape.vocab,
-    )
-
-
-def _corpus_card(corpus: Corpus) -> dict[str, Any]:
-    """What the manifest says of a corpus: sizes, identity, what was skipped and why."""
-    return {
-        "name": corpus.name,
-        "documents": corpus.documents,
-        "windows": corpus.windows,
-        "tokens": corpus.tokens,
-        "window": corpus.window,
-        "labels": list(corpus.labels),
-        "fingerprint": corpus.fingerprint,
-        "skipped": corpus.skipped.count,
-        "skipped_first": [{"name": name, "reason": reason} for name, reason in corpus.skipped.first],
-    }
-
-
-def _adopt_corpus(output: Path, run: str, corpus: Corpus) -> tuple[Corpus, list[Path]]:
-    """Move the prepared corpus to where the atlas keeps it, and open it there."""
-    paths = {}
-    for table in _CORPUS_TABLES:
-        staged = table_path(output / "work" / run / "corpus", table, _corpus_writer(run))
-        paths[table] = table_path(output, table, _corpus_writer(run))
-        paths[table].parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(paths[table])
-    moved = open_corpus(paths["documents"], paths["windows"], name=corpus.name, window=corpus.window)
-    return moved, list(paths.values())
 
 
 def _write_lenses(output: Path, run: Run, results: Results) -> list[Path]:
@@ -280,6 +223,4 @@ def _damaged(output: Path, card: RunCard) -> Mapping[str, str]:
 def _drop_work(output: Path, run: str) -> None:
     """The states of a complete run are in its tables."""
     shutil.rmtree(output / "work" / run, ignore_errors=True)
-    work = output / "work"
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
+    prune(output / "work" / run)

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from microtome.atlas.build import LENSES, Settings
+from microtome.atlas.texts import material_of, writing_to
 from microtome.capture import MAIN, Results, Run, Stage, fold_batch, tokens_per_batch
 from microtome.capture.execution import flops_per_token
 from microtome.core import Fold, State
-from microtome.corpus import Corpus, Cutting, Reading, Source, prepare
+from microtome.corpus import Corpus, Reading, Source
 from microtome.model import Model
-from microtome.store import stream_table
 
 __all__ = ["Estimate", "estimate"]
 
@@ -63,17 +63,8 @@ def estimate(model: Model, text: Source, *, settings: Settings | None = None, re
     settings, reading = settings or Settings(), reading or Reading()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        cutting = Cutting(window=min(settings.window, model.shape.context or settings.window))
-        corpus = prepare(
-            text,
-            model.tokenizer,
-            lambda table, batches: stream_table(folder, table, "estimate", batches),
-            settings.run,
-            reading=reading,
-            cutting=cutting,
-            seed=settings.seed,
-            vocab=model.shape.vocab,
-        )
+        material = material_of(model, text, reading, window=settings.window, seed=settings.seed)
+        corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
         run = Run(settings.run, model, corpus, settings.seed, settings.depth)
         stages = {stage: _trial(run, stage, results) for results in [Results()] for stage in _stages(run)}
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))

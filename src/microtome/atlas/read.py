@@ -73,9 +73,12 @@ class Atlas:
 
         with self.connect() as connection:
             try:
-                return connection.sql(query, params=list(parameters)).to_arrow_table()
+                rows = connection.sql(query, params=list(parameters))
             except duckdb.Error as error:
                 raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
+            if rows is None:
+                raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
+            return rows.to_arrow_table()
 
     @functools.cached_property
     def tables(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def build(
         else:
             subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
         atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
-    typer.echo(f"{atlas.path} is ready: microtome open {atlas.path}")
+    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
 
 
 @app.command(name="open")

@@ -5,6 +5,7 @@ theirs too (`images`), since they need a model's processor.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -34,6 +35,8 @@ def documents(source: Source, reading: Reading) -> Iterator[Document]:
     if isinstance(source, str):
         if source == SAMPLE:
             return _sample()
+        if not source.strip() or "\0" in source:
+            raise Refusal(f"text {source!r}", why="it names nothing", instead="name a file or a folder")
         if source == "-":
             return standard_input(reading)
         if source.startswith("hf:"):
@@ -48,7 +51,7 @@ def source_name(source: Source) -> str:
         special = source in (SAMPLE, "-") or source.startswith("hf:")
         return {"-": "stdin"}.get(source, source.removeprefix("hf:")) if special else source_name(Path(source))
     if isinstance(source, Path):
-        return source.resolve().name
+        return os.path.basename(os.path.abspath(source))
     return "texts"
 
 

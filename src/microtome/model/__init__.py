@@ -3,6 +3,7 @@
 from microtome.model.cache import CacheEntry as CacheEntry
 from microtome.model.cache import caches as caches
 from microtome.model.cache import remove_cache as remove_cache
+from microtome.model.images import patch_grid as patch_grid
 from microtome.model.model import Model as Model
 from microtome.model.model import SiteRow as SiteRow
 from microtome.model.model import site_table as site_table
@@ -16,6 +17,7 @@ from microtome.model.opening import Checkpoint as Checkpoint
 from microtome.model.opening import load as load
 from microtome.model.opening import open_checkpoint as open_checkpoint
 from microtome.model.record import Certificate as Certificate
+from microtome.model.shape import Patches as Patches
 from microtome.model.shape import Shape as Shape
 from microtome.model.spellings import parse_site as parse_site
 from microtome.model.spellings import spell as spell

@@ -22,7 +22,8 @@ __all__ = ["Model", "SiteRow", "recipe_of", "site_table"]
 class Model:
     """A transformer that can be observed. `module` is the transformers model: in eval mode, its parameters need no gradient.
 
-    `fingerprint` changes whenever a parameter or the configuration does; `certificate` says which identities were checked.
+    `tokenizer` and `processor` (of images) are None where the model has none, or needs none. `fingerprint` changes whenever a
+    parameter or the configuration does; `certificate` says which identities were checked.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Model:
     head: Head | None
     shape: Shape
     tokenizer: Any
+    processor: Any
     weights: Weights
     fingerprint: str
     certificate: Certificate

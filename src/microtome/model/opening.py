@@ -15,13 +15,13 @@ from microtome.core import Refusal
 from microtome.model.checkpoint import Files, digest_of, find_files, gguf_in
 from microtome.model.checks import check_finite, check_headers, check_loaded
 from microtome.model.disk import DiskTensors
-from microtome.model.families import FAMILIES, Family, Head, family_of
+from microtome.model.families import FAMILIES, Family, family_of
 from microtome.model.gguf import converted
 from microtome.model.hub import snapshot
+from microtome.model.images import open_processor
 from microtome.model.model import Model
 from microtome.model.precision import Stored, choose_device, choose_dtype, stored_dtype
 from microtome.model.quiet import quiet
-from microtome.model.shape import Head as HeadKind
 from microtome.model.shape import Shape
 from microtome.model.tokenizers import open_tokenizer
 from microtome.model.weights import Weights, stored_tensors
@@ -51,12 +51,21 @@ class Checkpoint:
     shape: Shape
     weights: Weights
     tokenizer: Any
+    processor: Any
     stored: Stored
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and the weight files. Cost: one read of the weights, the first time."""
         return digest_of(self.files)
+
+    def require_finite(self) -> None:
+        """Check the numbers in the files, as `load` does for those of the model it builds.
+
+        Errors: `Refusal` naming the first tensor that holds NaN or infinity. Cost: one read of the weights.
+        """
+        tensors = DiskTensors(self.files.weights)
+        check_finite(self.name, ((name, tensors[name]) for name in tensors))
 
 
 def load(
@@ -92,6 +101,7 @@ def load(
     return wrap(
         module,
         checkpoint.tokenizer,
+        processor=checkpoint.processor,
         name=checkpoint.name,
         fingerprint=checkpoint.fingerprint,
         stored=checkpoint.weights.fetch,
@@ -99,7 +109,7 @@ def load(
 
 
 def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -> Checkpoint:
-    """Open a checkpoint without building the model: configuration, sizes, weights by memory map, tokenizer, fingerprint.
+    """Open a checkpoint without building the model: configuration, sizes, weights by memory map, tokenizer or image processor, fingerprint.
 
     Errors: as `load`, except that the numbers in the weights are not looked at. Cost: headers and the tokenizer only.
     """
@@ -117,19 +127,13 @@ def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -
         config = _config(files, name, remote_code)
         family = family_of(config)
         head = family.head(architecture.__name__)
-        shape = family.shape(config, _kind(head, architecture))
+        shape = family.shape(config, head.kind if head else "none")
         weights = Weights(family, shape, config, head, stored_tensors(tensors, family))
         check_headers(name, tensors.shapes, weights)
         tokenizer = open_tokenizer(folder, shape.vocab) if family.inputs == "text" else None
+        processor = open_processor(folder) if family.inputs == "image" else None
     stored = files.stored or stored_dtype(tensors.elements())
-    return Checkpoint(name, files, config, architecture, family, shape, weights, tokenizer, stored)
-
-
-def _kind(head: Head | None, architecture: type) -> HeadKind:
-    """What the class predicts: by its family's head, labels for any other head, nothing for a trunk."""
-    if head is not None:
-        return head.kind
-    return "none" if architecture.__name__.endswith("Model") else "labels"
+    return Checkpoint(name, files, config, architecture, family, shape, weights, tokenizer, processor, stored)
 
 
 def _folder(source: str | Path, remote_code: RemoteCode) -> tuple[Path, str]:
@@ -163,9 +167,9 @@ def _architecture(files: Files, name: str, remote_code: RemoteCode) -> type:
             instead='add it, for example "architectures": ["LlamaForCausalLM"]',
         )
     found = getattr(transformers, named[0], None)
-    if isinstance(found, type):
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
-    ways = [way for way in dict(files.config.get("auto_map") or {}).values() if str(way).endswith(f".{named[0]}")]
+    ways = [way for way in (files.config.get("auto_map") or {}).values() if str(way).endswith(f".{named[0]}")]
     if not ways:
         raise Refusal(
             f"model {name}",
@@ -236,8 +240,11 @@ def _adopt(module: "PreTrainedModel", dtype: str | torch.dtype, device: str | to
         )
     check_finite(named or type(module).__name__, module.named_parameters())
     embeddings = module.get_input_embeddings()
-    tokenizer = None
-    if named and Path(named).is_dir() and isinstance(embeddings, torch.nn.Embedding):
+    tokenizer = processor = None
+    if named and Path(named).is_dir():
         with quiet():
-            tokenizer = open_tokenizer(Path(named), embeddings.num_embeddings)
-    return wrap(module, tokenizer, name=Path(named).name or type(module).__name__)
+            if isinstance(embeddings, torch.nn.Embedding):
+                tokenizer = open_tokenizer(Path(named), embeddings.num_embeddings)
+            else:
+                processor = open_processor(Path(named))
+    return wrap(module, tokenizer, processor=processor, name=Path(named).name or type(module).__name__)

@@ -8,12 +8,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-__all__ = ["Dims", "Head", "NormLayout", "Shape", "shape_of"]
+__all__ = ["Dims", "Head", "NormLayout", "Patches", "Shape", "shape_of"]
 
 NormLayout = Literal["pre", "post", "sandwich", "parallel"]
 Head = Literal["causal", "masked", "labels", "none"]
 Dims = Mapping[str, Callable[[Any], Any]]
 """How a family's configuration spells a size, where it differs from the common names."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How a picture becomes tokens: `before` special ones (class token, registers), then patches of height x width, row by row.
+
+    `rows` and `columns` are those of the pictures that the model has positions for; of other pictures it interpolates them where
+    it `stretches`, and refuses them where not.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+    before: int
+    stretches: bool
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Shape:
     `norm` is where norms sit: `pre` before each branch, `post` after each residual addition, `sandwich` after each branch (and
     before it, where the model has that too), `parallel` once for an attention and an MLP that read the same stream. `context`
     is the largest number of tokens, None where nothing limits it. `experts` is 0 for a dense model. `head` says what the model
-    predicts: the next token, a masked token, labels of its own, or nothing.
+    predicts: the next token, a masked token, labels of its own, or nothing. `patches` is None for a model that reads text.
     """
 
     layers: int
@@ -41,6 +57,7 @@ class Shape:
     head: Head
     rotary: bool
     learned_positions: bool
+    patches: Patches | None = None
 
 
 def _d_head(config: Any) -> int:
@@ -58,6 +75,7 @@ _COMMON: Dims = {
     "vocab": lambda config: config.vocab_size,
     "context": lambda config: config.max_position_embeddings,
     "experts": lambda config: 0,
+    "patches": lambda config: None,
 }
 
 

@@ -26,13 +26,15 @@ def wrap(
     module: nn.Module,
     tokenizer: Any = None,
     *,
+    processor: Any = None,
     name: str | None = None,
     fingerprint: str | None = None,
     stored: Fetch | None = None,
 ) -> Model:
     """Make a `Model` of a built transformers model of any known family, with or without a head.
 
-    The module is put in eval mode and its parameters stop needing gradients. `fingerprint` identifies parameters and
+    The module is put in eval mode and its parameters stop needing gradients. `processor` is the image processor of a model that
+    reads images. `fingerprint` identifies parameters and
     configuration; without it, it is computed from them. `stored` gives a checkpoint's own values, with which a lower dtype is
     compared.
 
@@ -60,6 +62,7 @@ def wrap(
         head=head,
         shape=shape,
         tokenizer=tokenizer,
+        processor=processor,
         weights=Weights(family, shape, config, head, built_tensors(module, prefix)),
         fingerprint=fingerprint or _digest(module, config),
         certificate=UNCHECKED,

@@ -28,7 +28,7 @@ CONTROL: Final = "unigram draws"
 class Detectors:
     """For each end and unit: its token (-1: no contexts), how many of `tried` confirm contexts are at it, and the p-value.
 
-    `chance`, `low` and `high` are mean, 2.5 % and 97.5 % quantile of the share that draws from the token counts reach.
+    `chance` is the mean share that draws from the token counts reach. Without a vocabulary there is no end: nothing was tested.
     """
 
     ends: tuple[str, ...]
@@ -37,13 +37,22 @@ class Detectors:
     tried: Int64[Tensor, "end unit"]
     p: Float64[np.ndarray, "end unit"]
     chance: float
-    low: float
-    high: float
 
     @property
     def share(self) -> Float64[Tensor, "end unit"]:
         """Hits among those tried, 0 where none was."""
         return self.hits.double() / self.tried.clamp_min(1)
+
+    @property
+    def interval(self) -> tuple[Float64[np.ndarray, "end unit"], Float64[np.ndarray, "end unit"]]:
+        """The exact binomial 95 % interval of each share; 0 to 1 where no context was tried.
+
+        Source: Clopper and Pearson 1934, The use of confidence or fiducial limits (no arXiv entry).
+        """
+        hits, tried = self.hits.numpy(), self.tried.numpy()
+        low = np.where(hits == 0, 0.0, scipy.stats.beta.ppf(0.025, np.maximum(hits, 1), tried - hits + 1))
+        high = np.where(hits == tried, 1.0, scipy.stats.beta.ppf(0.975, hits + 1, np.maximum(tried - hits, 1)))
+        return low, high
 
 
 def token_detectors(
@@ -56,6 +65,8 @@ def token_detectors(
     piece of a longer word is a detector of that piece.
     Cost: one comparison per pair of a list's entries.
     """
+    if not counts.shape[1]:
+        return _untested(contexts.window.shape[1])
     ends = tuple(dict.fromkeys(contexts.ends))
     discover, confirm = slice(Half.DISCOVER, None, len(Half)), slice(Half.CONFIRM, None, len(Half))
     filled = contexts.window >= 0
@@ -67,8 +78,12 @@ def token_detectors(
     frequency = counts[Half.CONFIRM].double() / counts[Half.CONFIRM].sum().clamp_min(1)
     p = scipy.stats.binom.sf(hits.numpy() - 1, tried.numpy(), frequency[token.clamp_min(0)].numpy())
     null = share_null(counts, int(filled[discover].sum(-1).max()), int(tried.max()), seed)
-    low, high = np.quantile(null, [0.025, 0.975])
-    return Detectors(ends, token, hits, tried, p, float(null.mean()), float(low), float(high))
+    return Detectors(ends, token, hits, tried, p, float(null.mean()))
+
+
+def _untested(units: int) -> Detectors:
+    none = torch.zeros((0, units), dtype=torch.int64)
+    return Detectors((), none, none, none, np.zeros((0, units)), 0.0)
 
 
 def dominant_token(tokens: Int32[Tensor, "*list k"]) -> Int64[Tensor, "*list"]:

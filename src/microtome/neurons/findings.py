@@ -20,8 +20,8 @@ __all__ = ["DEAD", "Finding", "dead_units", "detectors", "findings_table", "peak
 
 AT_MOST: Final = 200
 """Findings of a kind."""
-PER_TOKEN: Final = 3
-"""Detectors of one token among the findings; `unit_stats` has them all."""
+PER_TOKEN: Final = 1
+"""Detectors of one token, per layer and end, among the findings; `unit_stats` has them all."""
 LARGEST_Q: Final = 0.01
 DEAD: Final = 1e-3
 LAYER: Final = "median of the layer"
@@ -29,7 +29,7 @@ LAYER: Final = "median of the layer"
 
 @dataclass(frozen=True)
 class Finding:
-    """A row of `findings` before it has a rank; of a kind the highest `value` comes first, then the lowest `p`, then the subject."""
+    """A row of `findings` before it has a rank; of two the higher `value` comes first, then the lower `p`, then the subject."""
 
     kind: str
     subject: str
@@ -64,9 +64,14 @@ def findings_table(surveyed: Sequence[Surveyed], texts: Sequence[str], run: str)
 
 
 def detectors(surveyed: Sequence[Surveyed], texts: Sequence[str]) -> list[Finding]:
-    """Units whose confirm contexts are at the token that their discover contexts chose: at least half of them, q at most 0.01."""
-    found: dict[tuple[int, int], list[Finding]] = {}
+    """Units whose confirm contexts are at the token that their discover contexts chose: at least half of them, q at most 0.01.
+
+    In turns: the foremost of every layer, then the second of every layer. The first layer reads embeddings, and its many
+    detectors of single tokens would leave no room for others.
+    """
+    layers = []
     for each, q in zip(surveyed, detector_q(surveyed), strict=True):
+        found: dict[tuple[int, int], list[Finding]] = {}
         tests = each.detectors
         share = tests.share.numpy()
         for end, unit in np.argwhere((share >= 0.5) & (q <= LARGEST_Q)):
@@ -81,7 +86,9 @@ def detectors(surveyed: Sequence[Surveyed], texts: Sequence[str]) -> list[Findin
                 float(q[end, unit]), float(tests.p[end, unit]),
             )  # fmt: skip
             found.setdefault((token, int(end)), []).append(finding)
-    return _foremost([finding for same in found.values() for finding in _foremost(same, PER_TOKEN)], AT_MOST)
+        layers.append(_foremost([finding for same in found.values() for finding in _foremost(same, PER_TOKEN)], AT_MOST))
+    turns = [_foremost([layer[turn] for layer in layers if turn < len(layer)], AT_MOST) for turn in range(AT_MOST)]
+    return [finding for turn in turns for finding in turn][:AT_MOST]
 
 
 def peaked_units(surveyed: Sequence[Surveyed]) -> list[Finding]:

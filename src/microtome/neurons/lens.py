@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
+import torch
 
 from microtome.capture.lens import MAIN, PILOT, Results, Run, Stage
-from microtome.core import Fold
+from microtome.core import Fold, Half
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, units_table
 from microtome.neurons.basis import Neurons, neurons_of
 from microtome.neurons.counts import TokenCounts, token_counts_table
@@ -50,11 +51,12 @@ class NeuronsLens:
         return () if run.corpus is None else (PILOT, MAIN)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
-        """Per basis: quantiles in the pilot; then survey and decile contexts, and once the token counts."""
+        """Per basis: quantiles in the pilot; then survey and decile contexts, and once the counts of tokens, if they are words."""
         bases = neurons_of(run.model.shape)
         if stage == PILOT:
             return {_named("pilot", basis): PilotQuantiles(basis, self.pilot, run.seed) for basis in bases}
-        folds: dict[str, Fold] = {_COUNTS: TokenCounts(run.model.shape.vocab)}
+        vocab = run.model.shape.vocab
+        folds: dict[str, Fold] = {_COUNTS: TokenCounts(vocab)} if vocab else {}
         rate = min(1.0, self.sampled / max(1, run.corpus.tokens)) if run.corpus is not None else 0.0
         for basis in bases:
             edges = earlier.of(PILOT, _named("pilot", basis)).edges
@@ -68,8 +70,9 @@ class NeuronsLens:
         norms = [write_norms(run.model.weights, basis) for basis in bases]
         if run.corpus is None:
             return {"units": units_table(bases), "unit_stats": written_stats_table(bases, norms, run.name)}
-        counts = results.of(MAIN, _COUNTS)
-        texts = texts_of(run.model.tokenizer, run.model.shape.vocab)
+        vocab = run.model.shape.vocab
+        counts = results.of(MAIN, _COUNTS) if vocab else torch.zeros((len(Half), 0), dtype=torch.int64)
+        texts = texts_of(run.model.tokenizer, vocab)
         spelling = spellings(texts, counts)
         surveyed: list[Surveyed] = []
         contexts = []
@@ -87,9 +90,10 @@ class NeuronsLens:
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:
-        """What needs text, where there is none."""
+        """What needs text, where there is none; and what needs words, where tokens are patches."""
         if run.corpus is not None:
-            return {}
+            why = "the tokens of an image are patches, which belong to no vocabulary"
+            return {} if run.model.shape.vocab else {"token_counts": why, "token detectors": why}
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
 

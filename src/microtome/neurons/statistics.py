@@ -52,8 +52,8 @@ def detector_q(surveyed: Sequence[Surveyed]) -> list[Float[np.ndarray, "end unit
 def unit_stats_table(surveyed: Sequence[Surveyed], run: str) -> pa.Table:
     """Rows of `unit_stats`: moments, range, density (share of activations > 0), write_norm, and token_share per end.
 
-    token_share is the share of confirm contexts at the unit's token; its control is the mean share of draws from the token
-    counts, lo to hi hold 95 % of these draws, and q comes from the exact binomial tail.
+    token_share is the share of confirm contexts at the unit's token, lo to hi its exact binomial 95 % interval; its control is the
+    mean share of draws from the token counts, and q comes from the exact binomial tail.
     """
     tables = []
     for each, q in zip(surveyed, detector_q(surveyed), strict=True):
@@ -69,10 +69,10 @@ def unit_stats_table(surveyed: Sequence[Surveyed], run: str) -> pa.Table:
             "write_norm": each.norm,
         }
         tables.append(_free(each.basis, {name: values.numpy() for name, values in stats.items()}, run))
-        control = {"control": found.chance, "lo": found.low, "hi": found.high}
+        low, high = found.interval
         for end, name in enumerate(found.ends):
-            columns = {key: np.full(each.basis.units, value) for key, value in control.items()}
-            tables.append(_rows(each.basis, f"token_share_{name}", found.share[end].numpy(), {**columns, "q": q[end]}, run))
+            columns = {"control": np.full(each.basis.units, found.chance), "lo": low[end], "hi": high[end], "q": q[end]}
+            tables.append(_rows(each.basis, f"token_share_{name}", found.share[end].numpy(), columns, run))
     return pa.concat_tables(tables)
 
 

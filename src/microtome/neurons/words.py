@@ -35,7 +35,7 @@ def spellings(texts: Sequence[str], counts: Int64[Tensor, "half vocab"]) -> Int6
     for token, word in enumerate(words):
         if whole[token] and total[token] > total[best.setdefault(word, token)]:
             best[word] = token
-    return torch.tensor([best[word] if whole[token] else token for token, word in enumerate(words)])
+    return torch.tensor([best[word] if whole[token] else token for token, word in enumerate(words)], dtype=torch.int64)
 
 
 def named(text: str) -> str:

@@ -54,7 +54,7 @@ def layer_loss(sample: Tokens, logits: Callable[[Float[Tensor, "row d_model"]], 
     documents, low, high = len(names), None, None
     if documents > 1:
         sums = torch.zeros(documents, dtype=torch.float64).index_add_(0, group, losses[:, 0])
-        low, high = (float(end) for end in bootstrap_interval(sums[:, None], group.bincount().double()))
+        low, high = (float(end) for end in bootstrap_interval(sums, group.bincount().double()))
     return LayerLoss(sample.site, float(losses[:, 0].mean()), low, high, float(losses[:, 1].mean()), len(losses), documents)
 
 

@@ -1,7 +1,9 @@
 """Files on disk: atomic writes, fold states, tables, the manifest, fingerprints."""
 
+from microtome.store.files import DiskFull as DiskFull
 from microtome.store.files import committed as committed
 from microtome.store.files import digest as digest
+from microtome.store.files import full as full
 from microtome.store.files import locked as locked
 from microtome.store.files import sweep as sweep
 from microtome.store.fingerprint import fingerprint as fingerprint

@@ -13,9 +13,27 @@ from pathlib import Path
 
 from microtome.core import Refusal
 
-__all__ = ["committed", "digest", "locked", "sweep"]
+__all__ = ["DiskFull", "committed", "digest", "full", "locked", "sweep"]
 
 _PART = ".part"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(Refusal):
+    """No space is left to write to; what is finished stays, so that the same command continues it."""
+
+
+def full(error: BaseException, what: str, folder: Path) -> DiskFull | None:
+    """The refusal that `error` amounts to where it says that the disk of `folder` is full, or None."""
+    said = error.errno if isinstance(error, OSError) else next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    if said not in _FULL:
+        return None
+    return DiskFull(
+        f"writing {what}",
+        why=f"no space is left in {folder}" if said != errno.EFBIG else f"the size of a file in {folder} is limited",
+        instead="free some space and run the same command again: finished work is kept",
+    )
 
 
 @contextlib.contextmanager
@@ -30,18 +48,12 @@ def committed(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        refusal = full(error, path.name, path.parent)
+        if refusal is None:
             raise
-        raise Refusal(
-            f"writing {path.name}",
-            why=f"no space is left in {path.parent}",
-            instead="free some space and run the same command again: finished work is kept",
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        raise refusal from error
 
 
 def _sync(path: Path) -> None:

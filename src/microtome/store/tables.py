@@ -54,7 +54,8 @@ _ROWS: Final = (
     ),
     _spec(
         "unit_stats",
-        "a statistic of a unit at a site, beside its control",
+        "a statistic of a unit at a site, beside its control: what it would be by chance; lo to hi is a 95 % interval of the value "
+        "itself, empty where the value has no sampling error",
         "stat unit site run",
         unit=_ADDRESS,
         site=_WORD,

@@ -13,7 +13,7 @@ from microtome.vocabulary.heads import HeadScores
 from microtome.vocabulary.values import CONTROL, READ_STATS, Values
 from microtome.vocabulary.words import quoted
 
-__all__ = ["COMPOSED", "ROTATED", "SHUFFLED", "head_findings", "in_turn", "loss_findings", "value_findings"]
+__all__ = ["COMPOSED", "ROTATED", "SHUFFLED", "Row", "head_findings", "in_turn", "loss_findings", "value_findings"]
 
 LARGEST_Q: Final = 0.01
 LEAST_EFFECT: Final = 0.3

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microtome.capture.lens import MAIN, MASKED, Results, Run, Stage
 from microtome.core import Fold, Site, UnitAddress
-from microtome.model import Model, Shape, Weights, final_norm, unembed
+from microtome.model import Checkpoint, Model, Shape, Weights, final_norm, unembed
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import (
     LayerLoss,
@@ -26,7 +26,16 @@ from microtome.readout import (
     unigram_entropy,
 )
 from microtome.store.tables import TABLES
-from microtome.vocabulary.findings import COMPOSED, ROTATED, SHUFFLED, head_findings, in_turn, loss_findings, value_findings
+from microtome.vocabulary.findings import (
+    COMPOSED,
+    ROTATED,
+    SHUFFLED,
+    Row,
+    head_findings,
+    in_turn,
+    loss_findings,
+    value_findings,
+)
 from microtome.vocabulary.heads import (
     HeadScores,
     embedded,
@@ -84,47 +93,55 @@ class VocabularyLens:
 
     def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
         """vocabulary, tokens, units and unit_stats (heads), layer_loss and findings, as far as the model has what they need."""
-        weights, shape, tokenizer = run.model.weights, run.model.shape, run.model.tokenizer
-        if not weights.has("W_E"):
-            return {}
-        texts = [] if tokenizer is None else token_texts(tokenizer, weights.get("W_E").shape[0])
+        shape, tokenizer = run.model.shape, run.model.tokenizer
+        texts = [] if tokenizer is None else token_texts(tokenizer, shape.vocab)
         tables: dict[str, pa.Table] = {} if tokenizer is None else {"vocabulary": vocabulary_table(texts)}
-        reader = output_reader(weights, frozenset() if tokenizer is None else unreadable_tokens(tokenizer, texts))
-        random = random_directions(reader, self.k, self.directions, seed=run.seed)
-        values = list(read_values(weights, shape, reader, random))
-        tables["tokens"] = value_rows(values)
-        strengths, q = strength_rows(values, random, run.name)
-
-        scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
-        head_q = {stat: _corrected(layers) for stat, layers in scores.items()}
-        tables["units"] = _head_units(shape)
-        tables["unit_stats"] = pa.concat_tables([strengths, head_rows(scores, head_q, run.name)])
-
-        losses, found_losses = self._losses(run, results)
+        losses, found = self._losses(run, results)
         if losses is not None:
             tables["layer_loss"] = losses
-        shown = texts or [str(token) for token in range(weights.get("W_E").shape[0])]
-        found = in_turn(found_losses, value_findings(values, q, random, shown), head_findings(scores, head_q))
+        if run.model.weights.has("W_E"):
+            read, sentences = self._read(run, texts)
+            tables, found = {**tables, **read}, in_turn(found, *sentences)
         rows = [{**row, "run": run.name, "rank": rank, "lens": self.name} for rank, row in enumerate(found)]
         tables["findings"] = pa.Table.from_pylist(rows, TABLES["findings"].schema)
         return tables
 
+    def _read(self, run: Run, texts: Sequence[str]) -> tuple[dict[str, pa.Table], list[list[Row]]]:
+        """What the weights alone say in terms of token vectors: tables, and findings by kind."""
+        weights, shape, tokenizer = run.model.weights, run.model.shape, run.model.tokenizer
+        reader = output_reader(weights, frozenset() if tokenizer is None else unreadable_tokens(tokenizer, texts))
+        random = random_directions(reader, self.k, self.directions, seed=run.seed)
+        values = list(read_values(weights, shape, reader, random))
+        strengths, q = strength_rows(values, random, run.name)
+
+        scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
+        head_q = {stat: _corrected(layers) for stat, layers in scores.items()}
+        tables = {
+            "tokens": value_rows(values),
+            "units": _head_units(shape),
+            "unit_stats": pa.concat_tables([strengths, head_rows(scores, head_q, run.name)]),
+        }
+        shown = texts or [str(token) for token in range(shape.vocab)]
+        return tables, [value_findings(values, q, random, shown), head_findings(scores, head_q)]
+
     def absent(self, run: Run) -> Mapping[str, str]:
-        """Why there are no losses, no token texts, or no output embedding."""
-        weights, missing = run.model.weights, {}
-        if not weights.has("W_E"):
-            return {"vocabulary": "the model embeds no tokens"}
+        """Why there are no losses, no token texts, no readings, or no output embedding."""
+        weights, family, missing = run.model.weights, run.model.family, {}
         if run.corpus is None:
             missing["layer_loss"] = "losses need a text; build with a text"
-        elif _loss_stage(run) is None:
-            missing["layer_loss"] = "the checkpoint has no language-model head"
-        if run.model.tokenizer is None:
+        elif (why := _why_no_loss(run.model)) is not None:
+            missing["layer_loss"] = why
+        if not run.model.shape.vocab:
+            missing["vocabulary"] = "images have no vocabulary"
+        elif run.model.tokenizer is None:
             missing["vocabulary"] = "there is no tokenizer beside the checkpoint, so tokens are numbers"
-        if not weights.has("W_U"):
+        if not weights.has("W_E"):
+            missing["tokens"] = missing["head scores"] = family.absent.get("W_E", "the model embeds no tokens")
+        elif not weights.has("W_U"):
             missing["W_U"] = "the checkpoint has no head: value vectors are read in the input embedding"
         return missing
 
-    def _losses(self, run: Run, results: Results) -> tuple[pa.Table | None, list[Mapping[str, object]]]:
+    def _losses(self, run: Run, results: Results) -> tuple[pa.Table | None, list[Row]]:
         stage, model = _loss_stage(run), run.model
         if stage is None or not isinstance(model, Model):
             return None, []
@@ -216,9 +233,18 @@ def _corrected(layers: Sequence[HeadScores]) -> list[Tensor]:
 
 
 def _loss_stage(run: Run) -> Stage | None:
-    if run.corpus is None or not run.model.weights.has("W_U"):
+    if run.corpus is None or _why_no_loss(run.model) is not None:
         return None
-    return {"causal": MAIN, "masked": MASKED}.get(run.model.shape.head)
+    return MASKED if run.model.shape.head == "masked" else MAIN
+
+
+def _why_no_loss(model: Model | Checkpoint) -> str | None:
+    """Why a text gives no losses, or None where it does."""
+    if model.shape.head not in ("causal", "masked"):
+        return "the checkpoint has no language-model head"
+    if model.shape.head == "masked" and getattr(model.tokenizer, "mask_token_id", None) is None:
+        return "the tokenizer has no mask token"
+    return None
 
 
 def _read_sites(shape: Shape) -> list[Site]:

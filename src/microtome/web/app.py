@@ -34,7 +34,8 @@ def create_app(atlas: Path, *, token: str | None = None) -> FastAPI:
     app.add_middleware(Guard, token=token)
     app.state.reader = reader
     app.add_exception_handler(Refusal, _refused)
-    _serve_data(app, reader)
+    _serve_atlas(app, reader)
+    _serve_units(app, reader)
     for asset in assets().values():
         _serve_asset(app, asset)
     return app
@@ -64,17 +65,20 @@ def _tagged(request: Request, digest: str, make: Callable[[], Response]) -> Resp
     return response
 
 
-def _serve_data(app: FastAPI, reader: Reader) -> None:
-    def answer(request: Request, make: Callable[[View], BaseModel | Sequence[BaseModel]]) -> Response:
-        view = reader.view()
+def _answer(request: Request, view: View, make: Callable[[View], BaseModel | Sequence[BaseModel]]) -> Response:
+    """What `make` says of the atlas as JSON."""
 
-        def body() -> Response:
-            record = make(view)
-            if isinstance(record, BaseModel):
-                return Response(record.model_dump_json(), media_type="application/json")
-            return Response("[" + ",".join(each.model_dump_json() for each in record) + "]", media_type="application/json")
+    def body() -> Response:
+        record = make(view)
+        if isinstance(record, BaseModel):
+            return Response(record.model_dump_json(), media_type="application/json")
+        return Response("[" + ",".join(each.model_dump_json() for each in record) + "]", media_type="application/json")
 
-        return _tagged(request, view.signature, body)
+    return _tagged(request, view.signature, body)
+
+
+def _serve_atlas(app: FastAPI, reader: Reader) -> None:
+    """What is said of the atlas as a whole."""
 
     @app.get("/api/progress", response_model=Progressed)
     def progress() -> Progressed:
@@ -82,19 +86,23 @@ def _serve_data(app: FastAPI, reader: Reader) -> None:
 
     @app.get("/api/summary", response_model=Summary)
     def get_summary(request: Request) -> Response:
-        return answer(request, summary.summary)
+        return _answer(request, reader.view(), summary.summary)
 
     @app.get("/api/findings", response_model=list[Finding])
     def get_findings(request: Request) -> Response:
-        return answer(request, unit.findings)
+        return _answer(request, reader.view(), unit.findings)
 
     @app.get("/api/layers", response_model=Layers)
     def get_layers(request: Request) -> Response:
-        return answer(request, summary.layers)
+        return _answer(request, reader.view(), summary.layers)
+
+
+def _serve_units(app: FastAPI, reader: Reader) -> None:
+    """What is said of units, tokens and documents."""
 
     @app.get("/api/tokens", response_model=Suggestions)
     def get_tokens(request: Request, word: Annotated[str, Query(max_length=100)]) -> Response:
-        return answer(request, lambda view: browse.find_tokens(view, word))
+        return _answer(request, reader.view(), lambda view: browse.find_tokens(view, word))
 
     @app.get("/api/units", response_model=Units)
     def get_units(
@@ -109,11 +117,11 @@ def _serve_data(app: FastAPI, reader: Reader) -> None:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> Response:
         query = browse.Query(basis, layer, sort, order, token, match, offset, limit)
-        return answer(request, lambda view: browse.units(view, query))
+        return _answer(request, reader.view(), lambda view: browse.units(view, query))
 
     @app.get("/api/unit", response_model=UnitPage)
     def get_unit(request: Request, address: Annotated[str, Query(max_length=200)]) -> Response:
-        return answer(request, lambda view: unit.page(view, address))
+        return _answer(request, reader.view(), lambda view: unit.page(view, address))
 
     @app.get("/api/document", response_model=Document)
     def get_document(
@@ -123,4 +131,6 @@ def _serve_data(app: FastAPI, reader: Reader) -> None:
         begin: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
         finish: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
     ) -> Response:
-        return answer(request, lambda view: contexts.document(view, run, document, begin, min(finish, begin + 100_000)))
+        return _answer(
+            request, reader.view(), lambda view: contexts.document(view, run, document, begin, min(finish, begin + 100_000))
+        )

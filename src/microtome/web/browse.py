@@ -17,6 +17,10 @@ __all__ = ["Query", "bases", "find_tokens", "indexed", "stat_names", "units", "v
 
 PREVIEW: Final = 3
 SUGGESTED: Final = 24
+_GIVEN: Final = (
+    "SELECT unnest(?::INTEGER[]) AS place, unnest(?::INTEGER[]) AS promoted, unnest(?::INTEGER[]) AS suppressed, "
+    "unnest(?::INTEGER[]) AS times"
+)
 
 Where = Literal["any", "promotes", "suppresses", "fires"]
 Order = Literal["down", "up"]
@@ -164,17 +168,23 @@ def units(view: View, query: Query) -> Units:
             conditions.append(f"r.{name} = ?")
             parameters.append(value)
     found = find_tokens(view, query.token) if query.token.strip() else None
-    matched = ("NULL AS promoted, NULL AS suppressed, NULL AS times", "")
+    matched, join, first = "NULL AS promoted, NULL AS suppressed, NULL AS times", "", []
     if found is not None:
-        matched = ("m.promoted, m.suppressed, m.times", "JOIN matched m USING (place)")
+        matched, join, first = (
+            "m.promoted, m.suppressed, m.times",
+            f"JOIN ({_GIVEN}) m USING (place)",
+            _matching(view, query.where, found),
+        )
     values = "".join(f", r.s{stats.index(name)}" for name in columns)
-    source = f"FROM mt_rows r {matched[1]} WHERE {' AND '.join(conditions)}"
-    with_matches, first = _matching(query.where, found)
-    total = view.sql(f"{with_matches} SELECT count(*) {source}", *first, *parameters)[0][0]
+    source = f"FROM mt_rows r {join} WHERE {' AND '.join(conditions)}"
+    total = view.sql(f"SELECT count(*) {source}", *first, *parameters)[0][0]
     rows = view.sql(
-        f"{with_matches} SELECT r.unit, r.layer, r.promotes, r.fires, r.total, {matched[0]}{values} {source} "
+        f"SELECT r.unit, r.layer, r.promotes, r.fires, r.total, {matched}{values} {source} "
         f"ORDER BY {_order(query, stats, found)} LIMIT ? OFFSET ?",
-        *first, *parameters, query.limit, query.offset,
+        *first,
+        *parameters,
+        query.limit,
+        query.offset,
     )
     texts = vocabulary(view)
     return Units(
@@ -205,13 +215,12 @@ def _order(query: Query, stats: Sequence[str], found: Suggestions | None) -> str
     return f"r.place {'ASC' if query.order == 'down' else 'DESC'}"
 
 
-def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object]]:
-    """A common table `matched` (place, promoted, suppressed, times) of the units that have to do with the tokens found."""
-    if found is None:
-        return "", []
+def _matching(view: View, where: Where, found: Suggestions) -> list[list[int | None]]:
+    """Columns of `_GIVEN`, of the units that have to do with the tokens found: place, best ranks, times."""
     ids = [token.token for token in found.tokens] or [-1]
     among = f"IN ({', '.join('?' * len(ids))})"
-    clauses, parameters = [], []
+    clauses: list[str] = []
+    parameters: list[object] = []
     for name, end in (("promotes", "+"), ("suppresses", "-")):
         if where in ("any", name):
             promoted, suppressed = ("t.rank", "NULL") if end == "+" else ("NULL", "t.rank")
@@ -227,9 +236,9 @@ def _matching(where: Where, found: Suggestions | None) -> tuple[str, list[object
             f"FROM mt_told WHERE token {among}"
         )
         parameters += ids
-    joined = " UNION ALL ".join(clauses)
-    return (
-        f"WITH matched AS (SELECT place, min(promoted) AS promoted, min(suppressed) AS suppressed, sum(times)::INTEGER AS times "
-        f"FROM ({joined}) GROUP BY place)",
-        parameters,
+    rows = view.sql(
+        "SELECT place, min(promoted), min(suppressed), sum(times)::INTEGER "
+        f"FROM ({' UNION ALL '.join(clauses)}) GROUP BY place ORDER BY place",
+        *parameters,
     )
+    return [[row[column] for row in rows] for column in range(4)]

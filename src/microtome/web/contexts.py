@@ -141,7 +141,9 @@ def document(view: View, run: str, number: int, begin: int, finish: int) -> Docu
     )  # fmt: skip
     if not rows or rows[0][5] is None:
         raise Refusal(
-            f"document {number} of run {run[:40]}", why="its text is not in this atlas", instead="open another context, or build again"
+            f"document {number} of run {run[:40]}",
+            why="its text is not in this atlas",
+            instead="open another context, or build again",
         )
     name, label, half, tokens, length, text = rows[0]
     cuts = [0, min(max(begin - left, 0), len(text)), min(max(finish - left, 0), len(text)), len(text)]

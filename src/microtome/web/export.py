@@ -123,12 +123,17 @@ def _write_columns(view: View, folder: Path) -> None:
         if follows and last is not None and index == last["number"] + last["count"]:
             last["count"] += 1
         else:
-            groups.append({"prefix": prefix, "basis": basis, "layer": layer, "place": place, "number": index, "count": 1, "unit": unit})
+            groups.append(
+                {"prefix": prefix, "basis": basis, "layer": layer, "place": place, "number": index, "count": 1, "unit": unit}
+            )
     for group in groups:
         whole = group.pop("unit")
         if group["prefix"] == whole:
             group["number"] = None
-    _shard(folder / "places.json.gz", {"per": PER_SHARD, "windows": WINDOWS, "tokens": TOKEN_SHARDS, "piece": CHARACTERS, "groups": groups})
+    _shard(
+        folder / "places.json.gz",
+        {"per": PER_SHARD, "windows": WINDOWS, "tokens": TOKEN_SHARDS, "piece": CHARACTERS, "groups": groups},
+    )
     for n, stat in enumerate(stat_names(view)):
         values = [_short(value) for (value,) in view.sql(f"SELECT s{n} FROM mt_rows ORDER BY place")]
         _shard(folder / "columns" / f"{n}.json.gz", {"stat": stat, "values": values})
@@ -139,7 +144,7 @@ def _write_columns(view: View, folder: Path) -> None:
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+    return None if value is None else float(f"{value:.9g}")
 
 
 def _write_search(view: View, folder: Path) -> None:
@@ -207,10 +212,15 @@ def _write_documents(view: View, folder: Path, numbers: dict[tuple[str, int], in
     cards: list[list[Any]] = []
     for run, document in numbers:
         rows = view.sql(
-            "SELECT name, label, half::VARCHAR, tokens, text FROM documents WHERE run::VARCHAR = ? AND document = ?", run, document
+            "SELECT name, label, half::VARCHAR, tokens, text FROM documents WHERE run::VARCHAR = ? AND document = ?",
+            run,
+            document,
         )
         name, label, half, tokens, text = rows[0] if rows else (None, None, None, None, None)
         for piece in range(0, len(text or ""), CHARACTERS):
-            _shard(folder / "documents" / str(len(cards)) / f"{piece // CHARACTERS}.json.gz", (text or "")[piece : piece + CHARACTERS])
+            _shard(
+                folder / "documents" / str(len(cards)) / f"{piece // CHARACTERS}.json.gz",
+                (text or "")[piece : piece + CHARACTERS],
+            )
         cards.append([run, document, name, label, half, tokens, len(text) if text is not None else None])
     _shard(folder / "documents.json.gz", cards)

@@ -38,7 +38,9 @@ class View:
             self.manifest = read_manifest(atlas)
         except Refusal as refusal:
             self.problems.append(problem_of(refusal))
-        self._connection = duckdb.connect(config={"allow_community_extensions": "false", "autoinstall_known_extensions": "false"})
+        self._connection = duckdb.connect(
+            config={"allow_community_extensions": "false", "autoinstall_known_extensions": "false"}
+        )
         for name in TABLES:
             self._add(atlas, name)
 

@@ -9,9 +9,35 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator
 
 __all__ = [
-    "Absent", "BasisCard", "Certificate", "Check", "Column", "Context", "Document", "Fact", "Finding", "Layers", "LayerStat",
-    "Link", "Loss", "Match", "Number", "Piece", "Problem", "Progress", "Progressed", "Section", "Share", "Stat", "Suggestion",
-    "Suggestions", "Summary", "Token", "UnitPage", "UnitRow", "Units",
+    "Absent",
+    "BasisCard",
+    "Certificate",
+    "Check",
+    "Column",
+    "Context",
+    "Document",
+    "Fact",
+    "Finding",
+    "Layers",
+    "LayerStat",
+    "Link",
+    "Loss",
+    "Match",
+    "Number",
+    "Piece",
+    "Problem",
+    "Progress",
+    "Progressed",
+    "Section",
+    "Share",
+    "Stat",
+    "Suggestion",
+    "Suggestions",
+    "Summary",
+    "Token",
+    "UnitPage",
+    "UnitRow",
+    "Units",
 ]
 
 

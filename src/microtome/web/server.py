@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def serve(
     atlas: Path,
     host: str = "127.0.0.1",
-    port: int = 8421,
+    port: int = 8765,
     *,
     token: str | None = None,
     started: Callable[[str], None] | None = None,
@@ -49,7 +49,9 @@ def serve(
     _log.info("serving %s at %s", atlas, address)
     if started is not None:
         started(address)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, limit_concurrency=64, timeout_keep_alive=20)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, limit_concurrency=64, timeout_keep_alive=20
+    )
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -110,7 +110,9 @@ def _facts(values: Mapping[str, Any], before: str = "") -> list[Fact]:
         if isinstance(value, Mapping):
             facts += _facts(value, f"{name}: ")
         elif value is not None and value != "" and value != []:
-            facts.append(Fact(name=name, value=_shown(value), mono=isinstance(value, str) and len(value) >= 24 and " " not in value))
+            facts.append(
+                Fact(name=name, value=_shown(value), mono=isinstance(value, str) and len(value) >= 24 and " " not in value)
+            )
     return facts
 
 
@@ -131,7 +133,9 @@ def _certificate(run: str, raw: Mapping[str, Any]) -> Certificate:
     if dtypes:
         error = max(dtypes, key=lambda row: row["relative_error"])
         cosine = min(dtypes, key=lambda row: row["worst_cosine"])
-        facts.append(Fact(name="Largest error of the dtype", value=f"{100 * error['relative_error']:.2g} % (layer {error['layer']})"))
+        facts.append(
+            Fact(name="Largest error of the dtype", value=f"{100 * error['relative_error']:.2g} % (layer {error['layer']})")
+        )
         facts.append(Fact(name="Worst token's cosine", value=f"{cosine['worst_cosine']:.4f} (layer {cosine['layer']})"))
     return Certificate(run=run, checks=[_check(row) for row in raw.get("identities", [])], facts=facts)
 

@@ -24,12 +24,16 @@ def page(view: View, unit: str) -> UnitPage:
     indexed(view)
     rows = view.sql("SELECT place FROM mt_rows WHERE unit = ?", unit)
     if not rows:
-        raise Refusal(f"unit {unit[:80]}", why="this atlas has no unit of that address", instead="look for it in the unit browser")
+        raise Refusal(
+            f"unit {unit[:80]}", why="this atlas has no unit of that address", instead="look for it in the unit browser"
+        )
     found = pages(view, rows[0][0], 1)[0]
     try:
         return found.model_copy(update={"contexts": contexts(view, unit)})
     except Refusal as refusal:
-        return found.model_copy(update={"problems": [*found.problems, problem_of(refusal).model_copy(update={"what": "table contexts"})]})
+        return found.model_copy(
+            update={"problems": [*found.problems, problem_of(refusal).model_copy(update={"what": "table contexts"})]}
+        )
 
 
 def pages(view: View, first: int, count: int) -> list[UnitPage]:

@@ -10,7 +10,10 @@ from microtome.web.records import Column
 __all__ = ["basis_label", "column"]
 
 _STATS: Final = {
-    "copying_score": ("Copying", "whether the head writes the token it reads: +1 always, -1 always the opposite; from its weights"),
+    "copying_score": (
+        "Copying",
+        "whether the head writes the token it reads: +1 always, -1 always the opposite; from its weights",
+    ),
     "density": ("Density", "share of tokens at which the activation is above 0"),
     "kurtosis": ("Kurtosis", "excess kurtosis: how much rare, large activations dominate; 0 for a normal distribution"),
     "matching_score": ("Matching", "whether the head looks for its own token: +1 always, -1 away from it; from its weights"),
@@ -20,7 +23,10 @@ _STATS: Final = {
     "ov_norm": ("Write strength", "length (Frobenius) of value times output weights: how much the head can write"),
     "previous_score": ("Looks back", "attention that the head's weights alone give to the token before"),
     "qk_norm": ("Look strength", "length (Frobenius) of query times key weights: how sharply the head can look"),
-    "read_bottom": ("Read-out, lowest", "how far its most suppressed tokens stand out, in standard deviations over the vocabulary"),
+    "read_bottom": (
+        "Read-out, lowest",
+        "how far its most suppressed tokens stand out, in standard deviations over the vocabulary",
+    ),
     "read_top": ("Read-out", "how far its most promoted tokens stand out, in standard deviations over the vocabulary"),
     "skewness": ("Skewness", "asymmetry of the activation: positive means a long tail of large values"),
     "std": ("Std. dev.", "standard deviation of the activation"),

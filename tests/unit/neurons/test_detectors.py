@@ -41,6 +41,14 @@ def test_spellings_of_a_word_count_together() -> None:
     assert float(found.p[0, 0]) == pytest.approx(4 * f**3 * (1 - f) + f**4)
 
 
+def test_intervals_are_those_of_clopper_and_pearson() -> None:
+    lists = contexts_at([[[3] * 10, [3] * 10], [[3] * 9 + [0], [3] * 10]], signed=False)
+    found = token_detectors(lists, COUNTS, EACH, seed=0)
+    low, high = found.interval
+    np.testing.assert_allclose(low, [[0.5550, 0.6915]], atol=1e-4)
+    np.testing.assert_allclose(high, [[0.9975, 1.0]], atol=1e-4)
+
+
 def test_a_unit_without_contexts_is_no_detector() -> None:
     empty = [[[-1, -1]], [[-1, -1]]]
     found = token_detectors(contexts_at(empty, signed=False), COUNTS, EACH, seed=0)
@@ -72,7 +80,8 @@ def test_units_without_a_preference_are_not_found() -> None:
         contexts_at(tokens.tolist(), signed=False), torch.stack([counts, counts]), torch.arange(200), seed=0
     )
     assert float(q_values(found.p).min()) > 0.01
-    assert found.low <= float(found.share.mean()) <= found.high
+    low, high = found.interval
+    assert float(((low <= found.chance) & (found.chance <= high)).mean()) > 0.9
     assert float(found.share.mean()) == pytest.approx(found.chance, abs=0.01)
 
 

@@ -1,5 +1,6 @@
 """Statistics rows and findings from planted records: numbers, controls, order, sentences."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,7 +85,8 @@ def test_statistics_become_rows(surveyed: list[Surveyed], tmp_path: Path) -> Non
     assert named["neurons.24/1", "density"]["control_kind"] is None
     share = named["neurons.24/0", "token_share_top"]
     assert (share["value"], share["site"], share["run"]) == (0.9, "mlp_act.24", "main")
-    assert share["lo"] <= share["control"] <= share["hi"]
+    assert (share["lo"], share["hi"]) == (pytest.approx(0.5550, abs=1e-4), pytest.approx(0.9975, abs=1e-4))
+    assert share["control"] == pytest.approx(surveyed[0].detectors.chance)
     assert share["control_kind"] == "unigram draws"
     assert share["q"] < 1e-6
 
@@ -97,3 +99,11 @@ def test_without_text_there_are_norms_only() -> None:
 
 def test_halves_are_numbered_as_the_lists_are() -> None:
     assert (Half.DISCOVER, Half.CONFIRM) == (0, 1)
+
+
+def test_layers_take_turns(surveyed: list[Surveyed]) -> None:
+    other = replace(surveyed[0], basis=Neurons(3, 3))
+    tokens = contexts_at([[[1] * 10, [2] * 10, [0] * 10]] * 2, signed=False)
+    two = replace(surveyed[0], basis=Neurons(5, 3), detectors=token_detectors(tokens, COUNTS, torch.arange(3), 0))
+    found = detectors([surveyed[0], two, other], WORDS)
+    assert [finding.subject for finding in found] == ["neurons.5/1", "neurons.24/0", "neurons.3/0", "neurons.5/0"]

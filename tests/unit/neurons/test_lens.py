@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -42,18 +41,14 @@ def built(model: Model, corpus: Corpus | None, folder: Path) -> dict[str, pa.Tab
 
 def stat(tables: dict[str, pa.Table], name: str) -> torch.Tensor:
     """A statistic of all units of LAYER, in order."""
-    table = tables["unit_stats"]
-    mine = table.filter(
-        pc.and_(pc.equal(table["stat"].cast(pa.string()), name), pc.equal(table["site"].cast(pa.string()), f"mlp_act.{LAYER}"))
-    )
-    return torch.tensor(mine["value"].to_pylist(), dtype=torch.float64)
+    rows = tables["unit_stats"].to_pylist()
+    found = [row["value"] for row in rows if (row["stat"], row["site"]) == (name, f"mlp_act.{LAYER}")]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def contexts(tables: dict[str, pa.Table], unit: int, end: str) -> list[tuple[int, int, float]]:
-    rows = (
-        tables["contexts"].filter(pc.equal(tables["contexts"]["unit"].cast(pa.string()), f"neurons.{LAYER}/{unit}")).to_pylist()
-    )
-    return [(row["window"], row["position"], row["value"]) for row in rows if row["end"] == end]
+    rows = [row for row in tables["contexts"].to_pylist() if (row["unit"], row["end"]) == (f"neurons.{LAYER}/{unit}", end)]
+    return [(row["window"], row["position"], row["value"]) for row in rows]
 
 
 @pytest.fixture(scope="module")

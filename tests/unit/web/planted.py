@@ -151,7 +151,9 @@ def _plant_contexts(
     lengths = np.array([len(window["ids"]) for window in windows])
     window = rng.integers(0, len(windows), (count, per))
     position = (1 + rng.random((count, per)) * (lengths[window] - 1)).astype(np.int64)
-    planted = [(n, w["ids"].index(vocabulary.index(PLANTED))) for n, w in enumerate(windows) if vocabulary.index(PLANTED) in w["ids"]]
+    planted = [
+        (n, w["ids"].index(vocabulary.index(PLANTED))) for n, w in enumerate(windows) if vocabulary.index(PLANTED) in w["ids"]
+    ]
     special = names.index("neurons.1/7")
     for j in range(6):
         window[special, j], position[special, j] = planted[j % len(planted)]
@@ -179,7 +181,12 @@ def _plant_layers(atlas: Path, rng: np.random.Generator, layers: int) -> None:
     for n, (site, layer) in enumerate(sites):
         x = n / layers
         pos, ctx = 0.25 * (1 - x) + 0.03, 0.2 + 0.08 * np.sin(3 * x)
-        for part, share, control in (("mu", None, None), ("pos", pos, 0.01), ("ctx", ctx, 0.06), ("resid", 1 - pos - ctx, None)):
+        for part, share, control in (
+            ("mu", None, None),
+            ("pos", pos, 0.01),
+            ("ctx", ctx, 0.06),
+            ("resid", 1 - pos - ctx, None),
+        ):
             shares.append({
                 "run": RUN, "site": site, "layer": layer, "part": part, "share": share, "control": control,
                 "control_kind": "shuffled" if control else None, "lo": None, "hi": None,
@@ -237,7 +244,9 @@ def _manifest(layers: int, width: int, vocab: int, contexts: bool) -> Manifest:
         | ({} if contexts else {"contexts": "no text was given; run `microtome build MODEL TEXT`"}),
     )  # fmt: skip
     shape = {"layers": layers, "d_model": 32, "heads": 4, "d_mlp": width, "vocab": vocab, "gated": True, "context": None}
-    model = ModelCard(name="planted/toy-4L", family="llama", architecture="LlamaForCausalLM", fingerprint="ab" * 20, shape=shape)
+    model = ModelCard(
+        name="planted/toy-4L", family="llama", architecture="LlamaForCausalLM", fingerprint="ab" * 20, shape=shape
+    )
     return Manifest(written_by="microtome 0.1.0", model=model, runs={RUN: run})
 
 

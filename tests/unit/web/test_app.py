@@ -11,7 +11,15 @@ from microtome.web import create_app, serve
 from microtome.web.assets import assets
 from tests.unit.web.planted import HOSTILE, PLANTED, corrupt, plant
 
-PATHS = ("/api/summary", "/api/findings", "/api/layers", "/api/units", "/api/unit?address=neurons.1/7", "/api/tokens?word=the", "/api/progress")
+PATHS = (
+    "/api/summary",
+    "/api/findings",
+    "/api/layers",
+    "/api/units",
+    "/api/unit?address=neurons.1/7",
+    "/api/tokens?word=the",
+    "/api/progress",
+)
 
 
 def _client(atlas: Path, **options: str) -> TestClient:
@@ -25,8 +33,12 @@ def test_summary_says_what_the_atlas_is(client: TestClient) -> None:
     assert summary["bases"][0]["units"] == 4 * 64
     assert summary["bases"][0]["layers"] == [0, 1, 2, 3]
     assert {column["name"] for column in summary["bases"][0]["columns"]} >= {"density", "kurtosis", "write_norm"}
-    assert summary["skipped"] == [{"name": "speech-1802.txt", "value": "not text: 43 % of its bytes are not UTF-8", "mono": False}]
-    assert summary["absent"] == [{"run": "main", "what": "factors", "why": "no dictionary was trained; run `microtome factors train`"}]
+    assert summary["skipped"] == [
+        {"name": "speech-1802.txt", "value": "not text: 43 % of its bytes are not UTF-8", "mono": False}
+    ]
+    assert summary["absent"] == [
+        {"run": "main", "what": "factors", "why": "no dictionary was trained; run `microtome factors train`"}
+    ]
     assert [check["passed"] for check in summary["certificates"][0]["checks"]] == [True, True, True]
     corpus = next(section for section in summary["sections"] if section["title"] == "Corpus of run main")
     assert {"name": "documents", "value": "13, of which 12 used", "mono": False} in corpus["facts"]
@@ -54,7 +66,9 @@ def test_units_sort_by_a_statistic_and_put_what_has_none_last(client: TestClient
 
 
 def test_units_filter_by_layer_and_go_the_other_way(client: TestClient) -> None:
-    page = client.get("/api/units", params={"basis": "neurons", "layer": 2, "sort": "density", "order": "up", "limit": 3}).json()
+    page = client.get(
+        "/api/units", params={"basis": "neurons", "layer": 2, "sort": "density", "order": "up", "limit": 3}
+    ).json()
     assert page["total"] == 64
     assert all(row["unit"].startswith("neurons.2/") for row in page["rows"])
     densities = [row["values"][0] for row in page["rows"]]
@@ -92,7 +106,9 @@ def test_unit_page_holds_contexts_with_words_and_activations(client: TestClient)
         assert len(context["codes"]) == len(context["pieces"])
         assert -128 not in context["codes"]
     assert len(unit["promotes"]) == len(unit["suppresses"]) == 8
-    assert [token["score"] for token in unit["promotes"]] == sorted((token["score"] for token in unit["promotes"]), reverse=True)
+    assert [token["score"] for token in unit["promotes"]] == sorted(
+        (token["score"] for token in unit["promotes"]), reverse=True
+    )
     assert unit["findings"][0]["subject"] == "neurons.1/7+"
 
 
@@ -109,7 +125,12 @@ def test_context_text_is_the_documents_text_even_where_characters_are_split(clie
         for context in client.get("/api/unit", params={"address": f"neurons.0/{index}"}).json()["contexts"]:
             if context["begin"] is None:
                 continue
-            parameters = {"run": "main", "document": context["document"], "begin": context["begin"], "finish": context["finish"]}
+            parameters = {
+                "run": "main",
+                "document": context["document"],
+                "begin": context["begin"],
+                "finish": context["finish"],
+            }
             document = client.get("/api/document", params=parameters).json()
             hit = "".join(piece["text"] for piece in document["text"] if piece["hit"])
             spelt = "".join(piece for piece in context["pieces"] if piece != "<|begin|>")
@@ -192,7 +213,18 @@ def test_every_answer_has_the_security_headers_and_is_revalidated(client: TestCl
             assert not again.content
 
 
-@pytest.mark.parametrize("path", ["/../atlas.json", "/js/../../app.py", "/%2e%2e/app.py", "/atlas.json", "/js/", "/static/index.html", "/tables/units/neurons.parquet"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../atlas.json",
+        "/js/../../app.py",
+        "/%2e%2e/app.py",
+        "/atlas.json",
+        "/js/",
+        "/static/index.html",
+        "/tables/units/neurons.parquet",
+    ],
+)
 def test_nothing_in_an_address_names_a_file(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
@@ -248,7 +280,9 @@ def test_serving_at_a_taken_port_is_refused(atlas: Path) -> None:
 def test_no_atlas_yet_gives_a_page_that_says_so_and_fills_when_it_comes(tmp_path: Path) -> None:
     path = tmp_path / "atlas"
     path.mkdir()
-    (path / "progress.json").write_text('{"stage": "main", "done": 3, "total": 10, "tokens_per_second": 812.5, "eta_seconds": 7}')
+    (path / "progress.json").write_text(
+        '{"stage": "main", "done": 3, "total": 10, "tokens_per_second": 812.5, "eta_seconds": 7}'
+    )
     client = _client(path)
     assert client.get("/").status_code == 200
     empty = client.get("/api/summary").json()
@@ -338,4 +372,9 @@ def test_hostile_text_stays_text(client: TestClient) -> None:
 def test_numbers_that_are_not_finite_become_null() -> None:
     from microtome.web.records import Token
 
-    assert Token(token=1, text="", score=math.nan, control=-math.inf).model_dump() == {"token": 1, "text": "", "score": None, "control": None}
+    assert Token(token=1, text="", score=math.nan, control=-math.inf).model_dump() == {
+        "token": 1,
+        "text": "",
+        "score": None,
+        "control": None,
+    }

@@ -1,12 +1,15 @@
 """Rows of the image encoders: ViT and DINOv2. A token is the class token or a patch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from microtome.model.families.attention import scaled
 from microtome.model.families.parts import attention, gated_mlp, own_scale, plain_mlp, pre_stream
 from microtome.model.families.rows import Facts, Family, Part, Recipe, Source, Tap, Variant, WeightRow, source, taken
-from microtome.model.shape import Shape
+from microtome.model.shape import Dims, Patches, Shape
 
 __all__ = ["VISION"]
 
@@ -32,8 +35,19 @@ def _side(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _patches(height: tuple[int, int], patch: tuple[int, int]) -> int:
-    return (height[0] // patch[0]) * (height[1] // patch[1])
+def _patches(*, stretches: bool) -> Callable[[Any], Patches]:
+    """Patches behind a class token, for the picture size of the configuration."""
+
+    def read(config: Any) -> Patches:
+        (height, width), (tall, wide) = _side(config.patch_size), _side(config.image_size)
+        return Patches(height, width, tall // height, wide // width, before=1, stretches=stretches)
+
+    return read
+
+
+def _context(config: Any) -> int:
+    patches = _patches(stretches=False)(config)
+    return patches.before + patches.rows * patches.columns
 
 
 _PATCHES = Tap("embeddings.patch_embeddings", "out")
@@ -45,10 +59,7 @@ _IMAGES = Part(
     {"W_E": "images have no vocabulary: a patch is embedded by a convolution"},
     {"W_pos": source(_without_window, "embeddings.position_embeddings")},
 )
-_DIMS = {
-    "vocab": lambda config: 0,
-    "context": lambda config: _patches(_side(config.image_size), _side(config.patch_size)) + 1,
-}
+_DIMS: Dims = {"vocab": lambda config: 0, "context": _context}
 _LAYOUT = {"norm": "pre", "causal": False, "learned_positions": True}
 _QKV = "attention.q_proj attention.k_proj attention.v_proj"
 _OLD_ATTENTION = (
@@ -70,7 +81,7 @@ VIT = Family(
     ),
     layout=_LAYOUT,
     heads={},
-    dims=_DIMS,
+    dims={**_DIMS, "patches": _patches(stretches=False)},
     final=("layernorm",),
     disk=(
         (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."),
@@ -120,7 +131,7 @@ DINOV2 = Family(
     ),
     layout=_LAYOUT,
     heads={},
-    dims={**_DIMS, "d_mlp": _units},
+    dims={**_DIMS, "patches": _patches(stretches=True), "d_mlp": _units},
     final=("layernorm",),
     variants=(
         Variant(

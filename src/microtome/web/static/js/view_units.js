@@ -6,7 +6,8 @@ import { go, href, unitHref } from "./router.js";
 import { chip } from "./tokens.js";
 
 const PAGE = 50;
-const SHOWN = ["density", "kurtosis", "token_share_top", "max", "write_norm"];
+const SHOWN = ["token_share_top", "read_top", "kurtosis", "density", "max"];
+const FIRST_SORT = ["read_top", "token_share_top", "kurtosis"];
 const MATCHES = { any: "writes or fires on it", promotes: "promotes it", suppresses: "suppresses it", fires: "fires on it" };
 
 export async function render({ source, summary, params, el, signal }) {
@@ -33,7 +34,7 @@ function read(summary, params) {
   const card = summary.bases.find((each) => each.basis === basis);
   const token = params.get("token") || "";
   const names = card.columns.map((column) => column.name);
-  const fallback = token ? "match" : names.includes("kurtosis") ? "kurtosis" : "unit";
+  const fallback = token ? "match" : FIRST_SORT.find((name) => names.includes(name)) ?? "unit";
   const sort = ["unit", ...(token ? ["match"] : []), ...names].includes(params.get("sort")) ? params.get("sort") : fallback;
   const layer = params.get("layer");
   return {

@@ -1,0 +1,109 @@
+"""The folder of an atlas as something to write in: which folders may be used, who may write, what a failed build leaves behind.
+
+What is written belongs in `build`, how single files are committed in `store`.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from microtome.core import Refusal
+from microtome.store import DiskFull, full, locked, manifest_path, read_manifest, sweep, write_manifest
+
+__all__ = ["claimed", "prune", "require_run_name", "require_usable"]
+
+_BEGUN: Final = frozenset({".lock", "work", "progress.json", "progress.json.part", "atlas.json.part"})
+"""All that a build has written before its manifest."""
+
+_RUN_NAME: Final = re.compile(r"\w[\w-]{0,63}")
+
+
+def require_run_name(run: str) -> None:
+    """Refuse a name that could not be part of the names of files: a dot would make them ambiguous, a slash lead elsewhere."""
+    if not _RUN_NAME.fullmatch(run):
+        raise Refusal(
+            f"run {run!r}",
+            why="names of runs become names of files",
+            instead="use at most 64 letters, digits, _ and -, beginning with a letter or digit",
+        )
+
+
+def require_usable(output: Path) -> None:
+    """Refuse what cannot become, or is not, the folder of an atlas: files that are not ours are left alone."""
+    if output.is_file():
+        raise Refusal(str(output), why="it is a file", instead="name a folder for the atlas")
+    if output.is_symlink() and not output.exists():
+        raise Refusal(str(output), why="it is a link to nothing", instead="name a folder for the atlas")
+    if manifest_path(output).exists():
+        read_manifest(output)
+    elif output.is_dir():
+        names = {path.name for path in output.iterdir()}
+        if names and not (".lock" in names and names <= _BEGUN):
+            raise Refusal(str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas")
+
+
+@contextlib.contextmanager
+def claimed(output: Path, run: str) -> Iterator[Path]:
+    """Hold the folder `output`, made where it is not there, for writing `run`; on a refusal undo what was new in it.
+
+    Errors: `Refusal` where another process holds it, or it cannot be made or written. After `DiskFull`, an interruption and
+    errors of our own a run that has begun is kept, since running again continues it.
+    """
+    fresh = _make(output)
+    try:
+        with locked(output):
+            known = manifest_path(output).exists() and run in read_manifest(output).runs
+            for part in ("work", "tables"):
+                sweep(output / part)
+            try:
+                yield output
+            except BaseException as error:
+                refusal = full(error, "the atlas", output) or error
+                (output / "progress.json").unlink(missing_ok=True)
+                shutil.rmtree(output / "work" / run / "corpus", ignore_errors=True)
+                if isinstance(refusal, Refusal) and not isinstance(refusal, DiskFull) and not known:
+                    _forget(output, run)
+                prune(output / "work" / run)
+                raise refusal from (error if refusal is not error else error.__cause__)
+    except BaseException:
+        if fresh and not manifest_path(output).exists():
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def prune(folder: Path) -> None:
+    """Remove a folder of work, and the one above it, where they are empty."""
+    for place in (folder, folder.parent):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def _make(output: Path) -> bool:
+    """Make the folder; whether it is new. It must be told here: another build may be making it at this moment."""
+    try:
+        output.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise Refusal(
+            str(output), why=f"the folder cannot be made: {error.strerror}", instead="name a folder where you may write"
+        ) from error
+    return True
+
+
+def _forget(output: Path, run: str) -> None:
+    """Remove a run that has just begun, and the manifest where it was the only one."""
+    shutil.rmtree(output / "work" / run, ignore_errors=True)
+    for table in (output / "tables").glob(f"*/*.{run}.parquet"):
+        table.unlink()
+    if not manifest_path(output).exists():
+        return
+    manifest = read_manifest(output)
+    if manifest.runs.pop(run, None) is not None:
+        if manifest.runs:
+            write_manifest(output, manifest)
+        else:
+            manifest_path(output).unlink()
