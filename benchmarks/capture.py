@@ -53,7 +53,9 @@ def folds_of(model: Model, corpus: Corpus, batches: list[Batch]) -> Mapping[str,
 
 
 def _stage_folds(run: Run, stage: Stage, results: Results) -> dict[str, Fold]:
-    return {name: fold for lens in LENSES if stage in lens.stages(run) for name, fold in lens.folds(stage, run, results).items()}
+    return {
+        name: fold for lens in LENSES if stage in lens.stages(run) for name, fold in lens.folds(stage, run, results).items()
+    }
 
 
 def measure(dtype: str, rounds: int) -> list[dict[str, float | str]]:
@@ -61,7 +63,7 @@ def measure(dtype: str, rounds: int) -> list[dict[str, float | str]]:
     model = load(fetch("smollm2"), dtype=dtype)
     with tempfile.TemporaryDirectory() as temporary:
         corpus = _corpus(model, Path(temporary))
-        full = [w for w in range(corpus.windows)][: BATCHES * TOKENS // corpus.window * 2]
+        full = list(range(corpus.windows))[: BATCHES * TOKENS // corpus.window * 2]
         batches = [b for b in corpus.batches(full, TOKENS) if b.ids.numel() == TOKENS][:BATCHES]
         folds = folds_of(model, corpus, batches)
     states: dict[str, State] = {name: fold.init() for name, fold in folds.items()}
@@ -90,7 +92,7 @@ def measure(dtype: str, rounds: int) -> list[dict[str, float | str]]:
 
 def main() -> None:
     """Measure and write results.json."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()

@@ -36,7 +36,7 @@ def environment(folder: Path, name: str) -> Path:
 
 def main() -> None:
     """Measure and write results.json."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--environments", type=Path, default=Path(".cache/benchmarks"))
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

@@ -51,7 +51,7 @@ def microtome(path: str, dtype: str) -> Callable[[], object]:
 
 def transformer_lens(path: str, dtype: str) -> Callable[[], object]:
     """`TransformerBridge.run_with_cache` with a filter, stopped before the head."""
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
     model = TransformerBridge.boot_transformers(path, dtype=getattr(torch, dtype), device="cpu")
     ids = _ids(model.cfg.d_vocab)
@@ -68,16 +68,16 @@ def transformer_lens(path: str, dtype: str) -> Callable[[], object]:
 
 def nnsight(path: str, dtype: str) -> Callable[[], object]:
     """`with model.trace(ids)`, saving each layer's output, stopped after the last."""
-    from nnsight import LanguageModel
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]
 
     model = LanguageModel(path, dtype=getattr(torch, dtype), device_map="cpu", dispatch=True)
     ids = _ids(model.config.vocab_size)
     layers = model.config.num_hidden_layers
 
     def run() -> object:
-        with torch.inference_mode():
-            with model.trace(ids) as tracer:
-                saved = list().save()
+        with torch.inference_mode():  # noqa: SIM117
+            with model.trace(ids) as tracer:  # a trace must be a statement of its own
+                saved = list().save()  # noqa: C408  # pyright: ignore[reportAttributeAccessIssue]
                 for layer in range(layers):
                     saved.append(model.model.layers[layer].output)
                 tracer.stop()
@@ -89,7 +89,7 @@ def nnsight(path: str, dtype: str) -> Callable[[], object]:
 
 def interp_engine(path: str, dtype: str) -> Callable[[], object]:
     """`capture` on the eager backend."""
-    import interp_engine as ie
+    import interp_engine as ie  # pyright: ignore[reportMissingImports]
 
     model = ie.load_model(path, backend="eager", device="cpu", dtype=dtype)
     config = model.model.config if hasattr(model, "model") else model.config

@@ -2,36 +2,23 @@
 
 import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-from microtome.atlas import LENSES, Atlas, Settings, build
+from microtome.atlas import Atlas, Settings, build
 from microtome.model import Model
 from tests import toys
-from tests.contract.pictures import processor_for, write_pictures
+from tests.contract.tiny_inputs import processor_for, word_tokenizer, write_pictures
 from tests.unit.model.tiny import TINY, opened
 
-_SPECIAL = {"unk_token": "<unk>", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _BEGINS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "opt")
 """Decoders that here get a special token ahead of each window; the others get none."""
 _UNMEASURED = {"token_share_top", "token_share_bottom", "skewness", "kurtosis"}
 """Statistics that have no value where no context was tried, or where a unit never varies."""
 
-
-@cache
-def _tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """Words of the toy texts, ids below 50, padding at the id that the tiny configurations say."""
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    tokenizer.train_from_iterator(toys.toy_texts(), trainers.WordLevelTrainer(special_tokens=[*_SPECIAL.values()]))
-    marks = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]") if token in template]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)
+_OBJECTIVES = {"causal": "next_token", "masked": "masked_token"}
 
 
 def _read(name: str, folder: Path) -> tuple[Model, Any]:
@@ -42,16 +29,17 @@ def _read(name: str, folder: Path) -> tuple[Model, Any]:
     template = "$A" if model.shape.causal else "[CLS] $A [SEP]"
     if name.partition("-")[0] in _BEGINS:
         template = "[CLS] $A"
-    return replace(model, tokenizer=_tokenizer(template)), toys.toy_texts(8, 60)
+    return replace(model, tokenizer=word_tokenizer(template)), toys.toy_texts(8, 60)
 
 
-def _bad(values: list[float | None]) -> int:
-    return sum(value is None or not math.isfinite(value) for value in values)
+def _rows(atlas: Atlas, *queries: str) -> list[list[dict[str, Any]]]:
+    """The rows of several queries, from one connection."""
+    with atlas.connect() as connection:
+        return [connection.sql(query).to_arrow_table().to_pylist() for query in queries]
 
 
-def _column(atlas: Atlas, query: str) -> list[Any]:
-    table = atlas.sql(query)
-    return table.column(0).to_pylist()
+def _bad(rows: list[dict[str, Any]], *columns: str) -> int:
+    return sum(row[column] is None or not math.isfinite(row[column]) for row in rows for column in columns)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -60,77 +48,73 @@ def test_a_family_is_built_whole(name: str, tmp_path: Path) -> None:
     atlas = build(model, source, output=tmp_path / "atlas", settings=Settings(window=24))
     run = atlas.manifest.runs["main"]
     assert run.status == "complete"
-    _check_units(atlas, model)
-    _check_contexts(atlas, model)
-    _check_geometry(atlas, model)
-    _check_losses(atlas, model, run.absent)
-    _check_readings(atlas, model, run.absent)
-    lenses = {lens.name for lens in LENSES} - ({"vocabulary"} if model.family.inputs == "image" else set())
-    assert set(_column(atlas, "select distinct lens from findings")) == lenses
-
-
-def _check_units(atlas: Atlas, model: Model) -> None:
+    units, stats, contexts, extremes, shares, losses, tokens, texts, lenses = _rows(
+        atlas,
+        "select unit from units where basis = 'neurons'",
+        "select unit, stat, value, control, lo, hi, q from unit_stats",
+        _CONTEXTS,
+        "select \"end\" as side, count(distinct unit) as n from contexts where \"end\" in ('top', 'bottom') group by 1",
+        "select part, share, control, norm from geometry_shares",
+        "select objective, loss, control, lo, hi from layer_loss where site is not null",
+        "select token, score from tokens",
+        "select text from vocabulary",
+        "select distinct lens from findings",
+    )
     shape = model.shape
-    units = _column(atlas, "select unit from units where basis = 'neurons'")
-    assert len(units) == len(set(units)) == shape.layers * max(shape.experts, 1) * shape.d_mlp
-    assert (f"neurons.{shape.layers - 1}/{'e3.' if shape.experts else ''}7" in units) is True
-    for stat in _column(atlas, "select distinct stat from unit_stats where stat not like 'k_composition'"):
-        rows = atlas.sql(f"select value, control, lo, hi, q from unit_stats where stat = '{stat}'").to_pylist()
-        assert len(rows) >= shape.layers
-        if stat not in _UNMEASURED:
-            assert _bad([row["value"] for row in rows]) == 0, stat
-        for row in rows:
-            assert all(value is None or math.isfinite(value) for value in row.values()), stat
-            assert row["lo"] is None or row["lo"] <= row["value"] <= row["hi"]
-    stats = set(_column(atlas, "select distinct stat from unit_stats where unit like 'neurons%'"))
-    assert {"mean", "std", "density", "min", "max", "write_norm"} <= stats
-    assert ("token_share_top" in stats) == (model.family.inputs == "text")
+    size = shape.layers * max(shape.experts, 1) * shape.d_mlp
+    assert len({row["unit"] for row in units}) == len(units) == size
+    assert f"neurons.{shape.layers - 1}/{'e3.' if shape.experts else ''}7" in {row["unit"] for row in units}
+    assert {row["side"]: row["n"] for row in extremes} == {"top": size, "bottom": size}
+    assert contexts[0]["n"] == contexts[0]["inside"] == contexts[0]["ordinary"] == contexts[0]["middle"] > 0
+    _check_stats(stats, model)
+    assert len(shares) == 4 * (shape.layers + 1)
+    assert _bad(shares, "norm") == _bad([row for row in shares if row["part"] != "mu"], "share", "control") == 0
+    _check_losses(losses, model, run.absent)
+    _check_readings(tokens, texts, model, run.absent)
+    spoken = {"vocabulary"} if "W_E" not in model.family.absent or losses else set()
+    assert {row["lens"] for row in lenses} == {"geometry", "neurons"} | spoken
 
 
-def _check_contexts(atlas: Atlas, model: Model) -> None:
-    """Each points at an ordinary token, and its own activation is the middle one of those around it."""
-    wrong = atlas.sql(
-        "select count(*) as n, count(*) filter (w.roles[c.position + 1] = 3) as ordinary, "
-        "count(*) filter (abs(c.activations[17] * c.scale - c.value) <= 0.51 * c.scale + 1e-6) as middle, "
-        "count(*) filter (isfinite(c.value)) as finite from contexts c join windows w on c.run = w.run and c.window = w.window"
-    ).to_pylist()[0]
-    assert wrong["n"] == wrong["ordinary"] == wrong["middle"] == wrong["finite"] == _column(atlas, "select count(*) from contexts")[0]
-    units = atlas.sql("select \"end\" as e, count(distinct unit) as n from contexts where \"end\" in ('top', 'bottom') group by 1")
-    expected = model.shape.layers * max(model.shape.experts, 1) * model.shape.d_mlp
-    assert {row["e"]: row["n"] for row in units.to_pylist()} == {"top": expected, "bottom": expected}
+_CONTEXTS = """
+    select count(*) as n, count(w.window) as inside, count(*) filter (w.roles[c.position + 1] = 3) as ordinary,
+           count(*) filter (abs(c.activations[17] * c.scale - c.value) <= 0.51 * c.scale + 1e-6) as middle
+    from contexts c left join windows w on c.run = w.run and c.window = w.window
+"""
+"""Contexts, those whose window there is, those at an ordinary token, those whose value is the middle one around it."""
 
 
-def _check_geometry(atlas: Atlas, model: Model) -> None:
-    rows = atlas.sql("select part, share, control, norm from geometry_shares").to_pylist()
-    assert len(rows) == 4 * (model.shape.layers + 1)
-    assert _bad([row["norm"] for row in rows]) == 0
-    assert _bad([row[key] for row in rows if row["part"] != "mu" for key in ("share", "control")]) == 0
+def _check_stats(rows: list[dict[str, Any]], model: Model) -> None:
+    measured = [row for row in rows if row["stat"] not in _UNMEASURED]
+    assert _bad(measured, "value") == 0
+    for row in rows:
+        assert all(row[column] is None or math.isfinite(row[column]) for column in ("value", "control", "lo", "hi", "q")), row
+        assert row["lo"] is None or row["lo"] <= row["value"] <= row["hi"], row
+    neurons = {row["stat"] for row in rows if row["unit"].startswith("neurons.")}
+    assert {"mean", "std", "density", "min", "max", "write_norm"} <= neurons
+    assert ("token_share_top" in neurons) == (model.family.inputs == "text")
+    assert {"copying_score", "matching_score"} <= {row["stat"] for row in rows} or "W_E" in model.family.absent
 
 
-def _check_losses(atlas: Atlas, model: Model, absent: dict[str, str]) -> None:
-    objective = {"causal": "next_token", "masked": "masked_token"}.get(model.shape.head)
-    rows = atlas.sql("select objective, loss, control, lo, hi from layer_loss where site is not null").to_pylist()
-    if objective is None:
+def _check_losses(rows: list[dict[str, Any]], model: Model, absent: dict[str, str]) -> None:
+    if model.shape.head not in _OBJECTIVES:
         assert rows == []
         assert absent["layer_loss"] == "the checkpoint has no language-model head"
         return
-    assert {row["objective"] for row in rows} == {objective}
-    assert len(rows) == model.shape.layers
-    assert _bad([value for row in rows for key, value in row.items() if key != "objective"]) == 0
+    assert [row["objective"] for row in rows] == [_OBJECTIVES[model.shape.head]] * model.shape.layers
+    assert _bad(rows, "loss", "control", "lo", "hi") == 0
     assert all(row["lo"] <= row["loss"] <= row["hi"] for row in rows)
 
 
-def _check_readings(atlas: Atlas, model: Model, absent: dict[str, str]) -> None:
-    tokens = atlas.sql("select token, score from tokens").to_pylist()
+def _check_readings(tokens: list[dict[str, Any]], texts: list[Any], model: Model, absent: dict[str, str]) -> None:
+    assert len(texts) == model.shape.vocab
+    assert ("vocabulary" in absent) == (model.family.inputs == "image")
     if "W_E" in model.family.absent:
         assert tokens == []
         assert absent["tokens"] == absent["head scores"] == model.family.absent["W_E"]
-    else:
-        assert _bad([row["score"] for row in tokens]) == 0
-        assert {row["token"] for row in tokens} <= set(range(model.shape.vocab))
-    texts = _column(atlas, "select text from vocabulary order by token")
-    assert len(texts) == model.shape.vocab
-    assert ("vocabulary" in absent) == (model.family.inputs == "image")
+        return
+    assert tokens
+    assert _bad(tokens, "score") == 0
+    assert {row["token"] for row in tokens} <= set(range(model.shape.vocab))
 
 
 def test_a_masked_model_whose_tokenizer_has_no_mask_goes_without_losses(tmp_path: Path) -> None:
@@ -139,5 +123,6 @@ def test_a_masked_model_whose_tokenizer_has_no_mask_goes_without_losses(tmp_path
     model = replace(toys.toy_encoder(), tokenizer=tokenizer)
     atlas = build(model, toys.toy_texts(8, 60), output=tmp_path / "atlas", settings=Settings(window=24))
     assert atlas.manifest.runs["main"].absent["layer_loss"] == "the tokenizer has no mask token"
-    assert _column(atlas, "select count(*) from layer_loss") == [0]
-    assert _column(atlas, "select count(*) from contexts")[0] > 0
+    losses, contexts = _rows(atlas, "select * from layer_loss", "select count(*) as n from contexts")
+    assert losses == []
+    assert contexts[0]["n"] > 0

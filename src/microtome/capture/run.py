@@ -82,7 +82,7 @@ class StageWork:
         assert self.of.corpus is not None, "a stage is run over a corpus"
         return self.of.corpus
 
-    @functools.cached_property
+    @property
     def identity(self) -> Mapping[str, str]:
         """Model, corpus, folds and the execution class."""
         return {

@@ -30,3 +30,15 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        # What the file system refuses is no bug: a name that is too long, a folder that may not be read, a disk that fails.
+        from microtome.cli.show import show_refusal
+
+        show_refusal(
+            Refusal(
+                str(error.filename or "reading and writing files"),
+                why=error.strerror or str(error),
+                instead="check the path, its permissions and the disk",
+            )
+        )
+        sys.exit(2)

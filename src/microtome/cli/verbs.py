@@ -1,13 +1,10 @@
 """The verbs of `microtome`. Option names are a promise: a test freezes them."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
-from microtome.core import Refusal
-
-__all__ = ["app"]
 
 from microtome.core import Refusal
 

@@ -69,11 +69,13 @@ def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
 def _claim(work: Work, folder: Path) -> None:
     """Write the identity of the work beside its states, or compare with the one that is there."""
     path, identity = folder / "work.json", dict(work.identity)
-    if not path.exists():
+    recorded = _recorded(path)
+    if recorded is None:
+        for stem in _stems(folder):
+            delete_states(folder / stem)
         with committed(path) as temporary:
             temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
         return
-    recorded = json.loads(path.read_text())
     changed = sorted(key for key in {*recorded, *identity} if recorded.get(key) != identity.get(key))
     if changed:
         raise Refusal(
@@ -85,19 +87,37 @@ def _claim(work: Work, folder: Path) -> None:
         )
 
 
+def _recorded(path: Path) -> dict[str, str] | None:
+    """The identity in `path`; None where there is none, or none that can be read: nobody knows then what the states are of."""
+    if not path.exists():
+        return None
+    try:
+        recorded = json.loads(path.read_bytes())
+    except ValueError:
+        recorded = None
+    if isinstance(recorded, dict):
+        return recorded
+    _log.warning("%s is damaged (it is not JSON); the stage is computed again", path)
+    return None
+
+
+def _stems(folder: Path) -> list[str]:
+    """Names of the subtrees that `folder` has a marker or states of."""
+    return sorted({path.stem for end in ("json", "safetensors") for path in folder.glob(f"[0-9][0-9]-[0-9]*.{end}")})
+
+
 def _finished(folder: Path, units: int) -> set[Node]:
     """Committed subtrees, the largest that hold each unit; damaged ones are named, deleted and computed again."""
-    nodes = {Node.parse(path.stem) for path in folder.glob("*-*.json")}
     kept: set[Node] = set()
-    for node in sorted(nodes, reverse=True):
+    for node in sorted(map(Node.parse, _stems(folder)), reverse=True):
         stem = folder / str(node)
         inside = any(node.units(units).start in other.units(units) for other in kept)
-        if inside or not has_states(stem) or isinstance(damage := read_states(stem), Damaged):
-            if not inside:
-                _log.warning("%s is damaged (its bytes are not those written); its units are computed again", stem.name)
+        damage = None if inside or not has_states(stem) else read_states(stem)
+        if isinstance(damage, Damaged):
+            _log.warning("%s is damaged (its bytes are not those written); its units are computed again", damage.path)
+        if damage is None or isinstance(damage, Damaged):
             delete_states(stem)
         else:
-            del damage
             kept.add(node)
     return kept
 

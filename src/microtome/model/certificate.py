@@ -57,6 +57,12 @@ def _refuse_failures(model: Model, rows: tuple[IdentityRow, ...]) -> None:
     for row in rows:
         if not row.passed:
             where = "" if row.worst_layer is None else f" in layer {row.worst_layer}"
+            if math.isnan(row.worst_error):
+                raise Refusal(
+                    f"model {model.name}",
+                    why=f"its activations are NaN or infinite in {str(model.dtype).removeprefix('torch.')}, seen at {row.identity!r}{where}",
+                    instead="open it as float32 (--dtype float32); if it is, these weights overflow: check where they come from",
+                )
             raise Refusal(
                 f"model {model.name}",
                 why=f"{row.identity!r} fails{where}: relative error {row.worst_error:.1e}, allowed {row.tolerance:.0e}",

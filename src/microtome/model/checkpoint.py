@@ -53,8 +53,9 @@ def find_files(folder: Path) -> Files:
     if not folder.is_dir():
         raise Refusal(f"model {folder}", why="there is no such folder", instead="name a model folder, a .gguf file or a hub id")
     config = _read_config(folder)
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "quantised")
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
         raise Refusal(
             f"model {folder}",
             why=f"its weights are stored compressed ({method})",
@@ -109,6 +110,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
             why="it does not say which architecture the model is (model_type)",
             instead="add its model_type, as the model's own documentation gives it",
         )
+    named = config.get("architectures") or []
+    if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise Refusal(
+            f"configuration {path}",
+            why="its architectures are not a list of names",
+            instead='correct it, for example "architectures": ["LlamaForCausalLM"]',
+        )
+    if not isinstance(config.get("auto_map") or {}, dict):
+        raise Refusal(f"configuration {path}", why="its auto_map is no mapping", instead="download or copy it again")
     return config
 
 

@@ -31,6 +31,8 @@ def check_headers(name: str, keys: Iterable[str], weights: Weights) -> None:
     Looks at headers and the pages of a few tensors only; `check_loaded` is complete, but needs the model built.
     """
     shape = weights.shape
+    if shape.context is not None and shape.context < 1:
+        raise Refusal(f"model {name}", why=f"its config.json allows {shape.context} positions", instead=_RIGHT_CONFIG)
     _refuse_layers(name, keys, shape.layers)
     for weight, expected in _expected(shape).items():
         for layer in (None,) if weight in ("W_E", "W_pos") else (0, shape.layers - 1):

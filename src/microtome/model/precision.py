@@ -39,6 +39,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise Refusal(
             f"device {device!r}", why="no device has this name", instead="use auto, cpu, mps, cuda or cuda:0"
         ) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise Refusal(f"device {device!r}", why="models are not run on it", instead="use auto, cpu, mps, cuda or cuda:0")
     absent = chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count())
     if absent or (chosen.type == "mps" and not torch.backends.mps.is_available()):
         raise Refusal(f"device {device!r}", why="torch finds no such device here", instead="use auto or cpu")

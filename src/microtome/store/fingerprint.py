@@ -75,5 +75,5 @@ def _compound(value: object) -> Any:
 
 def _tensor(value: Tensor) -> list[Any]:
     plain = value.detach().cpu().contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
+    data = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
     return ["tensor", str(plain.dtype), list(plain.shape), hashlib.sha256(data).hexdigest()]

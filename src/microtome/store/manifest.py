@@ -72,7 +72,7 @@ def read_manifest(atlas: Path) -> Manifest:
     if not path.is_file():
         raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
         version = raw.get("schema_version", 0)
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise Refusal(
@@ -81,11 +81,11 @@ def read_manifest(atlas: Path) -> Manifest:
                 instead="upgrade microtome",
             )
         return Manifest.model_validate(raw)
-    except (ValidationError, json.JSONDecodeError, AttributeError) as error:
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise Refusal(
             str(path),
-            why="it is not the manifest of a microtome atlas",
-            instead="name a folder that `microtome build` has made",
+            why="it is damaged, or not the manifest of a microtome atlas",
+            instead="name a folder that `microtome build` has made; where this is one, build it again in a new folder",
         ) from error
 
 

@@ -53,12 +53,18 @@ def has_states(stem: Path) -> bool:
 def read_states(stem: Path) -> dict[str, State] | Damaged:
     """The states committed under `stem`, or word that the file is damaged. Cost: two reads of the file."""
     data, marker = _files(stem)
-    recorded = json.loads(marker.read_text())
-    if digest(data) != recorded["sha256"]:
+    try:
+        recorded = json.loads(marker.read_bytes())
+        written, folds = recorded["sha256"], list(recorded["folds"])
+    except (ValueError, KeyError, TypeError):
+        return Damaged(marker)
+    if digest(data) != written:
         return Damaged(data)
-    states: dict[str, State] = {fold: {} for fold in recorded["folds"]}
+    states: dict[str, State] = {fold: {} for fold in folds}
     for name, tensor in load_file(data).items():
         fold, _, key = name.rpartition(_SEPARATOR)
+        if fold not in states:
+            return Damaged(marker)
         states[fold][key] = tensor
     return states
 

@@ -10,7 +10,7 @@ from microtome.core.axes import AXES
 def test_text_form_round_trips(name: str) -> None:
     site = Site(name, 3 if SITES[name].scope == "layer" else None)
     assert Site.parse(str(site)) == site
-    assert eval(repr(site)) == site  # noqa: S307
+    assert eval(repr(site)) == site
 
 
 def test_axes_of_sites_are_in_the_legend() -> None:

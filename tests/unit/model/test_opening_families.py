@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from microtome.core import Refusal
 from microtome.model import load, open_checkpoint
@@ -25,3 +26,19 @@ def test_every_family_opens(name: str, tmp_path: Path) -> None:
     edit_config(tmp_path, hidden_size=32, n_embd=32, d_model=32, dim=32)
     with pytest.raises(Refusal):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("BertForQuestionAnswering", "none"),
+        ("ElectraForPreTraining", "none"),
+        ("BertForTokenClassification", "labels"),
+        ("BertForNextSentencePrediction", "none"),
+    ],
+)
+def test_files_and_built_model_agree_on_what_the_head_predicts(name: str, expected: str, tmp_path: Path) -> None:
+    architecture = getattr(transformers, name)
+    module = architecture(TINY["electra" if name.startswith("Electra") else "bert"]().config)
+    module.save_pretrained(tmp_path)
+    assert open_checkpoint(tmp_path).shape.head == load(tmp_path).shape.head == expected
