@@ -5,19 +5,22 @@ are a column each; a token's units are in the shard of its number. Windows are k
 fire on is written once. What only a server can do (SQL) the page says.
 """
 
+import base64
 import gzip
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from microtome.core import Refusal
 from microtome.store import read_manifest
 from microtome.web.assets import assets
 from microtome.web.browse import bases, stat_names, vocabulary
-from microtome.web.contexts import context_rows, spelt, windows
+from microtome.web.contexts import spelt, windows
 from microtome.web.reader import Reader, View
 from microtome.web.summary import layers, summary
 from microtome.web.unit import findings, pages
@@ -33,7 +36,7 @@ WINDOWS: Final = 16
 TOKEN_SHARDS: Final = 256
 CHARACTERS: Final = 100_000
 """Characters of a piece of a document."""
-_BATCH: Final = 16 * PER_SHARD
+_BATCH: Final = 128 * PER_SHARD
 
 _log = logging.getLogger(__name__)
 
@@ -166,20 +169,29 @@ def _write_units(view: View, folder: Path) -> None:
     total = view.sql("SELECT count(*) FROM mt_rows")[0][0]
     for first in range(0, total, _BATCH):
         records = [page.model_dump() for page in pages(view, first, _BATCH)]
-        rows = context_rows(view, [record["unit"] for record in records])
+        rows = _thin_contexts(view, [record["unit"] for record in records])
         for record in records:
-            record["contexts"] = [[*row[:10], list(row[10])] for row in rows.get(record["unit"], [])]
+            record["contexts"] = rows.get(record["unit"], [])
         for n in range(0, len(records), PER_SHARD):
-            _shard(folder / f"{(first + n) // PER_SHARD}.json.gz", _plain(records[n : n + PER_SHARD]))
+            _shard(folder / f"{(first + n) // PER_SHARD}.json.gz", records[n : n + PER_SHARD])
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+def _thin_contexts(view: View, units: Sequence[str]) -> dict[str, list[list[Any]]]:
+    """Contexts without words: end, half, rank, run, site, value, scale, window, position, first, activations as base64."""
+    table = view.arrow(
+        'SELECT unit::VARCHAR AS unit, "end"::VARCHAR, half::VARCHAR, rank, run::VARCHAR, site::VARCHAR, '
+        'CASE WHEN isfinite(value) THEN value END, CASE WHEN isfinite(scale) THEN scale END, "window", position, first, activations '
+        "FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 5, 4, 3",
+        list(units),
+    )
+    if not len(table):
+        return {}
+    codes = table["activations"].combine_chunks().flatten().to_numpy().astype(np.int8).reshape(len(table), -1)
+    columns = [table[name].to_pylist() for name in table.column_names[:-1]]
+    found: dict[str, list[list[Any]]] = {}
+    for unit, *row, code in zip(*columns, codes, strict=True):
+        found.setdefault(unit, []).append([*row, base64.b64encode(code.tobytes()).decode()])
+    return found
 
 
 def _write_windows(view: View, folder: Path) -> dict[tuple[str, int], int]:

@@ -4,14 +4,16 @@ A `View` is the atlas at one moment. Its signature changes with the files, and e
 Queries belong in `summary`, `browse`, `unit`; what a manifest says in `store.manifest`.
 """
 
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -22,6 +24,21 @@ from microtome.web.records import Problem, Progress
 __all__ = ["Reader", "View", "problem_of"]
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Tell a damaged file from a mistake of ours."""
+    try:
+        yield
+    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
+        raise
+    except duckdb.Error as error:
+        raise Refusal(
+            "a table of this atlas",
+            why=f"it cannot be read ({str(error).splitlines()[0][:160]})",
+            instead="run the same build again: damaged tables are found and rebuilt",
+        ) from error
 
 
 class View:
@@ -67,17 +84,13 @@ class View:
 
         Errors: `Refusal` where a file turns out to be damaged inside.
         """
-        try:
-            with self._connection.cursor() as cursor:
-                return cursor.execute(query, parameters).fetchall()
-        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
-            raise
-        except duckdb.Error as error:
-            raise Refusal(
-                "a table of this atlas",
-                why=f"it cannot be read ({str(error).splitlines()[0][:160]})",
-                instead="run the same build again: damaged tables are found and rebuilt",
-            ) from error
+        with _readable(), self._connection.cursor() as cursor:
+            return cursor.execute(query, parameters).fetchall()
+
+    def arrow(self, query: str, *parameters: Any) -> pa.Table:
+        """The same as an Arrow table, for many rows at once."""
+        with _readable(), self._connection.cursor() as cursor:
+            return cursor.sql(query, params=list(parameters)).to_arrow_table()
 
     def once(self, key: object, make: "Callable[[View], T]") -> T:
         """The value of `make(self)`, computed when first asked for and kept as long as the files do not change."""

@@ -17,7 +17,14 @@ from microtome.store import digest
 from tests import toys
 
 _KILLS = int(os.environ.get("MICROTOME_KILLS", "3"))
-_BEGIN = "import sys; from microtome.cli import main; sys.argv = ['microtome', *sys.argv[1:]]; main()"
+_BEGIN = """
+import sys
+import microtome.capture.run
+from microtome.cli import main
+microtome.capture.run.windows_per_unit = lambda *_: 120  # a toy's unit would be the whole text
+sys.argv = ["microtome", *sys.argv[1:]]
+main()
+"""
 
 
 def _command(checkpoint: Path, text: Path, output: Path) -> list[str]:

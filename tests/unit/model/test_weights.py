@@ -127,3 +127,19 @@ def test_mixtral_experts_are_read_one_by_one_as_checkpoints_keep_them() -> None:
     assert weights.get("W_out", 1)[2].unique().tolist() == [4.0]
     assert weights.get("W_up", 1)[2].unique().tolist() == [5.0]
     assert not weights.has("W_up", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "plus", "width"), [("qwen3", 0.0, 6), ("gemma3_text", 1.0, 6), ("olmo2", 0.0, 16), ("phi-normed", 0.0, 4)]
+)
+def test_norms_of_queries_and_keys_are_named(name: str, plus: float, width: int) -> None:
+    """Per head, or (OLMo 2) over all heads; Gemma's gain is 1 + w."""
+    model = opened(name)
+    attention = model.block(1).get_submodule("self_attn")
+    layernorm = "layernorm" if name == "phi-normed" else "norm"
+    for part in ("q", "k"):
+        norm = model.weights.norm(f"{part}_norm", 1)
+        parameter = attention.get_parameter(f"{part}_{layernorm}.weight")
+        assert norm.kind == ("layer" if name == "phi-normed" else "rms")
+        torch.testing.assert_close(norm.gain, parameter.detach() + plus)
+    assert model.weights.norm("q_norm", 1).gain.shape == (width,)

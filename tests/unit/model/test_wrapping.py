@@ -14,11 +14,11 @@ def test_shapes_of_a_gated_decoder_and_of_an_encoder() -> None:
     common = {"experts": 0, "d_model": 16, "heads": 4, "vocab": 50, "context": 64, "layers": 3}
     llama = Shape(
         **common, heads_kv=2, d_head=6, d_mlp=24, gated=True, norm="pre", causal=True, head="causal", rotary=True,
-        learned_positions=False,
+        learned_positions=False, patches=None,
     )  # fmt: skip
     bert = Shape(
         **common, heads_kv=4, d_head=4, d_mlp=24, gated=False, norm="post", causal=False, head="masked", rotary=False,
-        learned_positions=True,
+        learned_positions=True, patches=None,
     )  # fmt: skip
     assert opened("llama").shape == llama
     assert opened("bert").shape == bert

@@ -1,9 +1,11 @@
+import base64
 import gzip
 import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -56,7 +58,8 @@ def test_units_are_found_by_arithmetic_and_are_the_servers(site: Path, client: T
         ]  # fmt: skip
         for row, context in zip(rows, contexts, strict=True):
             _, pieces, _, _ = _read(site / "data" / "windows" / "0" / f"{row[7] // places['windows']}.json.gz")[str(row[7])]
-            codes = [(row[9] + j, code) for j, code in enumerate(row[10]) if code != -128 and row[9] + j < len(pieces)]
+            activations = np.frombuffer(base64.b64decode(row[10]), np.int8).tolist()
+            codes = [(row[9] + j, code) for j, code in enumerate(activations) if code != -128 and row[9] + j < len(pieces)]
             assert [code for _, code in codes] == context["codes"]
             assert pieces[row[8]] == context["pieces"][context["centre"]]
 

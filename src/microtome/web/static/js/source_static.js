@@ -126,9 +126,12 @@ async function unit(name) {
   return { ...page, of: total(places), contexts: await Promise.all(page.contexts.map((row) => context(row, runs, documents, places))) };
 }
 
+// Activations are signed bytes in base64.
+const decoded = (text) => Array.from(Int8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
+
 async function context([end, half, rank, run, site, value, scale, window, position, first, activations], runs, documents, places) {
   const [document, texts, starts, ends] = (await shard(`windows/${runs.indexOf(run)}/${Math.floor(window / places.windows)}`))[window];
-  const there = activations.map((code, j) => [first + j, code]).filter(([at, code]) => code !== -128 && at < texts.length);
+  const there = decoded(activations).map((code, j) => [first + j, code]).filter(([at, code]) => code !== -128 && at < texts.length);
   const known = there.filter(([at]) => starts[at] >= 0);
   return {
     end, half, rank, run, site, value, scale, window, position, centre: Math.max(0, there.findIndex(([at]) => at === position)),
