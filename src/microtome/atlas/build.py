@@ -6,6 +6,7 @@ estimates belong in `estimate`.
 """
 
 import importlib.metadata
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,8 @@ from microtome.store import (
 from microtome.vocabulary import VocabularyLens
 
 __all__ = ["LENSES", "Settings", "build"]
+
+_log = logging.getLogger(__name__)
 
 LENSES: Final[tuple[Lens, ...]] = (GeometryLens(), NeuronsLens(), VocabularyLens())
 """Every lens that a build runs. A new lens is a new entry."""
@@ -108,9 +111,13 @@ def _build(
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
     card = _card(run, settings, manifest.runs.get(settings.run))
-    if card.status == "complete" and not _damaged(output, card):
+    damaged = _damaged(output, card)
+    if card.status == "complete" and not damaged:
         _drop_work(output, settings.run)
+        watch.finish()
         return Atlas(output)
+    for file in damaged:
+        _log.warning("%s is damaged (its bytes are not those written); it is made anew", file)
     card = card.model_copy(update={"status": "building", "files": {}})
     manifest.runs[settings.run] = card
     write_manifest(output, manifest)

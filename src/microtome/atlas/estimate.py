@@ -41,7 +41,9 @@ class Estimate:
     def describe(self) -> str:
         """A few lines for a person."""
         minutes = self.seconds / 60
-        time_needed = f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        time_needed = (
+            f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        )
         return "\n".join(
             [
                 f"text    {self.documents:,} documents, {self.windows:,} windows, {self.tokens:,} tokens",

@@ -42,7 +42,9 @@ def require_usable(output: Path) -> None:
     elif output.is_dir():
         names = {path.name for path in output.iterdir()}
         if names and not (".lock" in names and names <= _BEGUN):
-            raise Refusal(str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas")
+            raise Refusal(
+                str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas"
+            )
 
 
 @contextlib.contextmanager

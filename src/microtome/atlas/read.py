@@ -72,27 +72,20 @@ class Atlas:
         import duckdb
 
         try:
-            connection = self.connect()
-        except duckdb.Error as error:
-            raise self._unreadable(error) from error
-        with connection:
-            try:
+            with self.connect() as connection:
                 rows = connection.sql(query, params=list(parameters))
-            except duckdb.Error as error:
-                if self.damaged():
-                    raise self._unreadable(error) from error
-                raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
-            if rows is None:
-                raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
-            try:
+                if rows is None:
+                    raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
                 return rows.to_arrow_table()
-            except duckdb.Error as error:
-                raise Refusal("x",why="",instead="")
-
-    def _unreadable(self, error: Exception) -> Refusal:
-        """Which tables are the reason that DuckDB cannot open them."""
-        damaged = ", ".join(str(path) for path in self.damaged()) or str(error).partition("\n")[0]
-        return Refusal(str(self.path), why=f"tables are damaged: {damaged}", instead="run the build again: they are made anew")
+        except duckdb.Error as error:
+            reading = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
+            if reading and (damaged := self.damaged()):
+                raise Refusal(
+                    str(self.path),
+                    why=f"tables are damaged: {', '.join(str(file.relative_to(self.path)) for file in damaged)}",
+                    instead="run the build again: they are made anew",
+                ) from error
+            raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
 
     @functools.cached_property
     def tables(self) -> tuple[str, ...]:

@@ -69,7 +69,9 @@ def build(
     reading = Reading(encoding=encoding, text_column=text_column, label_column=label_column)
     if dry_run:
         if text is None:
-            raise Refusal("--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out")
+            raise Refusal(
+                "--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out"
+            )
         subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
         typer.echo(estimate(subject, text, settings=settings, reading=reading).describe())
         return
@@ -89,7 +91,7 @@ def open_(
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
 ) -> None:
     """Serve the pages of an atlas, also while it is being built."""
     from microtome.web import serve

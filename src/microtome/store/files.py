@@ -26,7 +26,9 @@ class DiskFull(Refusal):
 
 def full(error: BaseException, what: str, folder: Path) -> DiskFull | None:
     """The refusal that `error` amounts to where it says that the disk of `folder` is full, or None."""
-    said = error.errno if isinstance(error, OSError) else next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    said = (
+        error.errno if isinstance(error, OSError) else next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    )
     if said not in _FULL:
         return None
     return DiskFull(
