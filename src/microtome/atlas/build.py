@@ -8,15 +8,14 @@ estimates belong in `estimate`.
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from microtome.atlas.read import Atlas
 from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
+from microtome.atlas.read import Atlas
 from microtome.atlas.texts import adopt, corpus_card, material_of, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, run_stages
@@ -111,7 +110,7 @@ def _build(
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
     card = _card(run, settings, manifest.runs.get(settings.run))
-    damaged = _damaged(output, card)
+    damaged = _damaged(output, card, manifest)
     if card.status == "complete" and not damaged:
         _drop_work(output, settings.run)
         watch.finish()
@@ -222,9 +221,10 @@ def _with_run(table: pa.Table, run: str) -> pa.Table:
     return table if "run" in table.column_names else table.append_column("run", pa.repeat(run, table.num_rows))
 
 
-def _damaged(output: Path, card: RunCard) -> Mapping[str, str]:
+def _damaged(output: Path, card: RunCard, manifest: Manifest) -> list[str]:
     """Tables of a complete run that are missing or changed."""
-    return {f: sha for f, sha in card.files.items() if not (output / f).is_file() or digest(output / f) != sha}
+    recorded = manifest.digests()
+    return [f for f in card.files if not (output / f).is_file() or digest(output / f) not in recorded[f]]
 
 
 def _drop_work(output: Path, run: str) -> None:

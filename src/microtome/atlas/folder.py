@@ -62,14 +62,20 @@ def claimed(output: Path, run: str) -> Iterator[Path]:
                 sweep(output / part)
             try:
                 yield output
-            except BaseException as error:
-                refusal = full(error, "the atlas", output) or error
-                (output / "progress.json").unlink(missing_ok=True)
-                shutil.rmtree(output / "work" / run / "corpus", ignore_errors=True)
-                if isinstance(refusal, Refusal) and not isinstance(refusal, DiskFull) and not known:
+            except Refusal as refusal:
+                if not known and not isinstance(refusal, DiskFull):
                     _forget(output, run)
+                raise
+            except OSError as error:
+                refusal = full(error, "the atlas", output)
+                if refusal is None:
+                    raise
+                raise refusal from error
+            finally:
+                for name in ("progress.json", "progress.json.part"):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "work" / run / "corpus", ignore_errors=True)
                 prune(output / "work" / run)
-                raise refusal from (error if refusal is not error else error.__cause__)
     except BaseException:
         if fresh and not manifest_path(output).exists():
             shutil.rmtree(output, ignore_errors=True)

@@ -78,8 +78,8 @@ class Atlas:
                     raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
                 return rows.to_arrow_table()
         except duckdb.Error as error:
-            reading = isinstance(error, duckdb.IOException | duckdb.InvalidInputException)
-            if reading and (damaged := self.damaged()):
+            mistaken = isinstance(error, duckdb.ParserException | duckdb.CatalogException | duckdb.BinderException)
+            if not mistaken and (damaged := self.damaged()):
                 raise Refusal(
                     str(self.path),
                     why=f"tables are damaged: {', '.join(str(file.relative_to(self.path)) for file in damaged)}",
@@ -94,8 +94,8 @@ class Atlas:
 
     def damaged(self) -> list[Path]:
         """Table files whose bytes are not those that the manifest records, or that are missing. Cost: one read of all."""
-        recorded = {self.path / file: sha for run in self.manifest.runs.values() for file, sha in run.files.items()}
-        return sorted(file for file, sha in recorded.items() if not file.is_file() or digest(file) != sha)
+        recorded = {self.path / file: digests for file, digests in self.manifest.digests().items()}
+        return sorted(file for file, digests in recorded.items() if not file.is_file() or digest(file) not in digests)
 
 
 def _quoted(path: Path) -> str:

@@ -56,7 +56,7 @@ def build(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")] = False,  # noqa: FBT002
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")] = False,
 ) -> None:
     """Turn a model and a text into an atlas; run again to continue after an interruption."""
     from microtome.atlas import Settings, estimate
@@ -77,10 +77,7 @@ def build(
         return
     with Bar() as bar:
         bar.step(f"opening {Path(model).name}")
-        if text is None:
-            subject = open_checkpoint(model)
-        else:
-            subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+        subject = open_checkpoint(model) if text is None else load(model, dtype=dtype, device=device, remote_code=remote_code)
         atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
     typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
 

@@ -71,7 +71,7 @@ class Pixels:
 
 def is_image_source(source: object) -> bool:
     """Whether a source is an image, or a folder in which the first file is one."""
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path) or not str(source):
         return False
     path = Path(source)
     if path.is_dir():

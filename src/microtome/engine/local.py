@@ -114,7 +114,7 @@ def _finished(folder: Path, units: int) -> set[Node]:
         inside = any(node.units(units).start in other.units(units) for other in kept)
         damage = None if inside or not has_states(stem) else read_states(stem)
         if isinstance(damage, Damaged):
-            _log.warning("%s is damaged (its bytes are not those written); its units are computed again", damage.path)
+            _log.warning("%s is damaged (its bytes are not those written); its units are computed again", stem)
         if damage is None or isinstance(damage, Damaged):
             delete_states(stem)
         else:

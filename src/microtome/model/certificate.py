@@ -61,7 +61,7 @@ def _refuse_failures(model: Model, rows: tuple[IdentityRow, ...]) -> None:
                 raise Refusal(
                     f"model {model.name}",
                     why=f"its activations are NaN or infinite in {str(model.dtype).removeprefix('torch.')}, seen at {row.identity!r}{where}",
-                    instead="open it as float32 (--dtype float32); if it is, these weights overflow: check where they come from",
+                    instead="open it as float32 (--dtype float32); if it is, check the weights for NaN and for numbers far too large",
                 )
             raise Refusal(
                 f"model {model.name}",

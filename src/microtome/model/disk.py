@@ -111,7 +111,9 @@ def _header(file: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+        except ValueError as error:
+            raise _damaged(file, "its header is not JSON") from error
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise _damaged(file, "its header does not describe tensors") from error
     if size != needed:
         raise _damaged(file, f"it has {size} bytes and its header counts {needed}")

@@ -57,6 +57,14 @@ class Manifest(_Record):
     model: ModelCard
     runs: dict[str, RunCard] = Field(default_factory=dict)
 
+    def digests(self) -> dict[str, set[str]]:
+        """What each table's SHA-256 may be: runs share the tables that hold for any run, and the last to write them counts."""
+        found: dict[str, set[str]] = {}
+        for run in self.runs.values():
+            for file, sha in run.files.items():
+                found.setdefault(file, set()).add(sha)
+        return found
+
 
 def manifest_path(atlas: Path) -> Path:
     """Where the manifest of an atlas is."""

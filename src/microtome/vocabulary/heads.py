@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microtome.core import Refusal
 from microtome.model import Norm, Shape, Weights
 from microtome.readout import Reader, fold_norm, written
 
@@ -227,6 +228,12 @@ def _composition(earlier: HeadWeights, later: HeadWeights) -> Float[Tensor, "dra
 
 
 def _positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "..."]:
+    if not bool(torch.isfinite(matrices).all()):  # LAPACK would end the process
+        raise Refusal(
+            "scores of attention heads",
+            why="products of the weights of a head are NaN or infinite",
+            instead="check the checkpoint: some of its weights are far too large",
+        )
     eigenvalues = torch.linalg.eigvals(matrices)
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
 

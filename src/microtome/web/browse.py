@@ -17,6 +17,8 @@ __all__ = ["Query", "bases", "find_tokens", "indexed", "stat_names", "units", "v
 
 PREVIEW: Final = 3
 SUGGESTED: Final = 24
+KINDS: Final = ("promotes", "suppresses", "fires")
+"""How a unit can have to do with a token; the number in `mt_told` is a rank, a rank, a count of top contexts."""
 _GIVEN: Final = (
     "SELECT unnest(?::INTEGER[]) AS place, unnest(?::INTEGER[]) AS promoted, unnest(?::INTEGER[]) AS suppressed, "
     "unnest(?::INTEGER[]) AS times"
@@ -92,12 +94,20 @@ def _index(view: View) -> bool:
         f"LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, sum(times) AS total FROM mt_fires "
         "GROUP BY 1) f USING (unit) ORDER BY place"
     )
+    _part(
+        view,
+        "tokens",
+        "mt_written",
+        "SELECT t.token, r.place::INTEGER AS place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END::TINYINT AS kind, "
+        "t.rank::SMALLINT AS number FROM tokens t JOIN mt_units r ON r.unit = t.unit::VARCHAR",
+    )
     view.sql(
-        "CREATE OR REPLACE TABLE mt_told AS SELECT f.token, u.place, f.times FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2"
+        "CREATE OR REPLACE TABLE mt_told AS SELECT * FROM mt_written UNION ALL SELECT f.token, u.place::INTEGER, 2::TINYINT, f.times "
+        "FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2, 3, 4"
     )
     view.sql("CREATE UNIQUE INDEX mt_place ON mt_rows (place)")
     view.sql("CREATE INDEX mt_unit ON mt_rows (unit)")
-    for spent in ("mt_units", "mt_stats", "mt_fires", "mt_promotes"):
+    for spent in ("mt_units", "mt_stats", "mt_fires", "mt_promotes", "mt_written"):
         view.sql(f"DROP TABLE {spent}")
     return True
 
@@ -107,7 +117,8 @@ def _part(view: View, table: str, name: str, query: str, *parameters: str) -> No
     try:
         view.sql(f"CREATE OR REPLACE TABLE {name} AS {query}", *parameters)
     except Refusal as refusal:
-        view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+        if all(problem.what != f"table {table}" for problem in view.problems):
+            view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
         described = view.sql(f"DESCRIBE {query}", *parameters)
         view.sql(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind, *_ in described)})")
 
@@ -218,27 +229,12 @@ def _order(query: Query, stats: Sequence[str], found: Suggestions | None) -> str
 def _matching(view: View, where: Where, found: Suggestions) -> list[list[int | None]]:
     """Columns of `_GIVEN`, of the units that have to do with the tokens found: place, best ranks, times."""
     ids = [token.token for token in found.tokens] or [-1]
-    among = f"IN ({', '.join('?' * len(ids))})"
-    clauses: list[str] = []
-    parameters: list[object] = []
-    for name, end in (("promotes", "+"), ("suppresses", "-")):
-        if where in ("any", name):
-            promoted, suppressed = ("t.rank", "NULL") if end == "+" else ("NULL", "t.rank")
-            clauses.append(
-                f"SELECT r.place, {promoted}::INTEGER AS promoted, {suppressed}::INTEGER AS suppressed, NULL::INTEGER AS times "
-                "FROM tokens t JOIN mt_rows r ON r.unit = t.unit::VARCHAR "
-                f'WHERE t."end" = ? AND t.token {among}'
-            )
-            parameters += [end, *ids]
-    if where in ("any", "fires"):
-        clauses.append(
-            "SELECT place, NULL::INTEGER AS promoted, NULL::INTEGER AS suppressed, times::INTEGER AS times "
-            f"FROM mt_told WHERE token {among}"
-        )
-        parameters += ids
+    kinds = [n for n, name in enumerate(KINDS) if where in ("any", name)]
     rows = view.sql(
-        "SELECT place, min(promoted), min(suppressed), sum(times)::INTEGER "
-        f"FROM ({' UNION ALL '.join(clauses)}) GROUP BY place ORDER BY place",
-        *parameters,
+        "SELECT place, min(number) FILTER (kind = 0), min(number) FILTER (kind = 1), sum(number) FILTER (kind = 2)::INTEGER "
+        f"FROM mt_told WHERE token IN ({', '.join('?' * len(ids))}) AND kind IN ({', '.join('?' * len(kinds))}) "
+        "GROUP BY place ORDER BY place",
+        *ids,
+        *kinds,
     )
     return [[row[column] for row in rows] for column in range(4)]

@@ -151,14 +151,11 @@ def _short(value: float | None) -> float | None:
 
 
 def _write_search(view: View, folder: Path) -> None:
-    """Units by token: [place, 0 promotes | 1 suppresses | 2 fires, rank or times]."""
+    """Units by token: place, which of `browse.KINDS`, and the rank or the number of contexts."""
     for shard in range(TOKEN_SHARDS):
         rows = view.sql(
-            f"SELECT t.token, r.place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END, t.rank::INTEGER FROM tokens t "
-            f"JOIN mt_rows r ON r.unit = t.unit::VARCHAR WHERE t.token % {TOKEN_SHARDS} = ? "
-            f"UNION ALL SELECT token, place, 2, times::INTEGER FROM mt_told WHERE token % {TOKEN_SHARDS} = ? ORDER BY 1, 2, 3, 4",
-            shard, shard,
-        )  # fmt: skip
+            f"SELECT token, place, kind, number FROM mt_told WHERE token % {TOKEN_SHARDS} = ? ORDER BY 1, 2, 3, 4", shard
+        )
         found: dict[int, list[list[int]]] = {}
         for token, *entry in rows:
             found.setdefault(token, []).append(entry)

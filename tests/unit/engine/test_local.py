@@ -125,3 +125,26 @@ def test_tree_covers_every_unit_once() -> None:
             nodes = [Node(level, i) for i in range(1 << (top.level - level))]
             assert [u for node in nodes for u in node.units(total)] == list(range(total))
             assert all(node.parent == node.sibling.parent for node in nodes)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b"{}"])
+def test_a_damaged_marker_is_named_and_its_units_are_rebuilt(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(_Killed):
+        run(_Concatenation(8, die_before=7), tmp_path / "a", lambda _: None)
+    (tmp_path / "a" / "02-00000000.json").write_bytes(damage)
+    states = run(_Concatenation(8), tmp_path / "a", lambda _: None)
+    assert "02-00000000 is damaged" in caplog.text
+    assert _bytes(states) == _bytes(run(_Concatenation(8), tmp_path / "b", lambda _: None))
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_identity_begins_the_stage_again(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(_Killed):
+        run(_Concatenation(8, die_before=7), tmp_path, lambda _: None)
+    (tmp_path / "work.json").write_bytes(damage)
+    again = _Concatenation(8)
+    run(again, tmp_path, lambda _: None)
+    assert "work.json is damaged" in caplog.text
+    assert again.ran == list(range(8))

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, T5Config
 
 from microtome.core import Refusal
 from microtome.model import families, load, open_checkpoint
 from microtome.model.opening import RemoteCode
-from tests.toys import encoder_tokenizer, llama
+from tests.toys import encoder_tokenizer, llama, save_checkpoint
 from tests.unit.model.checkpoints import edit_config, edit_weights
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -250,3 +251,31 @@ def test_a_refused_model_leaves_nothing_behind(folder: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in folder.iterdir()) == before
     shutil.rmtree(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"architectures": [3]}, "not a list of names"),
+        ({"architectures": "LlamaForCausalLM"}, "not a list of names"),
+        ({"architectures": ["AutoModel"]}, "has no class AutoModel"),
+        ({"auto_map": "x"}, "its auto_map is no mapping"),
+        ({"quantization_config": "x"}, "stored compressed"),
+        ({"max_position_embeddings": -1}, "allows -1 positions"),
+    ],
+)
+def test_a_config_of_wrong_types(tmp_path: Path, wrong: dict[str, Any], why: str) -> None:
+    save_checkpoint(tmp_path / "toy")
+    path = tmp_path / "toy" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    assert why in refused(tmp_path / "toy")
+
+
+def test_activations_that_overflow(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "toy")
+    path = tmp_path / "toy" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e30
+    tensors["model.layers.1.mlp.gate_proj.weight"] *= 1e30
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert "activations are NaN or infinite in float32" in refused(tmp_path / "toy")
