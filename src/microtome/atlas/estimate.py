@@ -99,7 +99,7 @@ def _trial(run: Run, stage: Stage, results: Results) -> _Trial:
     windows = range(min(corpus.windows, per_batch * (_TRIALS + 1)))
     seconds, counted = 0.0, 0
     for place, batch in enumerate(corpus.batches(windows, tokens_per_batch(model), model.device)):
-        seen = corpus.mask(batch, model.tokenizer, run.seed) if stage.masked else batch
+        seen = corpus.mask(batch, model.tokenizer.mask_token_id, run.seed) if stage.masked else batch
         begin = time.perf_counter()
         fold_batch(model, seen, folds, states)
         if place or len(windows) <= per_batch:

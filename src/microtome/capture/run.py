@@ -101,7 +101,7 @@ class StageWork:
         self._computed.add(unit)
         states = {name: fold.init() for name, fold in self.folds.items()}
         for batch in self._corpus.batches(self._slice(unit), tokens_per_batch(model), model.device):
-            seen = self._corpus.mask(batch, model.tokenizer, self.of.seed) if self.stage.masked else batch
+            seen = self._corpus.mask(batch, model.tokenizer.mask_token_id, self.of.seed) if self.stage.masked else batch
             fold_batch(model, seen, self.folds, states)
             self.progress.advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
         return states

@@ -20,7 +20,7 @@ from microtome.core import Batch, Half, Refusal, Role
 from microtome.corpus.reading import Rows, WindowFile, damaged
 from microtome.numerics.hashing import hash_parts, uniform
 
-__all__ = ["BOTH", "MASKED_SHARE", "Corpus", "Extras", "MaskTokenizer", "Skipped", "open_corpus"]
+__all__ = ["BOTH", "MASKED_SHARE", "Corpus", "Extras", "Skipped", "open_corpus"]
 
 BOTH: Final = "both"
 """The half of a document whose windows are dealt to both halves."""
@@ -53,16 +53,6 @@ class Extras(Protocol):
 
     def identity(self) -> str:
         """A digest of all of them: part of the fingerprint."""
-        ...
-
-
-@runtime_checkable
-class MaskTokenizer(Protocol):
-    """What masking needs of a tokenizer."""
-
-    @property
-    def mask_token_id(self) -> int | None:
-        """The id that stands for a hidden token, or None."""
         ...
 
 
@@ -133,15 +123,14 @@ class Corpus:
         lowest = torch.argsort(hash_parts(seed, torch.arange(self.windows)), stable=True)[:n]
         return sorted(lowest.tolist())
 
-    def mask(self, batch: Batch, tokenizer: MaskTokenizer | None, seed: int) -> Batch:
-        """Hide 15 % of the content tokens behind the mask token and keep them as `targets` (-100 elsewhere).
+    def mask(self, batch: Batch, mask_id: int | None, seed: int) -> Batch:
+        """Hide 15 % of the content tokens behind the token `mask_id` and keep them as `targets` (-100 elsewhere).
 
         Which tokens is decided by a hash of (seed, window, token), so it does not depend on the batch. Not: BERT's training
         recipe, which leaves a tenth of them unchanged and replaces a tenth by random tokens.
         Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
         Errors: `Refusal` where the tokenizer has no mask token.
         """
-        mask_id = None if tokenizer is None else tokenizer.mask_token_id
         if mask_id is None:
             raise Refusal(
                 "masked tokens", why="the tokenizer has no mask token", instead="use a masked language model's tokenizer"

@@ -29,7 +29,10 @@ CALL_PIECES: Final = 4096
 class Tokenizer(Protocol):
     """What is needed of a Hugging Face fast tokenizer."""
 
-    is_fast: bool
+    @property
+    def is_fast(self) -> bool:
+        """Whether it knows character offsets."""
+        ...
 
     @property
     def backend_tokenizer(self) -> Any:

@@ -60,7 +60,11 @@ class _Lens:
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         width = run.model.shape.d_model
-        offset = 0.0 if stage == PILOT or not self.pilot else float(earlier.of(PILOT, f"{self.name}/{next(iter(self.sites))}")["rows"])
+        offset = (
+            0.0
+            if stage == PILOT or not self.pilot
+            else float(earlier.of(PILOT, f"{self.name}/{next(iter(self.sites))}")["rows"])
+        )
         return {f"{self.name}/{name}": _Sum(sites, width, offset) for name, sites in self.sites.items()}
 
     def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
@@ -156,7 +160,9 @@ def test_nan_is_refused_where_it_begins(tmp_path: Path) -> None:
     with torch.no_grad():
         model.module.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     run = Run("main", model, corpus, seed=0, depth="quick")
-    with pytest.raises(Refusal, match=r"activations at resid_post\.1: they are NaN or infinite in window \d+ .document \d+.; run with"):
+    with pytest.raises(
+        Refusal, match=r"activations at resid_post\.1: they are NaN or infinite in window \d+ .document \d+.; run with"
+    ):
         run_stages(run, [_Lens("a", {"x": (Site("resid_post", 2),)})], tmp_path / "work", Silent())
     assert list((tmp_path / "work" / "main").glob("*.safetensors")) == []
 

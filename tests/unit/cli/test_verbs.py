@@ -48,19 +48,33 @@ def test_build_says_how_to_open_the_atlas(
     assert printed.err == "", "quiet where the output is not a terminal"
 
 
-def test_sql_prints_tab_separated_rows(atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(monkeypatch, "sql", atlas, "select layer, count(*) as n from units where basis = 'neurons' group by layer order by layer") == 0
+def test_sql_prints_tab_separated_rows(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        _run(
+            monkeypatch,
+            "sql",
+            atlas,
+            "select layer, count(*) as n from units where basis = 'neurons' group by layer order by layer",
+        )
+        == 0
+    )
     assert capsys.readouterr().out == "layer\tn\n0\t40\n1\t40\n2\t40\n"
 
 
-def test_a_bad_query_is_refused_with_the_reason(atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_query_is_refused_with_the_reason(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run(monkeypatch, "sql", atlas, "select nothing from nowhere") == 2
     error = capsys.readouterr().err
     assert "nowhere" in error
     assert "units" in error
 
 
-def test_sites_lists_shapes_and_reasons(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sites_lists_shapes_and_reasons(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert _run(monkeypatch, "sites", checkpoint) == 0
     printed = capsys.readouterr().out
@@ -68,7 +82,9 @@ def test_sites_lists_shapes_and_reasons(checkpoint: Path, monkeypatch: pytest.Mo
     assert "absent: " in printed
 
 
-def test_doctor_prints_the_certificate(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_the_certificate(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert _run(monkeypatch, "doctor", checkpoint) == 0
     printed = capsys.readouterr().out
@@ -87,7 +103,9 @@ def test_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_clean_lists_and_removes_caches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_clean_lists_and_removes_caches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setenv("MICROTOME_CACHE", str(tmp_path))
     assert _run(monkeypatch, "clean") == 0
     assert capsys.readouterr().out == "No caches.\n"
@@ -129,6 +147,6 @@ def test_option_names_are_frozen() -> None:
 
     from microtome.cli.verbs import app
 
-    group = typer.main.get_command(app)
-    names = {name: sorted(o for p in command.params for o in p.opts if o.startswith("-")) for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    commands = vars(typer.main.get_command(app))["commands"]
+    names = {name: sorted(o for p in command.params for o in p.opts if o.startswith("-")) for name, command in commands.items()}
     assert names == json.loads((Path(__file__).parent / "options.json").read_text())

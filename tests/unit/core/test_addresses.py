@@ -41,7 +41,9 @@ def test_examples_of_the_documented_forms() -> None:
     assert str(seen.unit) == "factors@NAME/30"
 
 
-@pytest.mark.parametrize("text", ["neurons.24", "neurons.24/x", "neurons/24/343", "neurons.24/343@nowhere.1", "neurons.24/343*", "neurons.-1/3"])
+@pytest.mark.parametrize(
+    "text", ["neurons.24", "neurons.24/x", "neurons/24/343", "neurons.24/343@nowhere.1", "neurons.24/343*", "neurons.-1/3"]
+)
 def test_malformed_units_are_refused(text: str) -> None:
     with pytest.raises(Refusal):
         UnitAddress.parse(text)

@@ -18,8 +18,28 @@ def test_axes_of_sites_are_in_the_legend() -> None:
 
 
 def test_order_is_the_order_of_computation() -> None:
-    names = ["logits", "resid_post.1", "embed", "resid_pre.1", "final_norm", "mlp_act.0", "mlp_out.0", "resid_pre.0", "pos_embed"]
-    expected = ["embed", "pos_embed", "resid_pre.0", "mlp_act.0", "mlp_out.0", "resid_pre.1", "resid_post.1", "final_norm", "logits"]
+    names = [
+        "logits",
+        "resid_post.1",
+        "embed",
+        "resid_pre.1",
+        "final_norm",
+        "mlp_act.0",
+        "mlp_out.0",
+        "resid_pre.0",
+        "pos_embed",
+    ]
+    expected = [
+        "embed",
+        "pos_embed",
+        "resid_pre.0",
+        "mlp_act.0",
+        "mlp_out.0",
+        "resid_pre.1",
+        "resid_post.1",
+        "final_norm",
+        "logits",
+    ]
     assert [str(site) for site in sorted(map(Site.parse, names))] == expected
 
 

@@ -54,7 +54,9 @@ def test_the_same_in_another_process_with_another_hash_seed() -> None:
     value = "{'s': frozenset({'a', 'b', 'c'}), 'x': (1, 2.5)}"
     code = f"from microtome.store import fingerprint; print(fingerprint({value}))"
     outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}).stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout.strip()
         for seed in ("1", "2")
     }
     assert outputs == {fingerprint({"s": frozenset({"a", "b", "c"}), "x": (1, 2.5)})}
