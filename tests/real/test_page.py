@@ -169,6 +169,9 @@ def test_a_context_opens_its_document(browser: Browser, base: str, request: pyte
     browser.js("document.querySelector('.source').click()")
     browser.until("document.querySelector('.document mark')")
     assert "liberty" in browser.js("document.querySelector('.document mark').textContent")
+    browser.until(
+        "(([box, mark]) => mark.top >= box.top && mark.top < box.bottom)(['.doctext', '.document mark'].map((each) => document.querySelector(each).getBoundingClientRect()))"
+    )
     line = browser.js("document.querySelector('.context').textContent")
     assert browser.js("document.querySelector('.document mark').textContent").strip() in line.replace("<|begin|>", "")
 

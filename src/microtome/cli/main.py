@@ -3,10 +3,13 @@
 import logging
 import os
 import sys
+from typing import Final
 
 from microtome.core import Refusal
 
 __all__ = ["main"]
+
+_INTERRUPTED: Final = 130
 
 
 def main() -> None:
@@ -24,9 +27,11 @@ def main() -> None:
 
         show_refusal(refusal)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:  # what typer makes of an interruption
+            raise
         sys.stderr.write("\nStopped. Run the same command again to continue where it was.\n")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -1,5 +1,11 @@
 """How records look on a terminal: refusals, site tables, certificates, query results, caches."""
 
+import getpass
+import os
+import socket
+import sys
+from urllib.parse import urlsplit
+
 import pyarrow as pa
 from rich import box
 from rich.console import Console
@@ -9,7 +15,17 @@ from rich.table import Table
 from microtome.core import Refusal
 from microtome.model import Certificate, SiteRow
 
-__all__ = ["show_certificate", "show_refusal", "show_rows", "show_sites"]
+__all__ = ["show_address", "show_certificate", "show_refusal", "show_rows", "show_sites"]
+
+
+def show_address(address: str) -> None:
+    """Where the pages are, and on a machine that one is logged in to from another, how to reach them from there."""
+    lines = [f"The atlas is at {address}  (Ctrl-C ends)"]
+    if os.environ.get("SSH_CONNECTION"):
+        port = urlsplit(address).port
+        lines.append(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
 
 
 def show_refusal(refusal: Refusal) -> None:

@@ -91,9 +91,10 @@ def open_(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
 ) -> None:
     """Serve the pages of an atlas, also while it is being built."""
+    from microtome.cli.show import show_address
     from microtome.web import serve
 
-    serve(atlas, host=host, port=port)
+    serve(atlas, host=host, port=port, started=show_address)
 
 
 @app.command()

@@ -46,3 +46,17 @@ def test_ports_that_do_not_exist(
 
 def test_a_device_without_memory(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "models are not run on it" in _refused(monkeypatch, capsys, "doctor", checkpoint, "--device", "meta")
+
+
+def test_an_interruption_says_how_to_continue(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("microtome.atlas.build", interrupted)
+    monkeypatch.setattr(sys, "argv", ["microtome", "build", str(checkpoint), "-o", str(tmp_path / "atlas")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "Run the same command again" in capsys.readouterr().err

@@ -150,3 +150,14 @@ def test_option_names_are_frozen() -> None:
     commands = vars(typer.main.get_command(app))["commands"]
     names = {name: sorted(o for p in command.params for o in p.opts if o.startswith("-")) for name, command in commands.items()}
     assert names == json.loads((Path(__file__).parent / "options.json").read_text())
+
+
+def test_open_says_where_and_how_to_reach_it_from_another_machine(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    monkeypatch.setenv("SSH_CONNECTION", "there here")
+    assert _run(monkeypatch, "open", atlas, "--port", 0) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    port = first.split("http://127.0.0.1:")[1].split("/")[0]
+    assert second.startswith(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} ")

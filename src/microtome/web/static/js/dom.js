@@ -35,6 +35,7 @@ const tip = () => document.getElementById("tip");
 
 export function showTip(x, y, ...children) {
   const box = append(clear(tip()), children);
+  box.style.left = "0px";
   box.hidden = false;
   const width = box.offsetWidth, height = box.offsetHeight;
   const left = Math.max(6, Math.min(x + 14, document.documentElement.clientWidth - width - 6));

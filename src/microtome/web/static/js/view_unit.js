@@ -56,7 +56,7 @@ function contexts(unit, params, source, summary) {
     clear(list);
     if (end === "deciles") {
       for (let n = 9; n >= 0; n -= 1) {
-        const rows = groups.deciles.filter((each) => each.end === `decile${n}`);
+        const rows = sortedByValue(groups.deciles.filter((each) => each.end === `decile${n}`), "top");
         if (rows.length) list.append(h("h3", { class: "decile" }, `${n * 10}\u2013${n * 10 + 10}\u202f% of its activations`), ...rows.map((each) => row(each, limit, source)));
       }
     } else {
@@ -105,7 +105,7 @@ async function toggle(context, source, button, below) {
     const text = h("p", { class: "doctext", dir: "auto" }, found.begin > 0 ? "\u2026 " : "", found.text.map((piece) => (piece.hit ? h("mark", {}, prose(piece.text)) : prose(piece.text))), found.finish < found.length ? " \u2026" : "");
     append(clear(below), [h("p", { class: "soft small" }, h("bdi", {}, spell(found.name || "")), found.tokens ? `, ${plural(found.tokens, "token")}` : "", `, characters ${count(found.begin)}\u2013${count(found.finish)} of ${count(found.length)}`), text]);
     const mark = text.querySelector("mark");
-    if (mark) text.scrollTop = mark.offsetTop - text.offsetTop - 60;
+    if (mark) text.scrollTop = mark.offsetTop - 60;
   } catch (error) {
     append(clear(below), [problem(error)]);
   }
