@@ -129,6 +129,8 @@ class Browser:
         self.until(
             "document.getElementById('content')?.dataset.ready && document.getElementById('content').getAttribute('aria-busy') === 'false'"
         )
+        # charts are drawn when their size is known: in the frame after the one that lays the page out
+        self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

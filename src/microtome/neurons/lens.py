@@ -24,6 +24,11 @@ from microtome.neurons.words import spellings, texts_of
 __all__ = ["NeuronsLens"]
 
 _COUNTS: Final = "neurons.tokens"
+_FEWEST: Final = 4
+_FEW: Final = {
+    "held-out documents": f"the text has fewer than {_FEWEST} documents, so discover and confirm are parts of the same ones and "
+    "scores on the confirm half are too good; build with more documents"
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,9 @@ class NeuronsLens:
     def absent(self, run: Run) -> Mapping[str, str]:
         """What needs text, where there is none; and what needs words, where tokens are patches."""
         if run.corpus is not None:
-            why = "the tokens of an image are patches, which belong to no vocabulary"
-            return {} if run.model.shape.vocab else {"token_counts": why, "token detectors": why}
+            patches = "the tokens of an image are patches, which belong to no vocabulary"
+            missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
+            return missing | (_FEW if run.corpus.documents < _FEWEST else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
 

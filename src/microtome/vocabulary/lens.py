@@ -52,6 +52,8 @@ from microtome.vocabulary.words import token_texts, unreadable_tokens, vocabular
 __all__ = ["VocabularyLens", "all_head_scores", "head_rows", "loss_rows"]
 
 _MASKED_SHARE = 0.15
+_DIRECTIONS = 0
+"""Seed of the random directions: `tokens` holds for any run of the model, so its control may not depend on the run's seed."""
 _COUNTS = "vocabulary.targets"
 
 
@@ -110,7 +112,7 @@ class VocabularyLens:
         """What the weights alone say in terms of token vectors: tables, and findings by kind."""
         weights, shape, tokenizer = run.model.weights, run.model.shape, run.model.tokenizer
         reader = output_reader(weights, frozenset() if tokenizer is None else unreadable_tokens(tokenizer, texts))
-        random = random_directions(reader, self.k, self.directions, seed=run.seed)
+        random = random_directions(reader, self.k, self.directions, seed=_DIRECTIONS)
         values = list(read_values(weights, shape, reader, random))
         strengths, q = strength_rows(values, random, run.name)
 
