@@ -32,6 +32,8 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
     Cost: one forward pass per stage over its windows, stopped after the deepest site that a fold needs.
     Errors: `Refusal` for NaN or infinite activations, for work in `folder` that this run cannot continue.
     """
+    if isinstance(run.model, Model) and run.model.device.type == "mps":
+        raise Refusal("device mps", why="statistics are kept in float64, which it does not have", instead="use cpu or cuda")
     results = Results()
     for stage in sorted({stage for lens in lenses for stage in lens.stages(run)}):
         folds: dict[str, Fold] = {}

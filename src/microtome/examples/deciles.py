@@ -96,7 +96,7 @@ class PilotQuantiles:
         return PilotRecord(torch.lerp(ordered[below], ordered[above], (place - below).float()[:, None]), len(kept))
 
     def _lowest(self, state: State, later: State) -> State:
-        both = {name: torch.cat([state[name], later[name]]) for name in state}
+        both = {name: torch.cat([state[name], later[name].to(state[name].device)]) for name in state}
         order = both["hash"].argsort(stable=True)[: self.rows]
         return {name: tensor[order] for name, tensor in both.items()}
 

@@ -25,14 +25,12 @@ _SHORT: Final = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16"
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """`auto` is CUDA, then MPS, then CPU; anything else is what it says.
+    """`auto` is CUDA, then CPU; anything else is what it says. Not MPS: it has no float64, in which statistics are kept.
 
     Errors: `Refusal` for a device that this machine or this torch does not have.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

@@ -69,7 +69,9 @@ def token_detectors(
         return _untested(contexts.window.shape[1])
     ends = tuple(dict.fromkeys(contexts.ends))
     discover, confirm = slice(Half.DISCOVER, None, len(Half)), slice(Half.CONFIRM, None, len(Half))
-    filled = contexts.window >= 0
+    sign = torch.tensor([-1.0 if end == "bottom" else 1.0 for end in contexts.ends])
+    # an end that a unit never reaches (the bottom of a ReLU) ties at zero in every window, and says nothing of tokens
+    filled = (contexts.window >= 0) & (contexts.value * sign[:, None, None] > 0)
     counts = torch.zeros_like(counts).index_add_(1, spelling, counts)
     seen = spelling.int()[contexts.token.long()]
     token = dominant_token(torch.where(filled, seen, -1)[discover])

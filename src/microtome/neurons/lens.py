@@ -24,9 +24,8 @@ from microtome.neurons.words import spellings, texts_of
 __all__ = ["NeuronsLens"]
 
 _COUNTS: Final = "neurons.tokens"
-_FEWEST: Final = 4
 _FEW: Final = {
-    "held-out documents": f"the text has fewer than {_FEWEST} documents, so discover and confirm are parts of the same ones and "
+    "held-out documents": "the text has fewer than four different documents, so discover and confirm are parts of the same ones and "
     "scores on the confirm half are too good; build with more documents"
 }
 
@@ -99,7 +98,7 @@ class NeuronsLens:
         if run.corpus is not None:
             patches = "the tokens of an image are patches, which belong to no vocabulary"
             missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
-            return missing | (_FEW if run.corpus.documents < _FEWEST else {})
+            return missing | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
 

@@ -4,6 +4,7 @@ Contexts are rows of numbers; their words come from the windows' tokens and the 
 a token is a part of a character. What else is known of a unit is in `unit`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ __all__ = ["Window", "context_rows", "contexts", "document", "spelt", "windows"]
 
 NO_TOKEN: Final = -128
 STRETCH: Final = 3000
-_BROKEN: Final = "\ufffd"
+_BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
+"""How the table `vocabulary` spells bytes that are not a whole character."""
 
 _Rows = list[tuple[Any, ...]]
 
@@ -101,7 +103,7 @@ def spelt(view: View, window: Window, run: str, places: Sequence[int]) -> list[s
         elif gap and piece[:1].strip():
             piece = " " + piece
         pieces.append(piece)
-    if any(_BROKEN in piece for piece in pieces):
+    if any(_BROKEN.search(piece) for piece in pieces):
         _mend(view, window, run, places, pieces)
     return pieces
 
@@ -123,7 +125,7 @@ def _mend(view: View, window: Window, run: str, places: Sequence[int], pieces: l
         start, end = window.starts[place], window.ends[place]
         if start < 0:
             continue
-        if _BROKEN in pieces[j]:
+        if _BROKEN.search(pieces[j]):
             pieces[j] = text[max(start, shown) - begin : max(end, shown) - begin]
         shown = max(shown, end)
 

@@ -169,3 +169,8 @@ def test_without_text_only_the_weights_are_read(tmp_path: Path) -> None:
     assert built.sql("select count(*) as n from contexts").to_pylist()[0]["n"] == 0
     assert built.manifest.runs["main"].corpus is None
     assert built.manifest.runs["main"].absent
+
+
+def test_a_depth_that_is_not_computed_is_refused() -> None:
+    with pytest.raises(Refusal, match="depth full: this version computes the quick depth; use --depth quick"):
+        Settings(depth="full")

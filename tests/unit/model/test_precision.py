@@ -83,7 +83,8 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refusal, match="no device has this name"):
         choose_device("gpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("auto") == MPS
+    assert choose_device("auto") == CPU, "MPS has no float64"
+    assert choose_device("mps") == MPS
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == CUDA

@@ -13,9 +13,11 @@ def contexts_at(tokens: list[list[list[int]]], signed: bool = True) -> Contexts:
     places = torch.arange(k).expand(token.shape)
     filled = token >= 0
     half = torch.tensor([int(Half.DISCOVER), int(Half.CONFIRM)] * (groups // 2), dtype=torch.uint8)
+    ends = ("top", "top", "bottom", "bottom") if signed else ("top", "top")
+    sign = torch.tensor([-1.0 if end == "bottom" else 1.0 for end in ends])
     return Contexts(
-        ends=("top", "top", "bottom", "bottom") if signed else ("top", "top"),
-        value=(k - places).float(),
+        ends=ends,
+        value=(k - places) * sign[:, None, None],
         window=torch.where(filled, places, -1),
         position=torch.ones_like(token),
         token=token.clamp_min(0),

@@ -1,6 +1,7 @@
 """Token detectors on planted lists: choice, count, exact tail, and the null against enumeration."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,3 +89,13 @@ def test_units_without_a_preference_are_not_found() -> None:
 def test_q_values_are_those_of_benjamini_and_hochberg() -> None:
     p = np.array([[0.01, 0.04], [0.03, 0.5]])
     np.testing.assert_allclose(q_values(p), [[0.04, 0.16 / 3], [0.16 / 3, 0.5]])
+
+
+def test_an_end_that_is_never_reached_is_not_tested() -> None:
+    """A ReLU unit's lowest value is zero in every window: a tie, which the first windows and their first tokens win."""
+    reached = contexts_at([[[3, 3]], [[3, 3]], [[2, 2]], [[2, 2]]])
+    never = replace(reached, value=torch.zeros_like(reached.value))
+    found = token_detectors(never, COUNTS, EACH, seed=0)
+    assert found.tried.tolist() == [[0], [0]]
+    assert found.p.tolist() == [[1.0], [1.0]]
+    assert token_detectors(reached, COUNTS, EACH, seed=0).tried.tolist() == [[2], [2]]

@@ -75,7 +75,7 @@ def _cut(texts: list[str]) -> tuple[list[str], list[dict]]:
             }
             for first in range(0, len(ids), 63)
         ]  # fmt: skip
-    return ["\ufffd" if text.startswith("\ufffd") else text for text in vocabulary], windows
+    return [f"\\x{text[1:]}" if text.startswith("\ufffd") else text for text in vocabulary], windows
 
 
 def _plant_units(atlas: Path, rng: np.random.Generator, names: list[str], layer_of: np.ndarray, width: int) -> None:

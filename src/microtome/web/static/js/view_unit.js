@@ -118,7 +118,7 @@ function writes(unit) {
   if (!unit.promotes.length && !unit.suppresses.length) return null;
   const limit = Math.max(...[...unit.promotes, ...unit.suppresses].map((each) => Math.max(Math.abs(each.score ?? 0), Math.abs(each.control ?? 0))), 1e-12);
   const column = (title, note, tokens) => h("div", {}, h("h3", {}, title), h("p", { class: "soft small" }, note),
-    h("ol", { class: "tokens" }, tokens.map((each) => h("li", {}, h("a", { class: "plainchip", href: href("units", "", { basis: unit.basis, token: each.text.trim() }), title: "other units with this token" }, chip(each.text), each.text.includes("\ufffd") ? h("span", { class: "faint small" }, ` token ${each.token}`) : null),
+    h("ol", { class: "tokens" }, tokens.map((each) => h("li", {}, h("a", { class: "plainchip", href: href("units", "", { basis: unit.basis, token: each.text.trim() }), title: "other units with this token" }, chip(each.text), /\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>/.test(each.text) ? h("span", { class: "faint small" }, ` token ${each.token}`) : null),
       bar(each.score, each.control, limit),
       h("span", { class: "num" }, number(each.score)), h("span", { class: "num soft" }, number(each.control))))));
   return h("section", { class: "block" }, h("h2", {}, "Writes"),
