@@ -167,6 +167,6 @@ def demo(
     from microtome.cli.demo import build_demo
 
     atlas = build_demo(output)
-    typer.echo(f"{atlas.path} is ready: microtome open {atlas.path}")
+    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
     if serve == "yes":
         open_(atlas.path, port=port)
