@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from microtome.core import Refusal
+from microtome.model.allocator import keep_freed_memory
 from microtome.model.checkpoint import Files, digest_of, find_files, gguf_in
 from microtome.model.checks import check_finite, check_headers, check_loaded
 from microtome.model.disk import DiskTensors
@@ -82,13 +83,16 @@ def load(
     checkpoint brings its own class.
 
     Errors: `Refusal` for everything that cannot be opened, is damaged, contradicts itself, or is of an unknown architecture.
-    Cost: two reads of the weights (one is the fingerprint's); a GGUF file is converted the first time.
+    Cost: two reads of the weights (one is the fingerprint's); a GGUF file is converted the first time. On a CPU the process
+    keeps the memory it frees from then on (`allocator.keep_freed_memory`).
     """
     from transformers import PreTrainedModel
 
     if isinstance(source, PreTrainedModel):
         return _adopt(source, dtype, device)
     target = choose_device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     checkpoint = open_checkpoint(source, remote_code=remote_code)
     module = _build(checkpoint, choose_dtype(dtype, target, checkpoint.stored))
     check_finite(checkpoint.name, module.named_parameters())
