@@ -78,6 +78,7 @@ docs: .venv/.docs gen ## build the documentation into build/site
 bench: .venv/.dev ## speed of observing SmolLM2, and memory, against its bare forward
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.pages
 
 .PHONY: bench-peers
 bench-peers: .venv/.dev ## the same beside other tools, each in an environment of its own (6 GB)

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from microtome.capture import SiteGram, SiteMeans, SiteMoments
 from microtome.core import Batch, ExpertRows, Fold, Role, Site
-from microtome.examples import DecileContexts, PilotQuantiles, TopContexts, UnitSurvey
+from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
+from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition
+from microtome.geometry.sample import WindowSample
+from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
 from microtome.readout.sample import TargetCounts, TokenSample
 
@@ -38,16 +42,42 @@ _EDGES = torch.linspace(-2, 2, 11)[:, None].repeat(1, SIZES["unit"])
 _DENSE = Neurons(2, SIZES["unit"])
 _RESID = Site("resid_post", 1)
 
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=_generator(0, 7))
+
+
+def _reading() -> Reading:
+    """Two key heads for four query heads, the first two of three coordinates turning."""
+    angles = torch.arange(LONGEST)[:, None] * torch.tensor([0.3, 0.3, 0.0])
+    turn = Turn(angles.cos(), angles.sin() * torch.tensor([-1, 1, 0]), torch.tensor([1, 0, 2]))
+    query, key = (Side(_drawn(SIZES[axis], SIZES["d_model"], SIZES["d_head"]), None, None) for axis in ("head", "head_kv"))
+    return Reading(None, query, key, Scoring(0.5, None, turn, None))
+
+
 CASES: tuple[FoldCase, ...] = (
-    FoldCase("top contexts", lambda: TopContexts(_DENSE, k=3, neighbours=4)),
-    FoldCase("top contexts of an expert", lambda: TopContexts(Neurons(2, SIZES["unit"], expert=1), k=3), experts=True),
     FoldCase("unit survey", lambda: UnitSurvey(_DENSE, k=3, neighbours=4)),
     FoldCase("unit survey of an expert", lambda: UnitSurvey(Neurons(2, SIZES["unit"], expert=0), k=3), experts=True),
     FoldCase("pilot quantiles", lambda: PilotQuantiles(_DENSE, rows=20, seed=3)),
     FoldCase("decile contexts", lambda: DecileContexts(_DENSE, _EDGES, per_decile=2, rate=0.5, seed=3, neighbours=4)),
+    FoldCase("moments of a site", lambda: SiteMoments(_RESID, SIZES["d_model"])),
+    FoldCase("moments of heads", lambda: SiteMoments(Site("z", 1), SIZES["head"] * SIZES["d_head"])),
+    FoldCase("means by position", lambda: SiteMeans(_RESID, SIZES["d_model"], "position", 20)),
+    FoldCase("means by label", lambda: SiteMeans(_RESID, SIZES["d_model"], "label", 2)),
+    FoldCase("means by document", lambda: SiteMeans(_RESID, SIZES["d_model"], "document", 10)),
+    FoldCase("means by token", lambda: SiteMeans(_RESID, SIZES["d_model"], "token", SIZES["vocab"])),
+    FoldCase("second moments", lambda: SiteGram(_RESID, torch.full((SIZES["d_model"],), 0.1), rate=0.6, seed=3)),
     FoldCase("token counts", lambda: TokenCounts(SIZES["vocab"])),
     FoldCase("centre", lambda: Centre(_RESID, SIZES["d_model"])),
-    FoldCase("decomposition", lambda: Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1))),
+    FoldCase("decomposition", lambda: Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
+    FoldCase(
+        "decomposition in a sketch", lambda: Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST, sketch=3)
+    ),
+    FoldCase(
+        "query-key split",
+        lambda: QKSplit(2, _reading(), torch.full((SIZES["d_model"],), 0.1), _drawn(LONGEST, SIZES["d_model"]), queries=5),
+    ),
+    FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),
     FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),
     FoldCase("masked token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "masked", rate=0.9, seed=3), masked=True),
     FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),

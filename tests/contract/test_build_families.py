@@ -15,7 +15,10 @@ from tests.unit.model.tiny import TINY, opened
 
 _BEGINS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "opt")
 """Decoders that here get a special token ahead of each window; the others get none."""
-_UNMEASURED = {"token_share_top", "token_share_bottom", "skewness", "kurtosis"}
+_UNMEASURED = {
+    *(f"{what}_share_{end}" for what in ("token", "next") for end in ("top", "bottom")),
+    *("skewness", "kurtosis", "kurtosis_confirm"),
+}
 """Statistics that have no value where no context was tried, or where a unit never varies."""
 
 _OBJECTIVES = {"causal": "next_token", "masked": "masked_token"}
@@ -72,7 +75,7 @@ def test_a_family_is_built_whole(name: str, tmp_path: Path) -> None:
     _check_losses(losses, model, run.absent)
     _check_readings(tokens, texts, model, run.absent)
     spoken = {"vocabulary"} if "W_E" not in model.family.absent or losses else set()
-    assert {row["lens"] for row in lenses} == {"geometry", "neurons"} | spoken
+    assert {"geometry"} <= {row["lens"] for row in lenses} <= {"geometry", "neurons"} | spoken, "random weights may say nothing"
 
 
 _CONTEXTS = """

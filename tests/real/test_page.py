@@ -1,18 +1,16 @@
 """The page in a real browser: every view, from the server and from the static export, in both themes and at both widths."""
 
-import functools
-import http.server
 import os
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from microtome.atlas import build
 from microtome.model import load
-from microtome.web import create_app, export
+from microtome.web import export
 from tests.real.chromium import Browser, binary
+from tests.real.pages import serve, serve_folder
 from tests.unit.web.planted import HOSTILE, plant
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
@@ -34,38 +32,16 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant(tmp_path_factory.mktemp("page") / "atlas")
 
 
-def _serve(atlas: Path) -> Generator[str, None, None]:
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(create_app(atlas), port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
-
-
 @pytest.fixture(scope="module")
 def server(atlas: Path) -> Iterator[str]:
-    yield from _serve(atlas)
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    with serve(atlas) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    site = export(atlas, tmp_path_factory.mktemp("site") / "out")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=site)) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_port}/"
-        web.shutdown()
-        thread.join()
+    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -230,31 +206,26 @@ def test_a_build_in_progress_is_shown_and_its_results_arrive(browser: Browser, t
     (path / "progress.json").write_text(
         '{"stage": "main", "done": 30, "total": 100, "tokens_per_second": 812.4, "eta_seconds": 70}'
     )
-    serving = _serve(path)
-    browser.open(next(serving))
-    assert "there is no atlas.json in it" in browser.js("document.querySelector('.problem').textContent")
-    browser.until("document.getElementById('strip').textContent.includes('Building: main')")
-    strip = browser.js("document.getElementById('strip').textContent")
-    assert "30 of 100" in strip
-    assert "812 tokens/s" in strip
-    assert "70 s left" in strip
-    (path / "progress.json").unlink()
-    path.rmdir()
-    plant(path, layers=2, width=16)
-    browser.until("document.querySelectorAll('.finding').length > 0", 20)
-    serving.close()
-    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+    with serve(path, browser=browser) as base:
+        browser.open(base)
+        assert "there is no atlas.json in it" in browser.js("document.querySelector('.problem').textContent")
+        browser.until("document.getElementById('strip').textContent.includes('Building: main')")
+        strip = browser.js("document.getElementById('strip').textContent")
+        assert "30 of 100" in strip
+        assert "812 tokens/s" in strip
+        assert "70 s left" in strip
+        (path / "progress.json").unlink()
+        path.rmdir()
+        plant(path, layers=2, width=16)
+        browser.until("document.querySelectorAll('.finding').length > 0", 20)
 
 
 def test_an_atlas_of_the_weights_alone_says_so(browser: Browser, tmp_path: Path) -> None:
-    serving = _serve(plant(tmp_path / "atlas", layers=2, width=16, contexts=False))
-    base = next(serving)
-    browser.open(base + "#/unit/neurons.1/7")
-    assert "this atlas was made from the weights alone" in browser.js("document.querySelector('.empty').textContent")
-    browser.open(base + "#/findings")
-    assert "no text was given" in browser.js("document.querySelector('.absent').textContent")
-    serving.close()
-    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+    with serve(plant(tmp_path / "atlas", layers=2, width=16, contexts=False), browser=browser) as base:
+        browser.open(base + "#/unit/neurons.1/7")
+        assert "this run is of the weights alone" in browser.js("document.querySelector('.empty').textContent")
+        browser.open(base + "#/findings")
+        assert "no text was given" in browser.js("document.querySelector('.absent').textContent")
 
 
 @pytest.mark.weights
@@ -262,21 +233,18 @@ def test_an_atlas_of_a_real_model_draws_everywhere(browser: Browser, smollm2: Pa
     text = tmp_path / "speech.txt"
     text.write_text(sorted(speeches.glob("*.txt"))[0].read_text()[:8000])
     atlas = build(load(smollm2), text, output=tmp_path / "atlas")
-    serving = _serve(atlas.path)
-    base = next(serving)
     views = VIEWS | {"unit": "#/unit/neurons.24/343", "head": "#/unit/heads.10/6", "search": "#/units?token=peace"}
-    for view, address in views.items():
-        browser.look(1280)
-        browser.open(base + address)
-        assert browser.js("document.querySelector('.problem')") is None, view
-        assert browser.js("document.getElementById('content').innerText.length > 300"), view
-        browser.shot(_pictures(tmp_path) / f"real-{view}.png")
-    browser.open(base + "#/unit/neurons.24/343")
-    assert " his" in browser.js(
-        "[...document.querySelectorAll('.tokens .chip')].map((chip) => chip.textContent.replace('·', ' '))"
-    )
-    serving.close()
-    browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+    with serve(atlas.path, browser=browser) as base:
+        for view, address in views.items():
+            browser.look(1280)
+            browser.open(base + address)
+            assert browser.js("document.querySelector('.problem')") is None, view
+            assert browser.js("document.getElementById('content').innerText.length > 300"), view
+            browser.shot(_pictures(tmp_path) / f"real-{view}.png")
+        browser.open(base + "#/unit/neurons.24/343")
+        assert " his" in browser.js(
+            "[...document.querySelectorAll('.tokens .chip')].map((chip) => chip.textContent.replace('·', ' '))"
+        )
 
 
 def test_an_unknown_unit_and_an_unknown_view_are_told(browser: Browser, server: str) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from microtome.model import load, open_checkpoint
-from microtome.readout import chance, output_reader, random_directions, top_tokens, written
-from microtome.vocabulary import head_weights, token_texts, unreadable_tokens
+from microtome.readout import chance, output_reader, random_directions, texts_of, top_tokens, written
+from microtome.vocabulary import head_weights, unreadable_tokens
 from microtome.vocabulary.heads import previous_token_scores, rotations
 
 pytestmark = pytest.mark.weights
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.weights
 
 def test_known_value_vectors_of_smollm2(smollm2: Path) -> None:
     checkpoint = open_checkpoint(smollm2)
-    texts = token_texts(checkpoint.tokenizer, checkpoint.shape.vocab)
+    texts = texts_of(checkpoint.tokenizer, checkpoint.shape.vocab)
     reader = output_reader(checkpoint.weights, unreadable_tokens(checkpoint.tokenizer, texts))
     random = random_directions(reader, draws=1000, seed=0)
     rows = written(checkpoint.weights, 24, checkpoint.weights.get("W_out", 24)[[163, 343, 1065]], "mlp")
@@ -50,7 +50,7 @@ def test_previous_token_heads_of_minilm_look_at_the_token_before(minilm: Path, s
         seen = model.module(**ids, output_attentions=True).attentions
     turns = rotations(1, model.shape.heads, model.shape.d_head, seed=0)
     for layer in range(3):
-        found = previous_token_scores(model.weights, layer, model.shape, turns).values
+        found = previous_token_scores(model.weights, layer, model.shape, [turns]).values
         attention = seen[layer][0].diagonal(-1, 1, 2).mean(-1)
         assert int(found.argmax()) == int(attention.argmax())
         assert torch.corrcoef(torch.stack([found, attention]))[0, 1] > 0.9

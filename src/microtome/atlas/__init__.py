@@ -6,3 +6,4 @@ from microtome.atlas.build import build as build
 from microtome.atlas.estimate import Estimate as Estimate
 from microtome.atlas.estimate import estimate as estimate
 from microtome.atlas.read import Atlas as Atlas
+from microtome.atlas.read import damaged as damaged

@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-
 from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
-from microtome.atlas.read import Atlas
+from microtome.atlas.read import Atlas, damaged
 from microtome.atlas.texts import adopt, corpus_card, material_of, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, run_stages
@@ -38,7 +36,7 @@ from microtome.store import (
 )
 from microtome.vocabulary import VocabularyLens
 
-__all__ = ["LENSES", "Settings", "build"]
+__all__ = ["LENSES", "Settings", "build", "card_for", "manifest_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ def _subject(model: Model | Checkpoint | str | Path, text: Source | None, progre
 def _build(
     subject: Model | Checkpoint, text: Source | None, output: Path, settings: Settings, reading: Reading, watch: Watched
 ) -> Atlas:
-    manifest = _manifest(subject, output)
+    manifest = manifest_for(subject, output)
     material = corpus = None
     if text is not None:
         assert isinstance(subject, Model), "text is folded over a model that was built"
@@ -114,14 +112,14 @@ def _build(
         watch.step(f"cutting the {subject.family.inputs} into windows")
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
-    card = _card(run, settings, manifest.runs.get(settings.run))
-    damaged = _damaged(output, card, manifest)
-    if card.status == "complete" and not damaged:
+    card = card_for(run, settings, manifest)
+    spoilt = [file for file in damaged(output) if file in card.files] if card.status == "complete" else []
+    if card.status == "complete" and not spoilt:
         _drop_work(output, settings.run)
         watch.finish()
         return Atlas(output)
-    for file in damaged:
-        _log.warning("%s is damaged (its bytes are not those written); it is made anew", file)
+    for file in spoilt:
+        _log.warning("%s is missing or damaged (not the bytes that were written); it is made anew", file)
     card = card.model_copy(update={"status": "building", "files": {}})
     manifest.runs[settings.run] = card
     write_manifest(output, manifest)
@@ -142,8 +140,11 @@ def _build(
     return Atlas(output)
 
 
-def _manifest(subject: Model | Checkpoint, output: Path) -> Manifest:
-    """The manifest that is there, which must be of this model, or a new one."""
+def manifest_for(subject: Model | Checkpoint, output: Path) -> Manifest:
+    """The manifest in folder `output`, which must be of this model, or a new one.
+
+    Errors: `Refusal` where it is of another model, newer or damaged.
+    """
     if not manifest_path(output).exists():
         card = ModelCard(
             name=subject.name,
@@ -163,8 +164,12 @@ def _manifest(subject: Model | Checkpoint, output: Path) -> Manifest:
     return manifest
 
 
-def _card(run: Run, settings: Settings, existing: RunCard | None) -> RunCard:
-    """The card of this run; where one exists it must be of the same inputs."""
+def card_for(run: Run, settings: Settings, manifest: Manifest) -> RunCard:
+    """The card of this run; where the manifest has one it must be of the same inputs.
+
+    Errors: `Refusal` that says what differs.
+    """
+    existing = manifest.runs.get(settings.run)
     execution = execution_class(run.model) if isinstance(run.model, Model) else {}
     parts = {
         "text": run.corpus.fingerprint if run.corpus else "none",
@@ -191,16 +196,16 @@ def _card(run: Run, settings: Settings, existing: RunCard | None) -> RunCard:
     if existing.identity != identity:
         raise Refusal(
             f"run {settings.run}",
-            why=_difference(existing, card),
+            why=_difference(existing, card, run.model.family.inputs),
             instead="use --run NAME for another run in the same atlas, or another folder",
         )
     return existing
 
 
-def _difference(existing: RunCard, card: RunCard) -> str:
+def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     """What differs between the run that is in the atlas and the one asked for."""
     if (existing.corpus is None) != (card.corpus is None):
-        return "it is a run of the weights alone" if existing.corpus is None else "it is a run over a text"
+        return "it is a run of the weights alone" if existing.corpus is None else f"it is a run over {inputs}s"
     pairs: dict[str, tuple[Any, Any]] = {
         "depth": (existing.depth, card.depth),
         "seed": (existing.seed, card.seed),
@@ -208,28 +213,17 @@ def _difference(existing: RunCard, card: RunCard) -> str:
         **{key: (existing.execution.get(key), card.execution.get(key)) for key in {*existing.execution, *card.execution}},
     }
     changed = [f"{key} was {old} and is now {new}" for key, (old, new) in sorted(pairs.items()) if old != new]
-    return "; ".join(changed) or "its text was another one"
+    return "; ".join(changed) or ("its images were others" if inputs == "image" else "its text was another one")
 
 
 def _write_lenses(output: Path, run: Run, results: Results) -> list[Path]:
     """Write the tables of every lens; rows that hold for any run of the model are written under the lens's name alone."""
     files = []
     for lens in LENSES:
-        for name, table in lens.tables(run, results).items():
+        for name, rows in lens.tables(run, results).items():
             per_run = "run" in TABLES[name].schema.names
-            writer = f"{lens.name}.{run.name}" if per_run else lens.name
-            files.append(write_table(output, name, writer, _with_run(table, run.name) if per_run else table))
+            files.append(write_table(output, name, f"{lens.name}.{run.name}" if per_run else lens.name, rows))
     return files
-
-
-def _with_run(table: pa.Table, run: str) -> pa.Table:
-    return table if "run" in table.column_names else table.append_column("run", pa.repeat(run, table.num_rows))
-
-
-def _damaged(output: Path, card: RunCard, manifest: Manifest) -> list[str]:
-    """Tables of a complete run that are missing or changed."""
-    recorded = manifest.digests()
-    return [f for f in card.files if not (output / f).is_file() or digest(output / f) not in recorded[f]]
 
 
 def _drop_work(output: Path, run: str) -> None:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from microtome.atlas.build import LENSES, Settings
+from microtome.atlas.build import LENSES, Settings, card_for, manifest_for
+from microtome.atlas.folder import require_usable
 from microtome.atlas.texts import material_of, writing_to
 from microtome.capture import MAIN, Results, Run, Stage, fold_batch, tokens_per_batch
 from microtome.capture.execution import flops_per_token
@@ -27,8 +29,9 @@ __all__ = ["Estimate", "estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time, memory and disk of a build on this machine, and what they were computed from."""
+    """Time, memory and disk of a build on this machine, and what they were computed from: a text, or images and their patches."""
 
+    inputs: Literal["text", "image"]
     documents: int
     windows: int
     tokens: int
@@ -44,11 +47,16 @@ class Estimate:
         time_needed = (
             f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         )
+        if self.inputs == "image":
+            source, token, amount = f"images  {self.documents:,} images, {self.tokens:,} patches", "patches", "number of images"
+        else:
+            source = f"text    {self.documents:,} documents, {self.windows:,} windows, {self.tokens:,} tokens"
+            token, amount = "tokens", "length of text"
         return "\n".join(
             [
-                f"text    {self.documents:,} documents, {self.windows:,} windows, {self.tokens:,} tokens",
-                f"time    {time_needed} at {self.tokens_per_second:,.0f} tokens/s (measured on {_TRIALS} batches)",
-                f"memory  {self.memory_bytes / 1e9:.1f} GB at the peak, for any length of text",
+                source,
+                f"time    {time_needed} at {self.tokens_per_second:,.0f} {token}/s (measured on {_TRIALS} batches)",
+                f"memory  {self.memory_bytes / 1e9:.1f} GB at the peak, for any {amount}",
                 f"disk    at most {self.atlas_bytes / 1e9:.2f} GB for the atlas, {self.working_bytes / 1e9:.2f} GB more while it is built",
             ]
         )
@@ -57,17 +65,30 @@ class Estimate:
 _TRIALS = 2
 
 
-def estimate(model: Model, text: Source, *, settings: Settings | None = None, reading: Reading | None = None) -> Estimate:
+def estimate(
+    model: Model,
+    text: Source,
+    *,
+    output: str | Path | None = None,
+    settings: Settings | None = None,
+    reading: Reading | None = None,
+) -> Estimate:
     """Cut the text, run two batches through the model with all folds, and extrapolate.
 
-    Cost: tokenising the text, and a few batches. Errors: whatever refuses the text in `build`.
+    Cost: tokenising the text, and a few batches. Errors: whatever refuses the text in `build`, or, where it is named, the folder
+    `output` and the run in it; nothing is made or written there.
     """
     settings, reading = settings or Settings(), reading or Reading()
+    if output is not None:
+        require_usable(Path(output))
+        manifest_for(model, Path(output))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         material = material_of(model, text, reading, window=settings.window, seed=settings.seed)
         corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
         run = Run(settings.run, model, corpus, settings.seed, settings.depth)
+        if output is not None:
+            card_for(run, settings, manifest_for(model, Path(output)))
         stages = {stage: _trial(run, stage, results) for results in [Results()] for stage in _stages(run)}
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
     return _extrapolate(run, corpus, stages, text_bytes)
@@ -121,6 +142,7 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_
     readout = 2.0 * shape.layers * max(1, shape.experts) * shape.d_mlp * shape.d_model * shape.vocab
     state = max(trial.state_bytes for trial in stages.values())
     return Estimate(
+        inputs=model.family.inputs,
         documents=corpus.documents,
         windows=corpus.windows,
         tokens=corpus.tokens,

@@ -4,6 +4,7 @@ What is written belongs in `build`, how single files are committed in `store`.
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -32,7 +33,16 @@ def require_run_name(run: str) -> None:
 
 
 def require_usable(output: Path) -> None:
-    """Refuse what cannot become, or is not, the folder of an atlas: files that are not ours are left alone."""
+    """Refuse what cannot become, or is not, the folder of an atlas: files that are not ours are left alone.
+
+    Nothing is made or written.
+    """
+    try:
+        str(output.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(
+            str(output), why="the name of the folder, or of one above it, is not valid Unicode", instead="name another folder"
+        ) from error
     if output.is_file():
         raise Refusal(str(output), why="it is a file", instead="name a folder for the atlas")
     if output.is_symlink() and not output.exists():
@@ -45,6 +55,18 @@ def require_usable(output: Path) -> None:
             raise Refusal(
                 str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas"
             )
+    _require_writable(output)
+
+
+def _require_writable(output: Path) -> None:
+    """Refuse a folder in which nothing may be written, or that could not be made in the nearest one that is there."""
+    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not place.is_dir():
+        raise Refusal(str(output), why=f"{place} is a file", instead="name a folder for the atlas")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise Refusal(
+            str(output), why=f"nothing may be written in {place.absolute()}", instead="name a folder where you may write"
+        )
 
 
 @contextlib.contextmanager

@@ -5,19 +5,26 @@ Nothing here computes; an atlas is Parquet and one JSON file, and any other read
 """
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from microtome.core import Refusal
-from microtome.store import TABLES, Manifest, digest, read_manifest
+from microtome.store import TABLES, Manifest, digest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Atlas"]
+__all__ = ["Atlas", "damaged"]
+
+_WIDE: Final = ("units", "unit_stats")
+"""The tables that the view `units_wide` is made of."""
+
+_Mark = tuple[int, int]
+"""Size and time of change of a file whose bytes were found to be right."""
 
 
 class Atlas:
@@ -34,6 +41,7 @@ class Atlas:
         Errors: `Refusal` where it is not an atlas, or one of a newer schema.
         """
         self.path = Path(path)
+        self._sound: dict[str, _Mark] = {}
         read_manifest(self.path)
 
     @property
@@ -48,58 +56,136 @@ class Atlas:
     def connect(self) -> "duckdb.DuckDBPyConnection":
         """A new in-memory DuckDB connection with a view per table, and `units_wide`: a row per unit, a column per statistic.
 
-        Tables of the schema that this atlas lacks are empty views. Not: protected from its user; do not hand it to strangers.
+        Tables of the schema that this atlas lacks are empty views. Errors: `Refusal` where a table of a complete run is missing
+        or does not open; whether the bytes are right is `damaged`'s business, and `sql` asks it.
+        Not: protected from its user; do not hand it to strangers.
         """
         import duckdb
 
+        missing = [file for file in sorted(self.manifest.digests()) if not (self.path / file).is_file()]
+        if missing:
+            raise _refusal(self.path, missing)
         connection = duckdb.connect()
+        try:
+            self._add_views(connection)
+        except duckdb.Error as error:
+            connection.close()
+            if found := self.damaged():
+                raise _refusal(self.path, found) from error
+            raise Refusal(str(self.path), why=str(error), instead="run the same `microtome build` again") from error
+        return connection
+
+    def _add_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         for name, spec in TABLES.items():
             files = self.files(name)
             if files:
-                source = ", ".join(_quoted(file) for file in files)
+                source = ", ".join(_text(file) for file in files)
                 connection.execute(f"create view {name} as select * from read_parquet([{source}], union_by_name = true)")
             else:
                 connection.register(f"{name}_empty", spec.schema.empty_table())
                 connection.execute(f"create view {name} as select * from {name}_empty")
         connection.execute(_wide(connection))
-        return connection
 
     def sql(self, query: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """The rows of a DuckDB query over the tables.
 
-        Errors: `Refusal` with DuckDB's own words where the query fails.
+        The bytes of the tables that the query names are compared with what the manifest records, once per file and `Atlas`, and
+        again where a file has changed. Cost of that: one read of these files, 60 ms per 100 MB.
+        Errors: `Refusal` where such a table is missing or damaged, or with DuckDB's own words where the query fails.
         """
         import duckdb
 
-        try:
-            with self.connect() as connection:
+        named = [name for name in (*TABLES, "units_wide") if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
+        found = _mismatched(self.path, {*named, *(_WIDE if "units_wide" in named else ())}, self._sound)
+        if found:
+            raise _refusal(self.path, found)
+        with self.connect() as connection:
+            try:
                 rows = connection.sql(query, params=list(parameters))
-                if rows is None:
-                    raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
-                return rows.to_arrow_table()
-        except duckdb.Error as error:
-            mistaken = isinstance(error, duckdb.ParserException | duckdb.CatalogException | duckdb.BinderException)
-            if not mistaken and (damaged := self.damaged()):
-                raise Refusal(
-                    str(self.path),
-                    why=f"tables are damaged: {', '.join(str(file.relative_to(self.path)) for file in damaged)}",
-                    instead="run the build again: they are made anew",
-                ) from error
-            raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
+                table = None if rows is None else rows.to_arrow_table()
+            except duckdb.Error as error:
+                raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
+        if table is None:
+            raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
+        return table
 
     @functools.cached_property
     def tables(self) -> tuple[str, ...]:
         """Names of the tables that have rows here."""
         return tuple(name for name in TABLES if self.files(name))
 
-    def damaged(self) -> list[Path]:
-        """Table files whose bytes are not those that the manifest records, or that are missing. Cost: one read of all."""
-        recorded = {self.path / file: digests for file, digests in self.manifest.digests().items()}
-        return sorted(file for file, digests in recorded.items() if not file.is_file() or digest(file) not in digests)
+    def damaged(self) -> list[str]:
+        """As the function `damaged`."""
+        return damaged(self.path)
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+def damaged(path: str | Path) -> list[str]:
+    """Tables of complete runs, by their names in the manifest, that are missing or whose bytes are not those that were written.
+
+    A table that holds for any run and that a build has just written again is not counted until that build is complete.
+    Errors: `Refusal` where the folder is no atlas. Cost: one read of all tables, 60 ms per 100 MB.
+    """
+    return _mismatched(Path(path), TABLES, {})
+
+
+def _mismatched(atlas: Path, tables: Collection[str], sound: dict[str, _Mark]) -> list[str]:
+    """The damaged files of some tables; `sound` holds, and gets, the marks of those that need not be read again."""
+    manifest = read_manifest(atlas)
+    while True:
+        found = [
+            file
+            for file, digests in sorted(manifest.digests().items())
+            if _table_of(file) in tables and not _is_sound(atlas, file, digests, sound)
+        ]
+        before, manifest = manifest, read_manifest(atlas)
+        if not found or manifest == before:  # else a build has replaced files and their digests in the meantime
+            return [file for file in found if not _is_new(atlas, file, manifest)]
+        sound.clear()
+
+
+def _is_sound(atlas: Path, file: str, digests: set[str], sound: dict[str, _Mark]) -> bool:
+    try:
+        status = (atlas / file).stat()
+        mark = status.st_size, status.st_mtime_ns
+        if sound.get(file) != mark:
+            if digest(atlas / file) not in digests:
+                return False
+            sound[file] = mark
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return True
+
+
+def _is_new(atlas: Path, file: str, manifest: Manifest) -> bool:
+    """Whether a build that is not complete has replaced a table which holds for any run: the manifest does not know it yet."""
+    table = _table_of(file)
+    if all(run.status == "complete" for run in manifest.runs.values()) or table not in TABLES:
+        return False
+    path = atlas / file
+    changed = path.is_file() and path.stat().st_mtime_ns >= manifest_path(atlas).stat().st_mtime_ns
+    return changed and "run" not in TABLES[table].schema.names
+
+
+def _table_of(file: str) -> str:
+    """The table that a file of the manifest, tables/TABLE/WRITER.parquet, is part of."""
+    return file.split("/")[1] if file.count("/") == 2 else ""
+
+
+def _refusal(atlas: Path, files: list[str]) -> Refusal:
+    verb, them = ("is", "it is") if len(files) == 1 else ("are", "they are")
+    return Refusal(
+        str(atlas),
+        why=f"{', '.join(files)} {verb} missing, or damaged: not the bytes that were written",
+        instead=f"run the same `microtome build` again: {them} made anew",
+    )
+
+
+def _text(value: object) -> str:
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _name(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'
 
 
 def _wide(connection: "duckdb.DuckDBPyConnection") -> str:
@@ -108,10 +194,10 @@ def _wide(connection: "duckdb.DuckDBPyConnection") -> str:
         row[0]
         for row in connection.execute("select distinct stat from unit_stats where stat is not null order by stat").fetchall()
     ]
-    columns = "".join(f", max(value) filter (stat = '{s}') as \"{s}\"" for s in stats)
+    columns = "".join(f", max(value) filter (stat = {_text(stat)}) as {_name(stat)}" for stat in stats)
     return (
         "create view units_wide as select units.*, s.run, s.site"
-        + "".join(f', s."{stat}"' for stat in stats)
+        + "".join(f", s.{_name(stat)}" for stat in stats)
         + " from units left join "
         f"(select unit, site, run{columns} from unit_stats group by unit, site, run) s on units.unit = s.unit"
     )

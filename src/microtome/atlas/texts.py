@@ -21,6 +21,7 @@ from microtome.corpus import (
     Sink,
     Source,
     is_image_source,
+    is_path,
     open_corpus,
     open_images,
     prepare,
@@ -111,7 +112,7 @@ def material_of(model: Model, source: Source, reading: Reading, *, window: int, 
 
 
 def _images(model: Model, source: Source, reading: Reading, seed: int) -> Material:
-    if not isinstance(source, str | Path) or (Path(source).exists() and not is_image_source(source)):
+    if not is_path(source) or (Path(source).exists() and not is_image_source(source)):
         raise _other_kind(model, source, "images", "it is no image and no folder of images")
     if model.processor is None:
         raise Refusal(

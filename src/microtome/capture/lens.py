@@ -5,7 +5,7 @@ folds. A later stage may use what earlier ones found (pilot quantiles, say). Run
 writing an atlas in `atlas`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,9 +15,12 @@ from microtome.core import Fold
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
 
-__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Run", "Stage"]
+__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Rows", "Run", "Stage"]
 
 Depth = Literal["quick", "standard", "full"]
+
+Rows = pa.Table | Iterable[pa.Table]
+"""Rows of a table, whole or in pieces: see `store.write_table`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -51,7 +54,7 @@ class Run:
 
 
 class Results:
-    """Results of the folds of finished stages, computed from their states when first asked for."""
+    """Results of the folds of finished stages, computed from their states each time they are asked for, so that none is held."""
 
     def __init__(self) -> None:
         self._thunks: dict[tuple[str, str], Callable[[], Any]] = {}
@@ -86,8 +89,8 @@ class Lens(Protocol):
         """Its folds in `stage`, each under a name of its own that begins with the lens's name."""
         ...
 
-    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
-        """Rows for the atlas, by table name of `store.TABLES`; findings included."""
+    def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
+        """Rows for the atlas, by table name of `store.TABLES`; findings included. Large tables come in pieces."""
         ...
 
     def absent(self, run: Run) -> Mapping[str, str]:

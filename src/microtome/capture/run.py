@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,12 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
         progress.begin(stage.name, len(work.windows))
         states = run_units(work, folder / stage.name, work.note)
         for name, fold in folds.items():
-            results.add(stage, name, functools.cache(functools.partial(fold.result, states[name])))
+            results.add(stage, name, functools.partial(_result, fold, states, name))
     return results
+
+
+def _result(fold: Fold, states: States, name: str) -> Any:
+    return fold.result(states[name])
 
 
 def _windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
@@ -108,9 +113,9 @@ class StageWork:
             self.progress.advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
         return states
 
-    def merge(self, states: States, later: States) -> dict[str, State]:
-        """Fold by fold."""
-        return {name: fold.merge(states[name], later[name]) for name, fold in self.folds.items()}
+    def merge(self, fold: str, state: State, later: State) -> State:
+        """As the fold says."""
+        return self.folds[fold].merge(state, later)
 
     def note(self, unit: int) -> None:
         """Tell the watcher of units that were found done."""

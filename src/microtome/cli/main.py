@@ -1,5 +1,6 @@
 """Entry point: run a verb, turn refusals into one message and a status."""
 
+import io
 import logging
 import os
 import sys
@@ -17,6 +18,9 @@ def main() -> None:
     # The models a user names are on this machine or named by hub id; a hub that is not reachable must not delay the former.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for is written as \\u1234
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from microtome.cli.verbs import app
 

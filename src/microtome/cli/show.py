@@ -4,6 +4,7 @@ import getpass
 import os
 import socket
 import sys
+from typing import Final
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from microtome.core import Refusal
 from microtome.model import Certificate, SiteRow
 
 __all__ = ["show_address", "show_certificate", "show_refusal", "show_rows", "show_sites"]
+
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def show_address(address: str) -> None:
@@ -68,12 +71,12 @@ def show_certificate(certificate: Certificate) -> None:
 
 
 def show_rows(rows: pa.Table, limit: int = 100) -> None:
-    """A query result: a table on a terminal, tab-separated text elsewhere."""
+    """A query result: a table on a terminal; elsewhere tab-separated text, a row a line, with control characters escaped."""
     console = Console()
     if not console.is_terminal:
-        console.file.write("\t".join(rows.column_names) + "\n")
+        console.file.write("\t".join(name.translate(_ESCAPES) for name in rows.column_names) + "\n")
         for row in rows.to_pylist():
-            console.file.write("\t".join("" if v is None else str(v) for v in row.values()) + "\n")
+            console.file.write("\t".join("" if v is None else str(v).translate(_ESCAPES) for v in row.values()) + "\n")
         return
     table = Table(*rows.column_names, box=box.SIMPLE)
     for row in rows.slice(0, limit).to_pylist():

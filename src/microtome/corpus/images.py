@@ -5,7 +5,7 @@ stay in their files and go through the model's own image processor when a batch 
 """
 
 import hashlib
-import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from microtome.core import Refusal, Role
 from microtome.corpus.corpus import Corpus, open_corpus
-from microtome.corpus.documents import Document, Reading
-from microtome.corpus.ledger import Ledger
+from microtome.corpus.documents import Document, Reading, readable
+from microtome.corpus.ledger import Ledger, spooled
 from microtome.corpus.plain import files_below, labels_below
 from microtome.corpus.preparation import Sink
 from microtome.corpus.windows import ROWS
@@ -70,13 +70,14 @@ class Pixels:
 
 
 def is_image_source(source: object) -> bool:
-    """Whether a source is an image, or a folder in which the first file is one."""
+    """Whether a source is an image, or a folder in which more than half of the files are images, by their names."""
     if not isinstance(source, str | Path) or not str(source):
         return False
     path = Path(source)
-    if path.is_dir():
-        path = next(iter(files_below(path)), path)
-    return path.suffix.lower() in _SUFFIXES and path.exists()
+    if not path.is_dir():
+        return path.suffix.lower() in _SUFFIXES and path.exists()
+    files = files_below(path)
+    return 2 * sum(file.suffix.lower() in _SUFFIXES for file in files) > len(files)
 
 
 def prepare_images(
@@ -100,8 +101,8 @@ def prepare_images(
     folder = path if path.is_dir() else path.parent
     files = files_below(path) if path.is_dir() else [path]
     labels = labels_below(folder, files)
-    with tempfile.TemporaryFile() as spool:
-        ledger = Ledger(path.resolve().name, run, 1, seed, spool)
+    with spooled() as spool:
+        ledger = Ledger(readable(path.resolve().name), run, 1, seed, spool)
 
         def windows() -> Iterator[pa.RecordBatch]:
             taken: list[int] = []
@@ -124,7 +125,7 @@ def prepare_images(
 
         windows_path = sink("windows", windows())
         documents_path = sink("documents", ledger.rows())
-    return open_images(documents_path, windows_path, name=path.resolve().name, folder=folder, processor=processor)
+    return open_images(documents_path, windows_path, name=readable(path.resolve().name), folder=folder, processor=processor)
 
 
 def open_images(documents: Path, windows: Path, *, name: str, folder: Path, processor: ImageProcessor) -> Corpus:
@@ -152,6 +153,8 @@ def _rows(documents: list[int], first: int, grid: Grid, run: str) -> pa.RecordBa
 
 
 def _document(path: Path, name: str, label: str | None) -> Document:
+    if readable(name) != name:
+        return Document(name, label=label, problem="the name of the file is not valid Unicode")
     try:
         _image(path)
         return Document(name, label=label, digest=_digest(path))
@@ -164,8 +167,10 @@ def _image(path: Path) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a picture is a little wrong in, and of large ones
+            with Image.open(path) as image:
+                return image.convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
 

@@ -3,28 +3,64 @@
 Rows of the table `documents` come from here, those of `windows` from `windows`.
 """
 
+import contextlib
+import errno
 import hashlib
+import tempfile
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Final
 
 import pyarrow as pa
 
 from microtome.core import Refusal
 from microtome.corpus.corpus import BOTH
-from microtome.corpus.documents import Document, problem_of
+from microtome.corpus.documents import Document, problem_of, readable
 from microtome.corpus.tokenising import Piece, pieces
 from microtome.corpus.windows import Tally
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "spooled"]
 
 NAMED: Final = 5
 """Unusable documents that a refusal names."""
 RANKED: Final = 64
 """Below so many distinct texts the halves are made by rank of hash, which balances them."""
+_WAYS: Final = {
+    "--encoding": "name the text's encoding with --encoding",
+    "--text-column": "name the column of the text with --text-column",
+    "--label-column": "name the column of the label with --label-column",
+    "not an image": "name images, or a folder of them",
+}
+"""What to do instead, by the option that the reason of an unusable document names."""
 _ROWS: Final = 1024
 _CHARACTERS: Final = 1 << 24
+
+
+@contextlib.contextmanager
+def spooled() -> Iterator[IO[bytes]]:
+    """A temporary file for a `Ledger`."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - closing it must not raise again what a full disk has raised
+    try:
+        yield spool
+    finally:
+        with contextlib.suppress(OSError):
+            spool.close()
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    """Say which disk is full: that of temporary files is another than the atlas's."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise Refusal(
+            "the list of documents",
+            why=f"no space is left in {folder}" if full else f"the temporary file in {folder} cannot be written",
+            instead="free some space there, or name a larger folder in the environment variable TMPDIR",
+        ) from error
 
 
 @dataclass(eq=False)
@@ -69,6 +105,8 @@ class Ledger:
 
     def note(self, document: Document) -> int | None:
         """The number of a new document, or None where it is unusable."""
+        label = document.label
+        document = replace(document, name=readable(document.name), label=None if label is None else readable(label))
         reason = problem_of(document)
         number = self._count
         self._count += 1
@@ -91,7 +129,9 @@ class Ledger:
         while self._waiting:
             self._write(self._waiting.popleft())
         self._flush()
-        self._file.close()
+        with _spooling():
+            self._file.close()
+            self._spool.flush()
 
     def check(self, bad_share: float) -> None:
         """Refuse a source that is unusable as a whole."""
@@ -100,13 +140,13 @@ class Ledger:
         if not self._count:
             raise Refusal(self._source, why="there are no documents in it", instead="name a text that is not empty")
         named = ", ".join(self._named) + (f" and {self._bad - len(self._named)} more" if self._bad > len(self._named) else "")
-        encoding = "name the text's encoding with --encoding" if "--encoding" in named else "name a source of plain text"
+        way = next((way for option, way in _WAYS.items() if option in named), "name a source of plain text")
         if self._bad == self._count:
-            raise Refusal(self._source, why=f"none of its documents is usable: {named}", instead=encoding)
+            raise Refusal(self._source, why=f"none of its documents is usable: {named}", instead=way)
         raise Refusal(
             self._source,
             why=f"{self._bad} of its {self._count} documents are unusable, more than {bad_share:.0%}: {named}",
-            instead=f"{encoding}, remove these documents, or allow more of them with Reading(bad_share=...)",
+            instead=f"{way}, remove these documents, or allow more of them with Reading(bad_share=...)",
         )
 
     def rows(self) -> Iterator[pa.RecordBatch]:
@@ -154,7 +194,9 @@ class Ledger:
 
     def _flush(self) -> None:
         if self._rows:
-            self._file.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            batch = pa.RecordBatch.from_pylist(self._rows, schema=self._schema)
+            with _spooling():
+                self._file.write_batch(batch)
         self._rows, self._characters = [], 0
 
 

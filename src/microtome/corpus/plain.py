@@ -8,6 +8,7 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ def text_file(path: Path, name: str, label: str | None, reading: Reading) -> Ite
 
 def standard_input(reading: Reading) -> Iterator[Document]:
     """What comes in on standard input, as one document called stdin (or as parts of it)."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise Refusal("-", why="standard input is closed", instead="pipe a text into it, or name a file")
     stream = sys.stdin.buffer if isinstance(sys.stdin, io.TextIOWrapper) else io.BytesIO(sys.stdin.read().encode())
     yield from _documents(cast(io.BufferedIOBase, stream), "stdin", None, reading)
 
@@ -112,16 +115,21 @@ def _read(stream: io.BufferedIOBase) -> bytes:
 def files_below(folder: Path) -> list[Path]:
     """Files in a folder and its sub-folders in the order of their paths, hidden ones left out.
 
-    Errors: `Refusal` where there are none.
+    Errors: `Refusal` where there are none, or where a folder may not be read.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+
+    def refuse(error: OSError) -> None:
+        raise Refusal(
+            str(error.filename), why=f"the folder cannot be read: {error.strerror}", instead="make it readable, or leave it out"
+        ) from error
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [path for path in (Path(place, name) for name in names if not name.startswith(".")) if path.is_file()]
     if not files:
         raise Refusal(str(folder), why="there are no files in this folder", instead="name a folder with text files, or a file")
-    return files
+    return sorted(files)
 
 
 def labels_below(folder: Path, files: list[Path]) -> list[str | None]:

@@ -4,7 +4,6 @@ One pass over the source, in memory that does not grow with it. Writing files is
 reading the result back belongs in `corpus`.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ import pyarrow as pa
 from microtome.core import Refusal
 from microtome.corpus.corpus import Corpus, open_corpus
 from microtome.corpus.documents import Reading
-from microtome.corpus.ledger import Ledger
+from microtome.corpus.ledger import Ledger, spooled
 from microtome.corpus.readers import Source, documents, source_name
 from microtome.corpus.tokenising import Tokenizer, Tokens, encode, wrapping
 from microtome.corpus.windows import Cutting, window_rows
@@ -50,7 +49,7 @@ def prepare(
     """
     name = source_name(source)
     wraps = wrapping(tokenizer)
-    with tempfile.TemporaryFile() as spool:
+    with spooled() as spool:
         ledger = Ledger(name, run, cutting.fewest, seed, spool)
 
         def stream() -> Iterator[Tokens]:

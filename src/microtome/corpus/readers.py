@@ -9,15 +9,15 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from microtome.core import Refusal
-from microtome.corpus.documents import Document, Reading
+from microtome.corpus.documents import Document, Reading, readable
 from microtome.corpus.hub import hub_documents
 from microtome.corpus.plain import bare_suffix, files_below, labels_below, standard_input, text_file
 from microtome.corpus.tabular import json_lines, parquet, separated
 
-__all__ = ["SAMPLE", "Source", "documents", "source_name"]
+__all__ = ["SAMPLE", "Source", "documents", "is_path", "source_name"]
 
 SAMPLE: Final = "sample"
 """The source that names the small text which ships with the package."""
@@ -45,14 +45,18 @@ def documents(source: Source, reading: Reading) -> Iterator[Document]:
     return _path(source, reading) if isinstance(source, Path) else _items(source, reading)
 
 
+def is_path(source: Source) -> TypeGuard[str | Path]:
+    """Whether a source is a file or folder: not the sample, standard input, a data set of the hub, or texts in Python."""
+    if isinstance(source, str):
+        return source not in (SAMPLE, "-") and not source.startswith("hf:")
+    return isinstance(source, Path)
+
+
 def source_name(source: Source) -> str:
     """A short name for a source, without the folders that lead to it."""
-    if isinstance(source, str):
-        special = source in (SAMPLE, "-") or source.startswith("hf:")
-        return {"-": "stdin"}.get(source, source.removeprefix("hf:")) if special else source_name(Path(source))
-    if isinstance(source, Path):
-        return os.path.basename(os.path.abspath(source))
-    return "texts"
+    if is_path(source):
+        return readable(os.path.basename(os.path.abspath(source)))
+    return {"-": "stdin"}.get(source, source.removeprefix("hf:")) if isinstance(source, str) else "texts"
 
 
 def _path(path: Path, reading: Reading) -> Iterator[Document]:
@@ -70,7 +74,11 @@ def _path(path: Path, reading: Reading) -> Iterator[Document]:
 def _folder(folder: Path, reading: Reading) -> Iterator[Document]:
     files = files_below(folder)
     for path, label in zip(files, labels_below(folder, files), strict=True):
-        yield from _file(path, path.relative_to(folder).as_posix(), label, reading)
+        name = path.relative_to(folder).as_posix()
+        try:
+            yield from _file(path, name, label, reading)
+        except Refusal as refusal:  # a table without a column of text, among files that are good
+            yield Document(name, label=label, problem=f"{refusal.why}; {refusal.instead}")
 
 
 def _file(path: Path, name: str, label: str | None, reading: Reading) -> Iterator[Document]:

@@ -64,7 +64,7 @@ def _json_records(path: Path, name: str, encoding: str) -> Iterator[tuple[str, M
             except json.JSONDecodeError as error:
                 yield f"{name}:{number}", Unusable(f"not JSON ({error.msg} in column {error.colno})")
                 continue
-            except (Unusable, RecursionError) as error:
+            except (Unusable, ValueError, RecursionError) as error:
                 yield f"{name}:{number}", Unusable(str(error))
                 continue
             if isinstance(record, list) and number == 1:
@@ -101,6 +101,9 @@ def _csv_records(path: Path, name: str, encoding: str) -> Iterator[tuple[str, Ma
         ):
             rows = csv.reader(text, delimiter=delimiter)
             header = [column.removeprefix("\ufeff") for column in next(rows, [])]
+            if any(_escaped(column) for column in header):
+                yield name, Unusable(f"not valid {encoding} (--encoding names another)")
+                return
             for number, row in enumerate(rows, start=1):
                 if not row:
                     continue
@@ -128,6 +131,8 @@ def _guarded(
     """Turn what decompressors and parsers raise into one last unusable record."""
     try:
         yield from records
+    except PermissionError:
+        yield name, Unusable("it may not be read (permission denied)")
     except (*DAMAGED, csv.Error, UnicodeError) as error:
         yield name, Unusable(f"damaged {''.join(path.suffixes)} file ({error})")
 
@@ -135,30 +140,47 @@ def _guarded(
 def parquet(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     """Rows of a Parquet file, read a row group at a time and only the columns needed.
 
-    Errors: `Refusal` where no column holds text; a file that is no Parquet is an unusable document.
+    Errors: `Refusal` where no column holds text. What cannot be read of a file is an unusable document.
     """
-    try:
-        file = pq.ParquetFile(path, pre_buffer=False)
-    except pa.ArrowException as error:
-        yield Document(name, problem=f"not a Parquet file ({str(error).splitlines()[0]})")
-        return
-    columns = list(file.schema_arrow.names)
-    textual = [field.name for field in file.schema_arrow if _is_text(field.type)]
-    text = choose_column(
-        textual if reading.text_column is None else columns, reading.text_column, f"{name} (columns {', '.join(columns)})"
-    )
-    label = choose_label(columns, reading.label_column, name)
     number = 0
-    for batch in file.iter_batches(batch_size=256, columns=[text] if label in (None, text) else [text, label]):
-        texts = batch.column(text).to_pylist()
-        labels = [None] * len(texts) if label is None else batch.column(label).to_pylist()
-        for value, tag in zip(texts, labels, strict=True):
-            number += 1
-            where, tag = f"{name}:{number}", None if tag is None else str(tag)
+    try:
+        for number, (value, tag) in enumerate(_parquet_rows(path, name, reading), start=1):
             if isinstance(value, str):
-                yield Document(where, value, tag)
+                yield Document(f"{name}:{number}", value, tag)
             else:
-                yield Document(where, label=tag, problem=f"column {text!r} is {'empty' if value is None else 'not text'}")
+                yield Document(f"{name}:{number}", label=tag, problem=value.args[0])
+    except (OSError, pa.ArrowException) as error:
+        kind = "damaged" if number else "not a"
+        yield Document(name, problem=f"{kind} Parquet file ({str(error).splitlines()[0]})")
+
+
+def _parquet_rows(path: Path, name: str, reading: Reading) -> Iterator[tuple[str | Unusable, str | None]]:
+    """Text and label of each row."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        columns = list(file.schema_arrow.names)
+        textual = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        text = choose_column(
+            textual if reading.text_column is None else columns, reading.text_column, f"{name} (columns {', '.join(columns)})"
+        )
+        label = choose_label(columns, reading.label_column, name)
+        for batch in file.iter_batches(batch_size=256, columns=[text] if label in (None, text) else [text, label]):
+            for row in range(batch.num_rows):
+                value = _value(batch.column(text)[row], text)
+                tag = None if label is None else _value(batch.column(label)[row], label)
+                yield (
+                    value
+                    if isinstance(value, str | Unusable)
+                    else Unusable(f"column {text!r} is {'empty' if value is None else 'not text'}"),
+                    None if tag is None or isinstance(tag, Unusable) else str(tag),
+                )
+
+
+def _value(cell: Any, column: str) -> Any:
+    """What a cell holds; nobody has looked yet whether the bytes of a text are one."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return Unusable(f"column {column!r} is not valid utf-8")
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -40,8 +40,8 @@ class Work(Protocol):
         """The states of one unit."""
         ...
 
-    def merge(self, states: States, later: States) -> dict[str, State]:
-        """The states of two neighbouring subtrees together."""
+    def merge(self, fold: str, state: State, later: State) -> State:
+        """The states of one fold in two neighbouring subtrees together. May reuse the memory of both."""
         ...
 
 
@@ -58,12 +58,12 @@ def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
         for unit in node.units(work.units):
             done(unit)
     covered = {unit for node in finished for unit in node.units(work.units)}
-    latest: tuple[Node, States] | None = None
+    whole: States | None = None
     for unit in range(work.units):
         if unit not in covered:
-            latest = _climb(work, folder, finished, Node(0, unit), work.run(unit))
+            whole = _climb(work, folder, finished, Node(0, unit), work.run(unit))
             done(unit)
-    return _whole(work, folder, finished, latest)
+    return _read(folder, root(work.units)) if whole is None else whole
 
 
 def _claim(work: Work, folder: Path) -> None:
@@ -122,8 +122,11 @@ def _finished(folder: Path, units: int) -> set[Node]:
     return kept
 
 
-def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: States) -> tuple[Node, States]:
-    """Merge a new subtree with finished neighbours as far up as they go, commit the result, remove what it holds."""
+def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: dict[str, State]) -> States | None:
+    """Merge a new subtree with finished neighbours as far up as they go, commit the result, remove what it holds.
+
+    The states where that is the root; else nothing is kept in memory.
+    """
     replaced: list[Node] = []
     while node != root(work.units):
         sibling = node.sibling
@@ -132,8 +135,10 @@ def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: St
             continue
         if sibling not in finished:
             break
-        other = _read(folder, sibling)
-        states = work.merge(other, states) if sibling.index < node.index else work.merge(states, other)
+        stored = _read(folder, sibling)
+        for fold in stored:  # one at a time: only one fold is in memory twice
+            earlier, later = (stored[fold], states.pop(fold))[:: 1 if sibling.index < node.index else -1]
+            states[fold] = work.merge(fold, earlier, later)
         replaced.append(sibling)
         node = node.parent
     write_states(folder / str(node), states)
@@ -141,7 +146,7 @@ def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: St
     for old in replaced:
         finished.discard(old)
         delete_states(folder / str(old))
-    return node, states
+    return states if node == root(work.units) else None
 
 
 def _read(folder: Path, node: Node) -> States:
@@ -153,12 +158,3 @@ def _read(folder: Path, node: Node) -> States:
             instead="check the disk and run again to rebuild it",
         )
     return states
-
-
-def _whole(work: Work, folder: Path, finished: set[Node], latest: tuple[Node, States] | None) -> States:
-    """The states of the root, from memory where they still are."""
-    top = root(work.units)
-    if latest is not None and latest[0] == top:
-        return latest[1]
-    assert top in finished, "every unit is covered, so all subtrees have met at the root"
-    return _read(folder, top)

@@ -19,14 +19,13 @@ from microtome.core import CONTENT, Basis, Batch, Role, Site, State
 from microtome.core.bases import ExpertRows
 from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
 from microtome.examples.top import settle
-from microtome.numerics import hash_parts, hash_text, histogram, reservoir, topk, uniform
+from microtome.numerics import hash_parts, hash_text, histogram, quantiles, reservoir, topk, uniform
 from microtome.store.tables import NEIGHBOURS
 
 __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRecord"]
 
 BINS: Final = 64
 DECILES: Final = 10
-_LAST = torch.iinfo(torch.int64).max
 _ROWS, _TOKENS, _LISTS = 1, 2, 3
 _PLACE_BITS: Final = 24
 """A token's key is window * 2**24 + position."""
@@ -66,7 +65,7 @@ class PilotQuantiles:
     def init(self) -> State:
         """No vector kept: places still empty have the highest hash."""
         return {
-            "hash": torch.full((self.rows,), _LAST, dtype=torch.int64),
+            "hash": torch.full((self.rows,), reservoir.EMPTY, dtype=torch.int64),
             "vectors": torch.zeros((self.rows, self.basis.units), dtype=torch.float32),
         }
 
@@ -87,13 +86,11 @@ class PilotQuantiles:
 
     def result(self, state: State) -> PilotRecord:
         """Quantiles by linear interpolation between order statistics; zeros where no token was seen."""
-        kept = state["vectors"][state["hash"] < _LAST].cpu()
+        kept = state["vectors"][state["hash"] < reservoir.EMPTY].cpu()
         if not len(kept):
             return PilotRecord(torch.zeros((DECILES + 1, self.basis.units)), 0)
-        ordered = kept.sort(0).values
-        place = torch.linspace(0, len(kept) - 1, DECILES + 1, dtype=torch.float64)
-        below, above = place.floor().long(), place.ceil().long()
-        return PilotRecord(torch.lerp(ordered[below], ordered[above], (place - below).float()[:, None]), len(kept))
+        tenths = torch.linspace(0, 1, DECILES + 1, dtype=torch.float64)
+        return PilotRecord(quantiles(kept, tenths).float(), len(kept))
 
     def _lowest(self, state: State, later: State) -> State:
         both = {name: torch.cat([state[name], later[name].to(state[name].device)]) for name in state}
@@ -119,11 +116,11 @@ class DecileContexts:
     a unit is in decile #{inner edges <= x}. Of a unit's tokens in a decile those with the lowest hash of (seed, basis, unit,
     window, token) are kept. Histogram: bin 0 is below the lowest edge, bins 1 to 64 divide the pilot's range equally, bin 65 is above.
 
-    Cost: per sampled token and unit one hash, two searches. Not: weighted by activation, see `TopContexts` for extremes.
+    Cost: per sampled token and unit one hash, two searches. Not: weighted by activation, see `UnitSurvey` for extremes.
     """
 
     kind: ClassVar[str] = "examples.decile_contexts"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     basis: Basis
     edges: Float[Tensor, "decile_edge unit"]
@@ -157,10 +154,8 @@ class DecileContexts:
         to_device(state, x.device)
         chosen, keys = chosen.to(x.device), ((batch.window[:, None] << _PLACE_BITS) + place).to(x.device)
         state["sampled"] += chosen.sum()
-        low, width = self._bins
-        histogram.update({"low": low.to(x.device), "width": width.to(x.device), "counts": state["histogram"]}, x, chosen)
-        samples = {"edges": self._inner.to(x.device), **{name: state[name] for name in _SAMPLES}}
-        source = reservoir.update(samples, x, keys, self._list_seed, chosen).flatten(0, 1)
+        histogram.update(self._histogram(state), x, chosen)
+        source = reservoir.update(self._samples(state), x, keys, self._list_seed, chosen).flatten(0, 1)
         new = topk.fresh(source, self.per_decile)
         row, position = new.row // x.shape[1], new.row % x.shape[1]
         unit = new.unit // DECILES
@@ -171,13 +166,12 @@ class DecileContexts:
     def merge(self, state: State, later: State) -> State:
         """The lowest hashes of both per list; sums of the counts."""
         later = {name: tensor.to(state[name].device) for name, tensor in later.items()}
-        hashes, source = reservoir.merge_lowest(state["hashes"], later["hashes"], self.per_decile)
-        merged = {"hashes": hashes}
-        for name in state.keys() - {"hashes", "histogram", "sampled"}:
+        merged, source = reservoir.merge(self._samples(state), self._samples(later))
+        for name in state.keys() - {*_SAMPLES, "histogram", "sampled"}:
             both = torch.cat([state[name], later[name]], 2)
             order = source if both.dim() == 3 else source[..., None].expand(*source.shape, both.shape[3])
             merged[name] = both.gather(2, order)
-        merged["histogram"] = state["histogram"] + later["histogram"]
+        merged["histogram"] = histogram.merge(self._histogram(state), self._histogram(later))["counts"]
         merged["sampled"] = state["sampled"] + later["sampled"]
         return {name: merged[name] for name in state}
 
@@ -192,6 +186,28 @@ class DecileContexts:
     @functools.cached_property
     def _list_seed(self) -> int:
         return int(hash_parts(self.seed, _LISTS, hash_text(str(self.basis.address(0)))))
+
+    def _samples(self, state: State) -> State:
+        """The part of a state that is a state of `numerics.reservoir`."""
+        return {"edges": self._on(state["hashes"].device)[0], **{name: state[name] for name in _SAMPLES}}
+
+    def _histogram(self, state: State) -> State:
+        """The part of a state that is a state of `numerics.histogram`."""
+        _, low, width = self._on(state["histogram"].device)
+        return {"low": low, "width": width, "counts": state["histogram"]}
+
+    def _on(
+        self, device: torch.device
+    ) -> tuple[Float32[Tensor, "unit edge"], Float32[Tensor, " unit"], Float32[Tensor, " unit"]]:
+        """Edges between deciles, lower ends and widths of bins, copied to a device once."""
+        if device not in self._copies:
+            low, width = self._bins
+            self._copies[device] = (self._inner.to(device), low.to(device), width.to(device))
+        return self._copies[device]
+
+    @functools.cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        return {}
 
     @functools.cached_property
     def _inner(self) -> Float32[Tensor, "unit edge"]:

@@ -1,8 +1,8 @@
 """Entries of example lists: a token at which a unit was seen, with the activations around it, kept k to a list.
 
 An additional axis, `group`, counts lists of a unit: (end, half) pairs for extremes, deciles for typical contexts. `around` counts
-the tokens of an entry's neighbourhood. States and records share one set of fields: window, position, token, half, scale and
-activations, over (group, unit, k). Which tokens are selected is the business of `top` and `deciles`.
+the tokens of an entry's neighbourhood. States and records share one set of fields: window, position, token, following, half,
+scale and activations, over (group, unit, k). Which tokens are selected is the business of `top` and `deciles`.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from torch import Tensor
 from microtome.core import Batch, Role, State
 from microtome.numerics import quantise
 
-__all__ = ["NO_TOKEN", "PAYLOAD", "Contexts", "Seen", "empty_entries", "neighbourhood", "payload", "to_device"]
+__all__ = ["NO_TOKEN", "PAYLOAD", "Contexts", "Seen", "empty_entries", "following", "neighbourhood", "payload", "to_device"]
 
 NO_TOKEN = -128
 """Stands for "no token here" among quantised activations, whose own range is -127 to 127."""
 
-PAYLOAD = ("value", "window", "position", "token", "half", "scale", "activations")
+PAYLOAD = ("value", "window", "position", "token", "following", "half", "scale", "activations")
 
 _CHUNK = 1 << 21
 
@@ -28,8 +28,9 @@ _CHUNK = 1 << 21
 class Contexts:
     """Lists of contexts of all units of a basis, best first; `window` -1 marks a place of a list that nothing fills.
 
-    `ends` names each group: top and bottom, or decile0 to decile9. `activations[..., j] * scale` is the activation at token
-    `position - neighbours + j` of the window, and `NO_TOKEN` says that there is none.
+    `ends` names each group: top and bottom, or decile0 to decile9. `following` is the token after `token`, -1 where no ordinary
+    one is in the window. `activations[..., j] * scale` is the activation at token `position - neighbours + j` of the window, and
+    `NO_TOKEN` says that there is none.
     """
 
     ends: tuple[str, ...]
@@ -37,6 +38,7 @@ class Contexts:
     window: Int64[Tensor, "group unit k"]
     position: Int32[Tensor, "group unit k"]
     token: Int32[Tensor, "group unit k"]
+    following: Int32[Tensor, "group unit k"]
     half: UInt8[Tensor, "group unit k"]
     scale: Float32[Tensor, "group unit k"]
     activations: Int8[Tensor, "group unit k around"]
@@ -65,6 +67,7 @@ def empty_entries(groups: int, units: int, k: int, neighbours: int) -> State:
         "window": torch.full(shape, -1, dtype=torch.int64),
         "position": torch.zeros(shape, dtype=torch.int32),
         "token": torch.zeros(shape, dtype=torch.int32),
+        "following": torch.full(shape, -1, dtype=torch.int32),
         "half": torch.zeros(shape, dtype=torch.uint8),
         "scale": torch.zeros(shape, dtype=torch.float32),
         "activations": torch.full((*shape, 2 * neighbours + 1), NO_TOKEN, dtype=torch.int8),
@@ -87,10 +90,18 @@ def payload(seen: Seen, x: Float[Tensor, "window token unit"], batch: Batch, nei
         "window": batch.window.to(device)[seen.row].long(),
         "position": seen.position.int(),
         "token": batch.ids.to(device)[seen.row, seen.position].int(),
+        "following": following(batch).to(device)[seen.row, seen.position].int(),
         "half": batch.half.to(device)[seen.row],
         "scale": scale,
         "activations": activations,
     }
+
+
+def following(batch: Batch) -> Int[Tensor, "window token"]:
+    """The token after each token, -1 where no ordinary one follows: at the end of a window, and before a special token."""
+    after = torch.full_like(batch.ids, -1)
+    after[:, :-1] = torch.where(batch.roles[:, 1:] == Role.CONTENT, batch.ids[:, 1:], -1)
+    return after
 
 
 def neighbourhood(

@@ -4,26 +4,33 @@ Rows are made from whole tensors: the text of an address is built once per unit,
 in `store`.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from microtome.core import Basis, Half
 from microtome.examples.entries import Contexts
-from microtome.store.tables import empty_table
 
-__all__ = ["address_column", "contexts_table", "units_table", "word_column"]
+__all__ = ["address_column", "contexts_table", "in_order_of_text", "units_table", "word_column"]
+
+_Kind = TypeVar("_Kind", bound=Basis)
 
 
-def contexts_table(found: Sequence[tuple[Basis, Contexts]], run: str) -> pa.Table:
-    """Rows of the table `contexts`: every filled place of every list, `rank` counting within (unit, end, half).
+def contexts_table(basis: Basis, found: Sequence[Contexts], run: str) -> pa.Table:
+    """Rows of the table `contexts` of one basis: every filled place of every list.
 
-    `first` is the token of a row's first neighbour and may lie before the window, where activations say that no token is.
+    `rank` counts from 0 within (unit, end, half) for extremes, and within (unit, end) for deciles. `first` is the token of a row's first
+    neighbour and may lie before the window, where activations say that no token is.
     """
-    if not found:
-        return empty_table("contexts")
-    return pa.concat_tables([_contexts(basis, contexts, run) for basis, contexts in found])
+    return pa.concat_tables([_contexts(basis, contexts, run) for contexts in found])
+
+
+def in_order_of_text(bases: Sequence[_Kind]) -> list[_Kind]:
+    """The bases in the order in which the addresses of their units are sorted as text, which is the order of tables."""
+    return sorted(bases, key=lambda basis: str(basis.address(0)).removesuffix("0"))
 
 
 def units_table(bases: Sequence[Basis]) -> pa.Table:
@@ -43,8 +50,12 @@ def units_table(bases: Sequence[Basis]) -> pa.Table:
 
 def address_column(basis: Basis, units: np.ndarray) -> pa.DictionaryArray:
     """Addresses of the units numbered, as references to one list of texts."""
-    texts = pa.array([str(basis.address(index)) for index in range(basis.units)], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(units.astype(np.int32)), texts)
+    return pa.DictionaryArray.from_arrays(pa.array(units.astype(np.int32)), _addresses(basis))
+
+
+@functools.lru_cache(maxsize=4)
+def _addresses(basis: Basis) -> pa.Array:
+    return pa.array([str(basis.address(index)) for index in range(basis.units)], pa.string())
 
 
 def word_column(words: Sequence[str], codes: np.ndarray) -> pa.DictionaryArray:

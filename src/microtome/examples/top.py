@@ -1,67 +1,25 @@
-"""The most extreme contexts of every unit: k windows at each end, in each half of the documents.
+"""The most extreme contexts of every unit: k windows at each end, in each half of the documents. The lists of `UnitSurvey`.
 
+Groups are (top, discover), (top, confirm), and of a signed basis (bottom, discover), (bottom, confirm).
 One entry per window, its most extreme counted token, so that one document cannot fill a list by repeating itself. Selection is
 exact, ties included (the lower window, and in a window the lower position), hence the same under any split of the stream.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.core import CONTENT, Basis, Batch, Half, Role, Site, State
-from microtome.core.bases import ExpertRows
+from microtome.core import Basis, Batch, Half, Role, State
 from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
-from microtome.numerics import Extremes, topk, window_extremes
+from microtome.numerics import Extremes, topk
 from microtome.numerics.kernels import Counted
-from microtome.store.tables import NEIGHBOURS
 
-__all__ = ["TopContexts", "counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "top_record"]
+__all__ = ["counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "top_record"]
 
 _ENDS: Final = ("top", "bottom")
 _HALVES: Final = len(Half)
-
-
-@dataclass(frozen=True)
-class TopContexts:
-    """The k windows in which each unit is most active (for a signed basis also the k in which it is least), per half.
-
-    Result: `Contexts` with groups (top, discover), (top, confirm), (bottom, discover), (bottom, confirm).
-    Cost: one read of the activations, plus about k ln(windows / k) gathered neighbourhoods per unit, end and half.
-    """
-
-    kind: ClassVar[str] = "examples.top_contexts"
-    version: ClassVar[int] = 1
-
-    basis: Basis
-    k: int = 10
-    neighbours: int = NEIGHBOURS
-    roles: frozenset[Role] = CONTENT
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """What the basis reads."""
-        return self.basis.sites
-
-    def init(self) -> State:
-        """Empty lists."""
-        return empty_top(self.basis, self.k, self.neighbours)
-
-    def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
-        """Let the extremes of the batch's windows compete for the lists."""
-        x = self.basis.encode(values)
-        insert_extremes(state, x, window_extremes(x, counted_of(batch, self.roles, x.device)), batch)
-
-    def merge(self, state: State, later: State) -> State:
-        """The better k of both lists."""
-        return merge_top(state, later)
-
-    def result(self, state: State) -> Contexts:
-        """The lists, best first."""
-        return top_record(state)
 
 
 def counted_of(batch: Batch, roles: frozenset[Role], device: torch.device) -> Counted:
@@ -76,21 +34,22 @@ def empty_top(basis: Basis, k: int, neighbours: int) -> State:
 
 
 def insert_extremes(state: State, x: Float[Tensor, "window token unit"], extremes: Extremes, batch: Batch) -> None:
-    """Let each window's extremes compete for the lists in `state`, in place; only those that enter cost a neighbourhood."""
+    """Let each window's extremes compete for the lists in `state`, in place; only those that enter cost a neighbourhood.
+
+    All groups at once: a window is -inf, which nothing takes, in the groups of the half that it is not in.
+    """
     to_device(state, x.device)
+    groups, units, k = state["value"].shape
     half, window = batch.half.to(x.device), batch.window.to(x.device)
-    found = ((extremes.maximum, extremes.argmax), (-extremes.minimum, extremes.argmin))
-    for group in range(state["value"].shape[0]):
-        value, position = found[group // _HALVES]
-        rows = (half == group % _HALVES).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        lists = {name: state[name][group] for name in PAYLOAD}
-        source = topk.update({"values": lists["value"], "keys": lists["window"]}, value[rows], window[rows])
-        new = topk.fresh(source, lists["value"].shape[1])
-        row = rows[new.row]
-        seen = Seen(row, position[row, new.unit], new.unit, value[row, new.unit])
-        settle(lists, source, new, payload(seen, x, batch, lists["activations"].shape[-1] // 2))
+    found = (extremes.maximum, -extremes.minimum)[: groups // _HALVES]
+    value = torch.cat([torch.where((half == each)[:, None], best, -torch.inf) for best in found for each in Half], 1)
+    lists = {name: state[name].flatten(0, 1) for name in PAYLOAD}
+    source = topk.update({"values": lists["value"], "keys": lists["window"]}, value, window)
+    new = topk.fresh(source, k)
+    end, unit = new.unit // (units * _HALVES), new.unit % units
+    position = torch.stack([extremes.argmax, extremes.argmin])[end, new.row, unit]
+    seen = Seen(new.row, position, unit, value[new.row, new.unit])
+    settle(lists, source, new, payload(seen, x, batch, state["activations"].shape[-1] // 2))
 
 
 def settle(lists: State, source: Tensor, new: topk.Fresh, fields: State) -> None:
@@ -110,15 +69,14 @@ def settle(lists: State, source: Tensor, new: topk.Fresh, fields: State) -> None
 
 def merge_top(state: State, later: State) -> State:
     """The better k of two states' lists, in order."""
-    merged: dict[str, list[Tensor]] = {name: [] for name in PAYLOAD}
-    for group in range(state["value"].shape[0]):
-        one, two = ({"values": side["value"][group], "keys": side["window"][group]} for side in (state, later))
-        lists, source = topk.merge(one, two)
-        for name in PAYLOAD:
-            both = torch.cat([state[name][group], later[name][group].to(state[name].device)], 1)
-            merged[name].append(both[torch.arange(len(source), device=source.device)[:, None], source])
-        merged["value"][-1], merged["window"][-1] = lists["values"], lists["keys"]
-    return {name: torch.stack(parts) for name, parts in merged.items()}
+    shape = state["value"].shape[:2]
+    ours = {name: state[name].flatten(0, 1) for name in PAYLOAD}
+    theirs = {name: later[name].flatten(0, 1).to(ours[name].device) for name in PAYLOAD}
+    lists, source = topk.merge(*({"values": side["value"], "keys": side["window"]} for side in (ours, theirs)))
+    row = torch.arange(len(source), device=source.device)[:, None]
+    merged = {name: torch.cat([ours[name], theirs[name]], 1)[row, source] for name in PAYLOAD}
+    merged |= {"value": lists["values"], "window": lists["keys"]}
+    return {name: tensor.unflatten(0, shape) for name, tensor in merged.items()}
 
 
 def top_record(state: State) -> Contexts:

@@ -3,9 +3,10 @@
 The model is h_ct = mu + pos_t + ctx_c + resid_ct with c a window and t the place among its counted tokens. Windows may have
 different lengths, so the two factors are not orthogonal in general; the sums of squares are sequential (type I): ctx first,
 unadjusted, then pos given ctx, so that a position is never credited with the windows that happen to be long enough to have it.
-With equal lengths this is the balanced analysis, and order does not matter. The axis `length` counts 0, 1, ... tokens.
+With equal lengths this is the balanced analysis, and order does not matter. The axis `length` counts the distinct lengths of
+windows, ascending.
 
-Running over a model belongs in `decomposition`; sentences and tables belong in `lens`.
+Running over a model belongs in `decomposition`, intervals in `jackknife`; sentences and tables belong in `lens`.
 """
 
 from dataclasses import dataclass
@@ -24,16 +25,28 @@ PARTS = ("pos", "ctx", "resid")
 class Moments:
     """All that the analysis needs of the data: additive over windows, float64.
 
-    `windows[L]` counts windows of L tokens. `sums[t]` adds up h_ct over windows, `means[L]` the means of the windows of
-    length L. `squares[L]` adds up ||h_ct||^2 and `mean_squares[L]` L times the squared length of the mean, over windows of
-    length L. Vectors are taken from a fixed origin near the mean.
+    `windows[i]` counts windows of `lengths[i]` tokens. `sums[t]` adds up h_ct over windows, `means[i]` the means of the windows of
+    that length. `squares[i]` adds up ||h_ct||^2 and `mean_squares[i]` the length times the squared length of the mean. Vectors
+    are taken from a fixed origin near the mean.
     """
 
+    lengths: Int[Tensor, " length"]
     windows: Int[Tensor, " length"]
     sums: Float[Tensor, "token d_model"]
     means: Float[Tensor, "length d_model"]
     squares: Float[Tensor, " length"]
     mean_squares: Float[Tensor, " length"]
+
+    def minus(self, other: "Moments") -> "Moments":
+        """The moments without those of `other`, which is a part of the same data with the same lengths."""
+        return Moments(
+            self.lengths,
+            self.windows - other.windows,
+            self.sums - other.sums,
+            self.means - other.means,
+            self.squares - other.squares,
+            self.mean_squares - other.mean_squares,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,46 +78,49 @@ def fit(moments: Moments) -> Fit:
 
     Controls, exact and without draws: pos by `position_null`, tokens reordered inside their windows; ctx under a random
     assignment of all tokens to windows, (windows - 1) / (tokens - 1); resid under a random assignment to windows and positions.
-    Needs at least one token and finite moments. Cost: O(token^3 + token^2 d_model).
+    Needs at least one token and finite moments; positions that no window has are left out. Cost: O(token^3 + token^2 d_model).
     Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
     """
-    lengths = torch.arange(len(moments.windows), dtype=torch.float64, device=moments.sums.device)
-    per_length = moments.windows.double()
-    counts = _from_longer(moments.windows)
-    windows, tokens = int(moments.windows[1:].sum()), int(counts.sum())
-    mean_sums = _from_longer(moments.means)
-    inverse = _inverse(per_length, counts.double())
-    effect = moments.sums - mean_sums
+    there = moments.windows > 0
+    lengths, per_length = moments.lengths[there], moments.windows[there].double()
+    longest = int(lengths.max())
+    sums, means = moments.sums[:longest], moments.means[there]
+    counts = _from_longer(per_length, lengths, longest).round().long()
+    windows, tokens = int(moments.windows.sum()), int(counts.sum())
+    mean_sums = _from_longer(means, lengths, longest)
+    inverse = _inverse(per_length, lengths, counts.double())
+    effect = sums - mean_sums
     pos = inverse @ effect
     pos = pos - (counts.double() @ pos) / tokens
-    mu = moments.sums.sum(0) / tokens
+    mu = sums.sum(0) / tokens
 
     about_mu = tokens * mu.dot(mu)
     total = float(moments.squares.sum() - about_mu)
     squares = {"pos": float((pos * effect).sum()), "ctx": float(moments.mean_squares.sum() - about_mu)}
     squares["resid"] = total - squares["pos"] - squares["ctx"]
     slack = 1e-6 * float(moments.squares.sum())
-    assert min(squares.values()) >= -slack, f"negative sum of squares: {squares}"
-    share = {part: max(squares[part], 0.0) / total if total > slack * 1e-3 else 0.0 for part in PARTS}
+    varies = total > slack * 1e-3
+    share = {part: max(squares[part], 0.0) / total if varies else 0.0 for part in PARTS}
 
-    cumulative = torch.cat([torch.zeros_like(pos[:1]), pos.cumsum(0)]) / lengths.clamp(min=1)[:, None]
-    fitted = mu + cumulative
+    fitted = mu + pos.cumsum(0)[lengths - 1] / lengths.double()[:, None]
     cross = about_mu + (pos * mean_sums).sum()
     ctx_square = moments.mean_squares.sum() - 2 * cross + (per_length * lengths * fitted.square().sum(1)).sum()
     sizes = {"pos": (counts.double() * pos.square().sum(1)).sum(), "ctx": ctx_square, "resid": squares["resid"]}
 
-    null = position_null(moments, inverse)
+    null = position_null(lengths, (moments.squares - moments.mean_squares)[there], inverse)
     rest = max(tokens - 1, 1)
-    control = {"pos": null / total if total > slack * 1e-3 else 0.0, "ctx": (windows - 1) / rest}
+    control = {"pos": null / total if varies else 0.0, "ctx": (windows - 1) / rest}
     control["resid"] = 1 - (windows - 1 + len(counts) - 1) / rest
     norm = {part: max(float(sizes[part]) / tokens, 0.0) ** 0.5 for part in PARTS}
     return Fit(mu, pos, counts, windows, tokens, total, share, control, norm)
 
 
-def position_null(moments: Moments, inverse: Float[Tensor, "token token"]) -> float:
+def position_null(
+    lengths: Int[Tensor, " length"], within: Float[Tensor, " length"], inverse: Float[Tensor, "token token"]
+) -> float:
     """Expected SS_pos when the tokens of every window are put in random order, window by window.
 
-    With K the inverse of the normal matrix and q_L the sum of squares inside windows of length L,
+    With K the inverse of the normal matrix and q_L = `within` the sum of squares inside windows of length L,
 
         E = sum_L q_L / L [ sum_{t<L} K_tt - (1 / (L - 1)) sum_{t != t' < L} K_tt' ]
 
@@ -112,23 +128,25 @@ def position_null(moments: Moments, inverse: Float[Tensor, "token token"]) -> fl
     windows, which keep the autocorrelation of tokens. With ragged windows the two differ only as far as K off its diagonal
     departs from f(t) + f(t'), which is little: a test simulates both.
     """
-    within = moments.squares - moments.mean_squares
-    lengths = torch.arange(len(within), dtype=torch.float64, device=within.device)[2:]
-    diagonal = inverse.diagonal().cumsum(0)[1:]
-    everything = inverse.cumsum(0).cumsum(1).diagonal()[1:]
-    return float((within[2:] / lengths * (diagonal - (everything - diagonal) / (lengths - 1))).sum())
+    several = lengths > 1
+    at, length, within = lengths[several] - 1, lengths[several].double(), within[several]
+    diagonal = inverse.diagonal().cumsum(0)[at]
+    everything = inverse.cumsum(0).cumsum(1).diagonal()[at]
+    return float((within / length * (diagonal - (everything - diagonal) / (length - 1))).sum())
 
 
-def _from_longer(per_length: Tensor) -> Tensor:
+def _from_longer(per_length: Tensor, lengths: Int[Tensor, " length"], longest: int) -> Tensor:
     """At t: the sum over lengths L > t."""
-    return per_length.flip(0).cumsum(0).flip(0)[1:]
+    sums = per_length.flip(0).cumsum(0).flip(0)
+    return sums[torch.searchsorted(lengths, torch.arange(longest, device=lengths.device), right=True)]
 
 
-def _inverse(windows: Float[Tensor, " length"], counts: Float[Tensor, " token"]) -> Float[Tensor, "token token"]:
+def _inverse(
+    windows: Float[Tensor, " length"], lengths: Int[Tensor, " length"], counts: Float[Tensor, " token"]
+) -> Float[Tensor, "token token"]:
     """Inverse of diag(n) - W with its one null direction, the constant, lifted to the scale of the rest."""
     positions = len(counts)
-    lengths = torch.arange(len(windows), dtype=torch.float64, device=windows.device).clamp(min=1)
-    shared = _from_longer(windows / lengths)
+    shared = _from_longer(windows / lengths, lengths, positions)
     place = torch.arange(positions, device=windows.device)
     normal = torch.diag(counts) - shared[torch.maximum(place[:, None], place[None, :])]
     return torch.linalg.inv(normal + counts.sum() / positions**2)

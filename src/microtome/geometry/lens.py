@@ -3,16 +3,19 @@
 What the parts are and how they are found belongs in `decomposition` and `anova`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import torch
 
 from microtome.capture.lens import MAIN, PILOT, Results, Run, Stage
 from microtome.core import Fold, Site
 from microtome.geometry.anova import PARTS
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
 from microtome.model import Shape
+from microtome.numerics import benjamini_hochberg
 from microtome.store.tables import TABLES
 
 __all__ = ["CONTROLS", "GeometryLens", "findings", "shares_table", "stream"]
@@ -24,8 +27,9 @@ CONTROLS = {
 }
 """What each control is the exact expectation under; with windows of one length, reordering is as good as circular shifts."""
 
+_LARGEST_Q = 0.01
 _DISTINCT = 2.0
-"""A share below this many times its chance level is called close to chance; a test of it would need the spread of the null."""
+"""Where there are too few documents for a test, a share below this many times its chance level is called chance."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,17 @@ class GeometryLens:
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """The centre of every site in the pilot, its decomposition after it."""
-        sites = stream(run.model.shape)
+        assert run.corpus is not None, "a stage has a corpus"
+        sites, corpus = stream(run.model.shape), run.corpus
         if stage == PILOT:
             return {f"geometry.centre.{site}": Centre(site, run.model.shape.d_model) for site in sites}
-        return {f"geometry.parts.{site}": Decomposition(site, earlier.of(PILOT, f"geometry.centre.{site}")) for site in sites}
+        cluster = "window" if corpus.shared_halves else "document"
+        return {
+            f"geometry.parts.{site}": Decomposition(
+                site, earlier.of(PILOT, f"geometry.centre.{site}"), corpus.window, cluster, seed=run.seed
+            )
+            for site in sites
+        }
 
     def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
         """geometry_shares and findings; nothing without a corpus."""
@@ -71,7 +82,7 @@ def stream(shape: Shape) -> tuple[Site, ...]:
 
 
 def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
-    """Rows of the table `geometry_shares`. mu has a norm and no share; `lo` and `hi` are empty: no interval is computed."""
+    """Rows of the table `geometry_shares`. mu has a norm and no share; an interval is empty where there are too few documents."""
     rows = [
         {
             "run": run,
@@ -81,6 +92,8 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
             "share": each.share.get(part),
             "control": each.control.get(part),
             "control_kind": CONTROLS.get(part),
+            "lo": _interval(each, part)[0],
+            "hi": _interval(each, part)[1],
             "norm": each.norm[part],
             "windows": each.windows,
             "tokens": each.tokens,
@@ -91,27 +104,39 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
     return pa.Table.from_pylist(rows, TABLES["geometry_shares"].schema)
 
 
+def _interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
+    """A 95 % interval of a share over documents; None where there is none."""
+    error = parts.uncertainty.share.get(part, math.nan)
+    if math.isnan(error) or part not in parts.share:
+        return None, None
+    reach = parts.uncertainty.reach * error
+    return max(parts.share[part] - reach, 0.0), min(parts.share[part] + reach, 1.0)
+
+
 def findings(parts: Sequence[Parts], run: str) -> pa.Table:
-    """Rows of the table `findings`: where position and context weigh most, and where the mean outweighs all that varies."""
-    found = [_peak(parts, "pos", "position"), _peak(parts, "ctx", "context"), *_offset(parts)]
+    """Rows of the table `findings`: where position and where context weigh most."""
+    found = [_peak(parts, "pos", "position"), _peak(parts, "ctx", "context")]
     rows = [row | {"run": run, "rank": rank, "lens": "geometry"} for rank, row in enumerate(found)]
     return pa.Table.from_pylist(rows, TABLES["findings"].schema)
 
 
 def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
-    """Where a part's share is largest; a share close to its chance level is said to be."""
-    top = max(parts, key=lambda each: each.share[part])
-    share, control = top.share[part], top.control[part]
-    first, last = parts[0], parts[-1]
-    if share < _DISTINCT * control:
+    """Where a part's share is largest, and whether it is there at all; q is corrected over the sites that compete."""
+    place = max(range(len(parts)), key=lambda each: parts[each].share[part])
+    top, first, last = parts[place], parts[0], parts[-1]
+    share, control, q = top.share[part], top.control[part], _q(parts, part)[place]
+    low, high = _interval(top, part)
+    spread = "" if low is None or high is None else f", 95 % interval over documents {_percent(low)} to {_percent(high)}"
+    doubtful = share < _DISTINCT * control if math.isnan(q) else q > _LARGEST_Q
+    if doubtful:
         sentence = (
-            f"the {name} of a token explains little more of the variance of hidden states than chance does, at any layer: "
-            f"at most {_percent(share)} ({top.site}; chance {_percent(control)})"
+            f"the {name} of a token explains no more of the variance of hidden states than chance may, at any layer: "
+            f"at most {_percent(share)} ({top.site}; chance {_percent(control)}{spread})"
         )
     else:
         sentence = (
             f"the {name} of a token explains most at {top.site}: {_percent(share)} of the variance of hidden states "
-            f"(chance {_percent(control)}); {_percent(first.share[part])} at {first.site}, "
+            f"(chance {_percent(control)}{spread}); {_percent(first.share[part])} at {first.site}, "
             f"{_percent(last.share[part])} at {last.site}"
         )
     return {
@@ -121,20 +146,21 @@ def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
         "value": share,
         "control": control,
         "control_kind": CONTROLS[part],
+        "q": None if math.isnan(q) else q,
     }
 
 
-def _offset(parts: Sequence[Parts]) -> list[dict[str, object]]:
-    """The site where the global mean is longest against the root mean square length of what varies around it, if it is longer."""
-    ratios = [each.norm["mu"] / max(each.spread, 1e-300) for each in parts]
-    place = max(range(len(parts)), key=ratios.__getitem__)
-    if ratios[place] <= 1:
-        return []
-    sentence = (
-        f"at {parts[place].site} hidden states share a mean {ratios[place]:.1f} times as long as what varies around it: "
-        f"length {parts[place].norm['mu']:.4g} against {parts[place].spread:.4g}"
-    )
-    return [{"kind": "common offset", "subject": str(parts[place].site), "sentence": sentence, "value": ratios[place]}]
+def _q(parts: Sequence[Parts], part: str) -> list[float]:
+    """q-value of a part at every site, NaN where there are too few documents.
+
+    Position is tested by what two halves of the documents agree on, which is 0 on average where it does nothing; context by how far its
+    share is above that of random windows, in standard errors over documents.
+    """
+    if part == "pos":
+        p = [each.uncertainty.p_positive(each.agreed) for each in parts]
+    else:
+        p = [each.uncertainty.p_above(part, each.share[part] - each.control[part]) for each in parts]
+    return benjamini_hochberg(torch.tensor(p, dtype=torch.float64)).tolist()
 
 
 def _percent(share: float) -> str:

@@ -5,6 +5,7 @@ The names are those in the files. What a name means belongs in `families`, findi
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +124,9 @@ def _header(file: Path) -> dict[str, Any]:
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a `torch.save` file, by the unpickler that runs no code."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another kind, which are refused below
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise Refusal(
             f"weights {file}",
@@ -131,7 +134,7 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
             instead="where you trust it, load it with the program that wrote it and save it by save_pretrained (safetensors)",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _damaged(file, str(error).partition("\n")[0]) from error
+        raise _damaged(file, str(error).partition("\n")[0] or "it ends too early") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise Refusal(
             f"weights {file}",

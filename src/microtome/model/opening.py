@@ -4,6 +4,7 @@ Everything that can be wrong with a checkpoint is refused here, before anything 
 `checkpoint`'s and `disk`'s business, making a `Model` of a module and certifying it `model`'s.
 """
 
+import copy
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def load(
 def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -> Checkpoint:
     """Open a checkpoint without building the model: configuration, sizes, weights by memory map, tokenizer or image processor, fingerprint.
 
-    Errors: as `load`, except that the numbers in the weights are not looked at. Cost: headers and the tokenizer only.
+    Errors: as `load`, except that the numbers in the weights are not looked at. Cost: headers and the tokenizer only, and the
+    model's modules without numbers (on `meta`).
     """
     folder, name = _folder(source, remote_code)
     files = find_files(folder)
@@ -133,7 +135,7 @@ def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -
         head = family.head(architecture.__name__)
         shape = family.shape(config, head.kind if head else "none")
         weights = Weights(family, shape, config, head, stored_tensors(tensors, family))
-        check_headers(name, tensors.shapes, weights)
+        check_headers(name, tensors.shapes, weights, _described(architecture, config, name))
         tokenizer = open_tokenizer(folder, shape.vocab) if family.inputs == "text" else None
         processor = open_processor(folder) if family.inputs == "image" else None
     stored = files.stored or stored_dtype(tensors.elements())
@@ -197,6 +199,22 @@ def _config(files: Files, name: str, remote_code: RemoteCode) -> Any:
     try:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=remote_code == "allow")
     except Exception as error:  # validation errors of many classes
+        raise _contradiction(name, error) from error
+
+
+def _described(architecture: type, config: Any, name: str) -> Any:
+    """The model that a configuration describes, without numbers."""
+    kind = getattr(architecture, "config_class", None)
+    if kind is not None and not isinstance(config, kind):
+        raise Refusal(
+            f"model {name}",
+            why=f"its config.json names the class {architecture.__name__} and the architecture {config.model_type}",
+            instead="use the config.json that was saved with these weights",
+        )
+    try:
+        with torch.device("meta"):
+            return architecture(copy.deepcopy(config))
+    except Exception as error:  # whatever a model class makes of a configuration that contradicts itself
         raise _contradiction(name, error) from error
 
 

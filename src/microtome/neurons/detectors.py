@@ -1,24 +1,37 @@
-"""Token detectors: units whose most extreme contexts share one token, judged on documents that did not choose it.
+"""Token detectors: units whose most extreme contexts are at, or before, one token, judged on documents that did not choose it.
 
 A unit's token is chosen in the discover half and counted in the confirm half, against two nulls: the exact binomial tail of that
 token's frequency, and the share that chance contexts reach when their token is chosen the same way. Spellings of one word count
-as one token, the commonest of them (`words.spellings`).
+as one token, the commonest of them (`words.spellings`). Contexts at one word are often followed by one word too (`United
+States`), which says nothing of the unit; so of what follows, a word that contexts are at counts once. Which of the two a unit is
+said to detect is the business of `findings`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import scipy.stats
 import torch
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 from torch import Tensor
 
 from microtome.core import Half
 from microtome.examples import Contexts
 from microtome.numerics.multiple import benjamini_hochberg
 
-__all__ = ["CONTROL", "DRAWS", "Detectors", "dominant_token", "share_null", "token_detectors"]
+__all__ = [
+    "CONTROL",
+    "DRAWS",
+    "Detectors",
+    "dominant_token",
+    "next_detectors",
+    "q_values",
+    "share_null",
+    "token_detectors",
+    "untested",
+]
 
 DRAWS: Final = 2000
 CONTROL: Final = "unigram draws"
@@ -26,15 +39,18 @@ CONTROL: Final = "unigram draws"
 
 @dataclass(frozen=True, eq=False)
 class Detectors:
-    """For each end and unit: its token (-1: no contexts), how many of `tried` confirm contexts are at it, and the p-value.
+    """For each end and unit: its token (-1: no contexts), how many of `tried` confirm contexts have it, and the p-value.
 
-    `chance` is the mean share that draws from the token counts reach. Without a vocabulary there is no end: nothing was tested.
+    A context has the token that it is at, or the one that follows it. `places` is how many different tokens hits are at, each
+    judged by its most extreme context. `chance` is the mean share that draws from the token counts reach. Without a vocabulary
+    there is no end: nothing was tested.
     """
 
     ends: tuple[str, ...]
     token: Int64[Tensor, "end unit"]
     hits: Int64[Tensor, "end unit"]
     tried: Int64[Tensor, "end unit"]
+    places: Int64[Tensor, "end unit"]
     p: Float64[np.ndarray, "end unit"]
     chance: float
 
@@ -65,27 +81,68 @@ def token_detectors(
     piece of a longer word is a detector of that piece.
     Cost: one comparison per pair of a list's entries.
     """
+    return _tested(contexts, contexts.token, _filled, counts, spelling, seed)
+
+
+def next_detectors(
+    contexts: Contexts, counts: Int64[Tensor, "half vocab"], spelling: Int64[Tensor, " vocab"], seed: int
+) -> Detectors:
+    """Test every unit and end of a basis for coming before one token: as `token_detectors`, of the token after a context's.
+
+    `counts` are those of tokens that follow a counted one. Contexts that nothing follows are not tried. For p, contexts at one
+    token are one trial, its most extreme: with n different tokens of which c are followed by the unit's, P(Binomial(n, f) >= c).
+    Not: corrected for what kinds of words come before the token; and not for a model that attends to what comes later, which may
+    simply read it.
+    """
+    return _tested(contexts, contexts.following, _first, counts, spelling, seed)
+
+
+def _tested(
+    contexts: Contexts,
+    has: Int32[Tensor, "group unit k"],
+    trials: Callable[[Int32[Tensor, "*list k"]], Bool[Tensor, "*list k"]],
+    counts: Int64[Tensor, "half vocab"],
+    spelling: Int64[Tensor, " vocab"],
+    seed: int,
+) -> Detectors:
+    """Test for one token among those that contexts have, -1 if none; `trials` chooses contexts for p by the tokens they are at."""
     if not counts.shape[1]:
-        return _untested(contexts.window.shape[1])
+        return untested(contexts.window.shape[1])
     ends = tuple(dict.fromkeys(contexts.ends))
     discover, confirm = slice(Half.DISCOVER, None, len(Half)), slice(Half.CONFIRM, None, len(Half))
     sign = torch.tensor([-1.0 if end == "bottom" else 1.0 for end in contexts.ends])
     # an end that a unit never reaches (the bottom of a ReLU) ties at zero in every window, and says nothing of tokens
-    filled = (contexts.window >= 0) & (contexts.value * sign[:, None, None] > 0)
+    filled = (contexts.window >= 0) & (contexts.value * sign[:, None, None] > 0) & (has >= 0)
     counts = torch.zeros_like(counts).index_add_(1, spelling, counts)
-    seen = spelling.int()[contexts.token.long()]
-    token = dominant_token(torch.where(filled, seen, -1)[discover])
-    hits = ((seen[confirm] == token[..., None]) & filled[confirm]).sum(-1)
-    tried = filled[confirm].sum(-1)
+    seen = torch.where(filled, spelling.int()[has.clamp_min(0).long()], -1)
+    token = dominant_token(seen[discover])
+    hit = (seen[confirm] == token[..., None]) & filled[confirm]
+    hits, tried = hit.sum(-1), filled[confirm].sum(-1)
+    at = torch.where(filled[confirm], spelling.int()[contexts.token[confirm].long()], -1)
+    trial, places = trials(at), (hit & _first(at)).sum(-1)
     frequency = counts[Half.CONFIRM].double() / counts[Half.CONFIRM].sum().clamp_min(1)
-    p = scipy.stats.binom.sf(hits.numpy() - 1, tried.numpy(), frequency[token.clamp_min(0)].numpy())
+    wins = (hit & trial).sum(-1).numpy()
+    p = scipy.stats.binom.sf(wins - 1, trial.sum(-1).numpy(), frequency[token.clamp_min(0)].numpy())
     null = share_null(counts, int(filled[discover].sum(-1).max()), int(tried.max()), seed)
-    return Detectors(ends, token, hits, tried, p, float(null.mean()))
+    return Detectors(ends, token, hits, tried, places, p, float(null.mean()))
 
 
-def _untested(units: int) -> Detectors:
+def untested(units: int) -> Detectors:
+    """No end was tested."""
     none = torch.zeros((0, units), dtype=torch.int64)
-    return Detectors((), none, none, none, np.zeros((0, units)), 0.0)
+    return Detectors((), none, none, none, none, np.zeros((0, units)), 0.0)
+
+
+def _filled(tokens: Int32[Tensor, "*list k"]) -> Bool[Tensor, "*list k"]:
+    """Where each list has a token; -1 marks an empty place."""
+    return tokens >= 0
+
+
+def _first(tokens: Int32[Tensor, "*list k"]) -> Bool[Tensor, "*list k"]:
+    """Where each list has a token that it did not have before."""
+    before = torch.ones(tokens.shape[-1], tokens.shape[-1], dtype=torch.bool).tril(-1)
+    again = ((tokens[..., :, None] == tokens[..., None, :]) & before).any(-1)
+    return (tokens >= 0) & ~again
 
 
 def dominant_token(tokens: Int32[Tensor, "*list k"]) -> Int64[Tensor, "*list"]:
@@ -108,9 +165,11 @@ def share_null(counts: Int64[Tensor, "half vocab"], discover: int, confirm: int,
     return (drawn[1] == token[:, None]).double().mean(1).numpy()
 
 
-def q_values(p: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    """Benjamini-Hochberg over all tests."""
-    return np.asarray(benjamini_hochberg(torch.from_numpy(p.reshape(-1)))).reshape(p.shape)
+def q_values(p: Sequence[Float64[np.ndarray, "..."]]) -> list[Float64[np.ndarray, "..."]]:
+    """Benjamini-Hochberg over the tests of all arrays together; NaN where no test was made."""
+    together = benjamini_hochberg(torch.from_numpy(np.concatenate([each.reshape(-1) for each in p])))
+    parts = together.split([each.size for each in p])
+    return [np.asarray(part).reshape(each.shape) for part, each in zip(parts, p, strict=True)]
 
 
 def _drawn(counts: Int64[Tensor, " vocab"], shape: tuple[int, int], generator: np.random.Generator) -> Int32[Tensor, "draw k"]:

@@ -11,19 +11,21 @@ from typing import Final
 import pyarrow as pa
 import torch
 
-from microtome.capture.lens import MAIN, PILOT, Results, Run, Stage
+from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage
 from microtome.core import Fold, Half
-from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, units_table
+from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
 from microtome.neurons.basis import Neurons, neurons_of
-from microtome.neurons.counts import TokenCounts, token_counts_table
-from microtome.neurons.detectors import token_detectors
+from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
+from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.findings import findings_table
-from microtome.neurons.statistics import Surveyed, unit_stats_table, write_norms, written_stats_table
-from microtome.neurons.words import spellings, texts_of
+from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
+from microtome.neurons.words import spellings
+from microtome.readout.words import texts_of
 
 __all__ = ["NeuronsLens"]
 
 _COUNTS: Final = "neurons.tokens"
+_BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
 _FEW: Final = {
     "held-out documents": "the text has fewer than four different documents, so discover and confirm are parts of the same ones and "
     "scores on the confirm half are too good; build with more documents"
@@ -68,29 +70,32 @@ class NeuronsLens:
             folds[_named("deciles", basis)] = DecileContexts(basis, edges, self.per_decile, rate, run.seed)
         return folds
 
-    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
+    def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
         """units, unit_stats, contexts, token_counts and findings; without a corpus units and the norms of what they write."""
         bases = neurons_of(run.model.shape)
         norms = [write_norms(run.model.weights, basis) for basis in bases]
         if run.corpus is None:
             return {"units": units_table(bases), "unit_stats": written_stats_table(bases, norms, run.name)}
         vocab = run.model.shape.vocab
-        counts = results.of(MAIN, _COUNTS) if vocab else torch.zeros((len(Half), 0), dtype=torch.int64)
+        none = torch.zeros((len(Half), 0), dtype=torch.int64)
+        counts = results.of(MAIN, _COUNTS) if vocab else Counts(none, none)
         texts = texts_of(run.model.tokenizer, vocab)
-        spelling = spellings(texts, counts)
-        surveyed: list[Surveyed] = []
-        contexts = []
+        spelling = spellings(texts, counts.here)
+        found = []
         for basis, norm in zip(bases, norms, strict=True):
             survey = results.of(MAIN, _named("survey", basis))
-            deciles = results.of(MAIN, _named("deciles", basis))
-            surveyed.append(Surveyed(basis, survey.moments, norm, token_detectors(survey.contexts, counts, spelling, run.seed)))
-            contexts += [(basis, survey.contexts), (basis, deciles.contexts)]
+            tokens = token_detectors(survey.contexts, counts.here, spelling, run.seed)
+            following = untested(basis.units)
+            if run.model.shape.causal:
+                following = next_detectors(survey.contexts, counts.following, spelling, run.seed)
+            found.append(survey_of(basis, survey, norm, tokens, following))
+        judged = judge(found)
         return {
             "units": units_table(bases),
-            "unit_stats": unit_stats_table(surveyed, run.name),
-            "contexts": contexts_table(contexts, run.name),
-            "token_counts": token_counts_table(counts, run.name),
-            "findings": findings_table(surveyed, texts, run.name),
+            "unit_stats": unit_stats_table(judged, run.name),
+            "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
+            "token_counts": token_counts_table(counts.here, run.name),
+            "findings": findings_table(judged, texts, run.name),
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:
@@ -98,9 +103,16 @@ class NeuronsLens:
         if run.corpus is not None:
             patches = "the tokens of an image are patches, which belong to no vocabulary"
             missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
-            return missing | (_FEW if run.corpus.shared_halves else {})
+            seen = {} if run.model.shape.causal or missing else {"next-token detectors": _BOTH_WAYS}
+            return missing | seen | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
+
+
+def _contexts(basis: Neurons, run: Run, results: Results) -> pa.Table:
+    """Extremes and deciles of one basis."""
+    found = [results.of(MAIN, _named(what, basis)).contexts for what in ("survey", "deciles")]
+    return contexts_table(basis, found, run.name)
 
 
 def _named(what: str, basis: Neurons) -> str:

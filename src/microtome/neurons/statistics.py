@@ -1,35 +1,73 @@
-"""Statistics of units as rows of the table `unit_stats`, and the comparison of all units of a lens with their nulls.
+"""Statistics of units as rows of the table `unit_stats`, and what all units of a lens together make of their tests.
 
 A statistic without a control has no control here: null values and no kind.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from microtome.core import Half
+from microtome.examples import UnitSurveyRecord
 from microtome.examples.rows import address_column, word_column
 from microtome.model import Weights
 from microtome.neurons.basis import Neurons
 from microtome.neurons.detectors import CONTROL, Detectors, q_values
+from microtome.neurons.peaks import Peaks, peaks_of
 from microtome.numerics import Moments
 
-__all__ = ["Surveyed", "detector_q", "unit_stats_table", "write_norms", "written_stats_table"]
+__all__ = ["PEERS", "Judged", "Surveyed", "judge", "survey_of", "unit_stats_table", "write_norms", "written_stats_table"]
 
-_FREE = ("control", "lo", "hi", "q")
+PEERS: Final = "median unit of the block"
+_COLUMNS = ("control", "lo", "hi", "q")
 
 
 @dataclass(frozen=True, eq=False)
 class Surveyed:
-    """What a run found of a basis: moments, norms of the written vectors, and the test for token detectors."""
+    """What a run found of a basis: moments in all and in the confirm half, norms of the written vectors, and the tests."""
 
     basis: Neurons
     moments: Moments
+    confirm: Moments
     norm: Float[Tensor, " unit"]
-    detectors: Detectors
+    tokens: Detectors
+    following: Detectors
+    peaks: Peaks
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What was found of a basis, with the q-values of its tests."""
+
+    found: Surveyed
+    token_q: Float64[np.ndarray, "... unit"]
+    following_q: Float64[np.ndarray, "... unit"]
+    peak_q: Float64[np.ndarray, " unit"]
+
+
+def survey_of(
+    basis: Neurons, record: UnitSurveyRecord, norm: Float[Tensor, " unit"], tokens: Detectors, following: Detectors
+) -> Surveyed:
+    """What a survey's record and its contexts' tests say of a basis."""
+    confirm = record.by_half[Half.CONFIRM]
+    peaks = peaks_of(record.by_half[Half.DISCOVER], confirm)
+    return Surveyed(basis, record.moments, confirm, norm, tokens, following, peaks)
+
+
+def judge(found: Sequence[Surveyed]) -> list[Judged]:
+    """The q-values of all bases' tests, Benjamini-Hochberg within a statistic, over all units of all of them.
+
+    Both ends of a statistic are pooled: a unit may be reversed without changing the model, so top and bottom are one family of
+    tests. Tests of the same texts depend on each other, mostly positively, which the procedure allows.
+    """
+    tokens, following = q_values([each.tokens.p for each in found]), q_values([each.following.p for each in found])
+    peaks = q_values([each.peaks.p for each in found])
+    return [Judged(*parts) for parts in zip(found, tokens, following, peaks, strict=True)]
 
 
 def write_norms(weights: Weights, basis: Neurons) -> Float[Tensor, " unit"]:
@@ -41,23 +79,17 @@ def write_norms(weights: Weights, basis: Neurons) -> Float[Tensor, " unit"]:
     return (written if basis.expert is None else written[basis.expert]).double().norm(dim=-1).cpu()
 
 
-def detector_q(surveyed: Sequence[Surveyed]) -> list[Float[np.ndarray, "end unit"]]:
-    """q-values of the detector tests of several bases, corrected over all their units and ends together."""
-    shapes = [each.detectors.p.shape for each in surveyed]
-    together = q_values(np.concatenate([each.detectors.p.reshape(-1) for each in surveyed]))
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(together, ends[:-1]), shapes, strict=True)]
+def unit_stats_table(judged: Sequence[Judged], run: str) -> pa.Table:
+    """Rows of `unit_stats`: moments, range, density (share of activations > 0), write_norm, and what was tested.
 
-
-def unit_stats_table(surveyed: Sequence[Surveyed], run: str) -> pa.Table:
-    """Rows of `unit_stats`: moments, range, density (share of activations > 0), write_norm, and token_share per end.
-
-    token_share is the share of confirm contexts at the unit's token, lo to hi its exact binomial 95 % interval; its control is the
-    mean share of draws from the token counts, and q comes from the exact binomial tail.
+    token_share is the share of confirm contexts at the unit's token, and next_share of those before one, per end; lo to hi is the
+    exact binomial 95 % interval, the control is the mean share of draws from the token counts, and q comes from the exact binomial
+    tail. kurtosis_confirm is the excess kurtosis in the confirm half beside its median over the block's units; q where the
+    discover half chose the unit to be tested.
     """
     tables = []
-    for each, q in zip(surveyed, detector_q(surveyed), strict=True):
-        moments, found = each.moments, each.detectors
+    for each in judged:
+        basis, moments, peaks = each.found.basis, each.found.moments, each.found.peaks
         stats = {
             "mean": moments.mean,
             "std": moments.standard_deviation,
@@ -66,13 +98,16 @@ def unit_stats_table(surveyed: Sequence[Surveyed], run: str) -> pa.Table:
             "density": moments.density,
             "min": moments.minimum,
             "max": moments.maximum,
-            "write_norm": each.norm,
+            "write_norm": each.found.norm,
         }
-        tables.append(_free(each.basis, {name: values.numpy() for name, values in stats.items()}, run))
-        low, high = found.interval
-        for end, name in enumerate(found.ends):
-            columns = {"control": np.full(each.basis.units, found.chance), "lo": low[end], "hi": high[end], "q": q[end]}
-            tables.append(_rows(each.basis, f"token_share_{name}", found.share[end].numpy(), columns, run))
+        tables.append(_free(basis, {name: values.numpy() for name, values in stats.items()}, run))
+        columns = {"control": np.full(basis.units, peaks.median), "q": each.peak_q}
+        tables.append(_rows(basis, "kurtosis_confirm", peaks.kurtosis, run, columns, PEERS))
+        for name, tests, q in (("token", each.found.tokens, each.token_q), ("next", each.found.following, each.following_q)):
+            low, high = tests.interval
+            for end, side in enumerate(tests.ends):
+                columns = {"control": np.full(basis.units, tests.chance), "lo": low[end], "hi": high[end], "q": q[end]}
+                tables.append(_rows(basis, f"{name}_share_{side}", tests.share[end].numpy(), run, columns, CONTROL))
     return pa.concat_tables(tables)
 
 
@@ -83,20 +118,22 @@ def written_stats_table(bases: Sequence[Neurons], norms: Sequence[Float[Tensor, 
 
 def _free(basis: Neurons, stats: Mapping[str, np.ndarray], run: str) -> pa.Table:
     """Statistics without a control."""
-    return pa.concat_tables(_rows(basis, stat, values, {}, run) for stat, values in stats.items())
+    return pa.concat_tables(_rows(basis, stat, values, run, {}, "") for stat, values in stats.items())
 
 
-def _rows(basis: Neurons, stat: str, values: np.ndarray, control: Mapping[str, np.ndarray], run: str) -> pa.Table:
+def _rows(basis: Neurons, stat: str, values: np.ndarray, run: str, columns: Mapping[str, np.ndarray], control: str) -> pa.Table:
+    """One row per unit; what `columns` lacks, and what is NaN, is missing."""
     units = np.arange(basis.units)
     zeros = np.zeros(len(units), np.int16)
+    missing = np.full(len(units), np.nan)
     return pa.table(
         {
             "unit": address_column(basis, units),
             "site": word_column([str(basis.sites[0])], zeros),
             "stat": word_column([stat], zeros),
-            "value": pa.array(values.astype(np.float64), mask=np.isnan(values)),
-            "control_kind": word_column([CONTROL], zeros if control else zeros - 1),
-            **{name: pa.array(control.get(name, zeros), pa.float64(), mask=zeros == (-1 if control else 0)) for name in _FREE},
+            "value": pa.array(values.astype(np.float64), from_pandas=True),
+            "control_kind": word_column([control], zeros if columns else zeros - 1),
+            **{name: pa.array(columns.get(name, missing), pa.float64(), from_pandas=True) for name in _COLUMNS},
             "run": word_column([run], zeros),
         }
     )

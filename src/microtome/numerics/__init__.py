@@ -12,7 +12,6 @@ from microtome.numerics import moments as moments
 from microtome.numerics import reservoir as reservoir
 from microtome.numerics import topk as topk
 from microtome.numerics.extremes import Extremes as Extremes
-from microtome.numerics.extremes import window_extremes as window_extremes
 from microtome.numerics.gram import Gram as Gram
 from microtome.numerics.grouped import GroupMeans as GroupMeans
 from microtome.numerics.hashing import hash_parts as hash_parts
@@ -26,7 +25,5 @@ from microtome.numerics.multiple import benjamini_hochberg as benjamini_hochberg
 from microtome.numerics.multiple import bootstrap_interval as bootstrap_interval
 from microtome.numerics.multiple import permutation_p as permutation_p
 from microtome.numerics.multiple import resamples as resamples
-from microtome.numerics.quantiles import cdf as cdf
 from microtome.numerics.quantiles import quantiles as quantiles
-from microtome.numerics.quantised import dequantise as dequantise
 from microtome.numerics.quantised import quantise as quantise

@@ -122,19 +122,20 @@ def _join(moments, seen, rows, power, mean, column, width):
 
 
 @_jit
-def sweep(bits, place, begin, units, moments, value, arg):
-    """One read of the rows: per window maxima and minima with their tokens, and moments over all windows.
+def sweep(bits, place, begin, group, units, moments, value, arg):
+    """One read of the rows: per window maxima and minima with their tokens, and moments over the windows of each group.
 
-    moments (5 x units: mean, M2, M3, M4, positive; 0 rows: not wanted) must come in as zeros; value and arg are
-    2 x window x units, maxima first. Reference: `extremes._reference`.
+    moments (group x 5 x units: mean, M2, M3, M4, positive) must come in as zeros; value and arg are 2 x window x units,
+    maxima first. Reference: `extremes._reference`.
     """
     size = _TILE * BLOCK
     tile_bits = np.zeros(_SPAN * size, np.uint32)
     tile = tile_bits.view(np.float32)
     best, at = np.zeros(2 * BLOCK, np.float32), np.zeros(2 * BLOCK, np.int32)
     power, mean, positive = np.empty(4 * BLOCK), np.empty(BLOCK), np.empty(BLOCK, np.int32)
-    seen = 0
+    seen = np.zeros(moments.shape[0], np.int64)
     for w in range(begin.shape[0] - 1):
+        g = group[w]
         value[0, w, units[0] : units[1]] = -np.inf
         value[1, w, units[0] : units[1]] = np.inf
         arg[:, w, units[0] : units[1]] = -1
@@ -153,12 +154,11 @@ def sweep(bits, place, begin, units, moments, value, arg):
                     _swap(value, arg, w, column, width, best, at)
                     _extremes(part, place[1, first:last], best, at)
                     _swap(value, arg, w, column, width, best, at)
-                    if moments.shape[0] > 0:
-                        _powers(part, rows, power, mean, positive)
-                        _join(moments, seen, rows, power, mean, column, width)
-                        for u in range(width):
-                            moments[4, column + u] += positive[u]
-            seen += rows
+                    _powers(part, rows, power, mean, positive)
+                    _join(moments[g], seen[g], rows, power, mean, column, width)
+                    for u in range(width):
+                        moments[g, 4, column + u] += positive[u]
+            seen[g] += rows
 
 
 @_jit

@@ -1,15 +1,14 @@
-"""One read of a tensor of activations: each window's largest and smallest value of each unit, and moments on the way.
+"""One read of a tensor of activations: each window's largest and smallest value of each unit, and moments of groups of windows.
 
 Activations are read once, tile by tile, because memory is what a fold inside a forward pass costs. bfloat16 becomes float32 in
-the tile. `window_extremes` is for callers; `moments.sweep` adds what `one_read` finds to a state. Selecting among windows
-belongs in `topk`.
+the tile. `moments.sweep` adds what `one_read` finds to a state. Selecting among windows belongs in `topk`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from microtome.core import State
@@ -17,7 +16,7 @@ from microtome.numerics import kernels
 from microtome.numerics.kernels import Counted
 from microtome.numerics.tiles import Tile, tiles
 
-__all__ = ["Extremes", "combine", "one_read", "window_extremes"]
+__all__ = ["Extremes", "combine", "one_read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,68 +33,79 @@ class Extremes:
     argmin: Int[Tensor, "window unit"]
 
 
-def window_extremes(x: Float[Tensor, "window token unit"], counted: Counted = None) -> Extremes:
-    """Maxima and minima of each unit over the counted tokens of each window; values float32, tokens int64.
+def one_read(
+    x: Float[Tensor, "window token unit"], counted: Counted, group: Integer[Tensor, " window"], groups: int
+) -> tuple[State, Extremes]:
+    """Moments of the counted rows of each group of windows (a state of `moments`, group x unit), and extremes of each window.
 
-    Errors: none for NaN, which is never selected where kernels are compiled and always selected where they are not; whoever
-    folds activations checks `moments.finite`.
-    Cost: one read of `x`.
+    Errors: none for NaN, which is never selected where kernels are compiled and always selected where they are not; it shows in
+    the means, and `moments.result` refuses it.
     """
-    return one_read(x, counted, moments=False)[1]
-
-
-def one_read(x: Float[Tensor, "window token unit"], counted: Counted = None, *, moments: bool) -> tuple[State, Extremes]:
-    """Moments of all counted rows (a state of `moments`; empty where not wanted) and extremes of each window."""
+    group = group.to(device=x.device, dtype=torch.int64)
     compiled = kernels.compiled_for(x)
     if compiled is None:
-        return _reference(x, counted, moments=moments)
+        return _reference(x, counted, group, groups)
     rows = kernels.rows_of(x, counted)
     windows, _, units = x.shape
-    sums = np.zeros((5 if moments else 0, units))
+    sums, of = np.zeros((groups, 5, units)), group.numpy()
     value, place = np.empty((2, windows, units), np.float32), np.empty((2, windows, units), np.int32)
     kernels.spread(
         units,
         compiled.BLOCK,
-        lambda begin, end: compiled.sweep(rows.bits, rows.place, rows.begin, (begin, end), sums, value, place),
+        lambda begin, end: compiled.sweep(rows.bits, rows.place, rows.begin, of, (begin, end), sums, value, place),
     )
     best, arg = torch.from_numpy(value), torch.from_numpy(place).to(torch.int64)
     extremes = Extremes(best[0], arg[0], best[1], arg[1])
-    return (_state(rows.place.shape[1], torch.from_numpy(sums), extremes) if moments else {}), extremes
+    count = torch.zeros(groups, dtype=torch.int64).index_add_(0, group, torch.from_numpy(np.diff(rows.begin)))
+    states = [_state(count[g].expand(units), torch.from_numpy(sums[g]), extremes, group == g) for g in range(groups)]
+    return _stacked(states), extremes
 
 
-def _state(count: int, sums: Float[Tensor, "5 unit"], extremes: Extremes) -> State:
+def _stacked(states: list[State]) -> State:
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def _state(
+    count: Int[Tensor, " unit"], sums: Float[Tensor, "5 unit"], extremes: Extremes, mine: Bool[Tensor, " window"]
+) -> State:
+    """The moments of one group, whose windows are `mine`."""
     mean, m2, m3, m4, positive = sums
     low, high = (torch.full((1, len(mean)), limit, device=mean.device) for limit in (torch.inf, -torch.inf))
+    minimum = torch.where(mine[:, None], extremes.minimum, torch.inf)
+    maximum = torch.where(mine[:, None], extremes.maximum, -torch.inf)
     return {
-        "count": torch.full(mean.shape, count, dtype=torch.int64, device=mean.device),
+        "count": count,
         "positive": positive.to(torch.int64),
         "mean": mean,
         "m2": m2,
         "m3": m3,
         "m4": m4,
-        "minimum": torch.cat([low, extremes.minimum]).amin(0).to(torch.float64),
-        "maximum": torch.cat([high, extremes.maximum]).amax(0).to(torch.float64),
+        "minimum": torch.cat([low, minimum]).amin(0).to(torch.float64),
+        "maximum": torch.cat([high, maximum]).amax(0).to(torch.float64),
     }
 
 
-def _reference(x: Float[Tensor, "window token unit"], counted: Counted, *, moments: bool) -> tuple[State, Extremes]:
-    """In torch: twelve passes over each tile in cache, float32 within a tile, float64 across tiles."""
+def _reference(
+    x: Float[Tensor, "window token unit"], counted: Counted, group: Int[Tensor, " window"], groups: int
+) -> tuple[State, Extremes]:
+    """In torch: twelve passes over each tile in cache, float32 within a tile, float64 across tiles. Never waits for a device."""
     windows, _, units = x.shape
     best = x.new_full((2, windows, units), -torch.inf, dtype=torch.float32)
     place = torch.full((2, windows, units), -1, dtype=torch.int64, device=x.device)
-    parts: list[Float[Tensor, "6 window unit"]] = []
+    parts, owners = [x.new_zeros((6, 0, units), dtype=torch.float64)], [group[:0]]
     for tile in tiles(x, counted):
         span = slice(tile.window, tile.window + tile.values.shape[0])
         for end, sign in enumerate((1, -1)):
             _raise_to(best[end, span], place[end, span], tile, sign)
-        if moments:
-            parts.append(_powers(tile))
+        parts.append(_powers(tile))
+        owners.append(group[span])
     extremes = Extremes(best[0], place[0], -best[1], place[1])
-    if not moments:
-        return {}, extremes
-    stacked = torch.cat(parts, 1) if parts else torch.zeros((6, 0, units), dtype=torch.float64, device=x.device)
-    count = int(stacked[0, :, 0].sum()) if units else 0
-    return _state(count, combine(stacked), extremes), extremes
+    stacked, owner = torch.cat(parts, 1), torch.cat(owners)
+    states = []
+    for g in range(groups):
+        mine = torch.where((owner == g)[:, None], stacked, 0)
+        states.append(_state(mine[0].sum(0).to(torch.int64), combine(mine), extremes, group == g))
+    return _stacked(states), extremes
 
 
 def _raise_to(best: Float[Tensor, "window unit"], place: Int[Tensor, "window unit"], tile: Tile, sign: int) -> None:
@@ -137,7 +147,7 @@ def _powers(tile: Tile) -> Float[Tensor, "6 window unit"]:
     )
 
 
-def combine(parts: Float[Tensor, "6 part unit"]) -> Float[Tensor, "5 unit"]:
+def combine(parts: Float[Tensor, "6 part ..."]) -> Float[Tensor, "5 ..."]:
     """Mean, M2, M3, M4 and positive count of the union of parts that have count, mean, M2, M3, M4 and positive count.
 
     About the common mean m, a part with mean m + d has M3' = M3 + 3 d M2 + n d^3 and M4' = M4 + 4 d M3 + 6 d^2 M2 + n d^4.

@@ -61,15 +61,13 @@ def update(
         return
     for part, index in row_tiles(x, counted):
         group = flat[index].to(torch.int64)
-        inside = group >= 0
-        if not bool(inside.all()):
-            part, group = part[inside], group[inside]
-        state["sums"].index_add_(0, group, part.to(torch.float64))
+        part = torch.where((group >= 0).unsqueeze(1), part, 0)
+        state["sums"].index_add_(0, group.clamp_min(0), part.to(torch.float64))
         _count(state, group)
 
 
 def _count(state: State, groups: Int[Tensor, " row"]) -> None:
-    state["counts"] += groups[groups >= 0].to(torch.int64).bincount(minlength=len(state["counts"]))
+    state["counts"].index_add_(0, groups.clamp_min(0), (groups >= 0).to(torch.int64))
 
 
 def merge(state: State, later: State) -> State:

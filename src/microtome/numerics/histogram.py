@@ -1,6 +1,6 @@
 """Counts of each unit's values in bins of equal width, with edges that an earlier pass fixed; mergeable.
 
-Quantiles read off a histogram are as exact as its bins are narrow; those of a sample that is held are in `quantiles`.
+Quantiles of a sample that is held are in `quantiles`.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from microtome.numerics import kernels
 from microtome.numerics.kernels import Counted
 from microtome.numerics.tiles import row_tiles
 
-__all__ = ["init", "merge", "quantile", "shares_below", "update"]
+__all__ = ["init", "merge", "update"]
 
 
 def init(low: Float[Tensor, " unit"], width: Float[Tensor, " unit"], bins: int) -> State:
@@ -53,20 +53,3 @@ def merge(state: State, later: State) -> State:
     for name in ("low", "width"):
         assert torch.equal(state[name], later[name].to(state[name].device)), "histograms with different edges do not merge"
     return state | {"counts": state["counts"] + later["counts"].to(state["counts"].device)}
-
-
-def shares_below(state: State) -> Float[Tensor, "unit edge"]:
-    """The share of a unit's values below each of the bins + 1 edges low, low + width, ...; NaN where nothing was counted."""
-    below = state["counts"].cumsum(1).to(torch.float64)
-    return below[:, :-1] / below[:, -1:]
-
-
-def quantile(state: State, q: Float[Tensor, " q"]) -> Float[Tensor, "unit q"]:
-    """Values below which the shares q of each unit lie, linear within bins; outside of the bins their outer edges."""
-    share = shares_below(state)
-    wanted = q.to(share).expand(len(share), -1).contiguous()
-    right = torch.searchsorted(share.nan_to_num(0.0), wanted).clamp(1, share.shape[1] - 1)
-    below, above = share.gather(1, right - 1), share.gather(1, right)
-    inside = ((wanted - below) / (above - below).clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
-    value = state["low"].unsqueeze(1) + (right - 1 + inside) * state["width"].unsqueeze(1)
-    return torch.where(share[:, -1:].isnan(), torch.nan, value)

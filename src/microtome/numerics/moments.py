@@ -2,20 +2,21 @@
 
 Every tile is centred on its own mean, so a mean of 1000 beside a standard deviation of 0.1 survives; tiles and states join in
 float64. States of units are tensors over units: `update` writes in place, so a state of all experts may be updated through the
-slices of one expert. Covariances between units belong in `gram`, values at tokens in `topk`.
+slices of one expert; `sweep` fills one state for each group of windows in the same read. Covariances between units belong in
+`gram`, values at tokens in `topk`.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from microtome.core import Refusal, State
 from microtome.numerics.extremes import Extremes, combine, one_read
 from microtome.numerics.kernels import Counted
 
-__all__ = ["Moments", "finite", "init", "merge", "result", "sweep", "update"]
+__all__ = ["Moments", "init", "merge", "result", "sweep", "update"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +47,15 @@ class Moments:
         return self.positive / self.count.to(torch.float64)
 
 
-def init(units: int, device: torch.device | str = "cpu") -> State:
-    """The state of nothing seen: count, positive (int64), mean, m2, m3, m4, minimum, maximum (float64), each over units."""
-    numbers = {name: torch.zeros(units, dtype=torch.float64, device=device) for name in ("mean", "m2", "m3", "m4")}
-    counts = {name: torch.zeros(units, dtype=torch.int64, device=device) for name in ("count", "positive")}
+def init(*shape: int, device: torch.device | str = "cpu") -> State:
+    """The state of nothing seen: count, positive (int64), mean, m2, m3, m4, minimum, maximum (float64).
+
+    Each is over units, or for `sweep` over groups and units.
+    """
+    numbers = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name in ("mean", "m2", "m3", "m4")}
+    counts = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name in ("count", "positive")}
     limits = {"minimum": torch.inf, "maximum": -torch.inf}
-    return counts | numbers | {k: torch.full((units,), v, dtype=torch.float64, device=device) for k, v in limits.items()}
+    return counts | numbers | {k: torch.full(shape, v, dtype=torch.float64, device=device) for k, v in limits.items()}
 
 
 def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window token unit"], counted: Counted = None) -> None:
@@ -59,13 +63,16 @@ def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window to
 
     Cost: one read; about 1 ns (bfloat16) to 1.5 ns (float32) a value and core with compiled kernels, 6 ns without.
     """
-    part, _ = one_read(x if x.ndim == 3 else x.unsqueeze(0), counted, moments=True)
-    _store(state, merge(state, part))
+    x = x if x.ndim == 3 else x.unsqueeze(0)
+    part, _ = one_read(x, counted, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
+    _store(state, merge(state, {name: value[0] for name, value in part.items()}))
 
 
-def sweep(state: State, x: Float[Tensor, "window token unit"], counted: Counted = None) -> Extremes:
-    """`update` and `extremes.window_extremes` in one read of `x`."""
-    part, extremes = one_read(x, counted, moments=True)
+def sweep(
+    state: State, x: Float[Tensor, "window token unit"], group: Integer[Tensor, " window"], counted: Counted = None
+) -> Extremes:
+    """Add each window to the row `group[window]` of a state over groups and units; its extremes, from the same read of `x`."""
+    part, extremes = one_read(x, counted, group, len(state["mean"]))
     _store(state, merge(state, part))
     return extremes
 
@@ -91,15 +98,10 @@ def merge(state: State, later: State) -> State:
     }
 
 
-def finite(state: State) -> bool:
-    """Whether all values so far were numbers: one NaN or infinity in the stream shows for ever in the mean."""
-    return bool(torch.isfinite(state["mean"]).all())
-
-
 def result(state: State) -> Moments:
-    """The moments of everything seen.
+    """The moments of everything seen, of a state over units.
 
-    Errors: `Refusal` where NaN or infinities came in.
+    Errors: `Refusal` where NaN or infinities came in: one in the stream shows for ever in the mean.
     """
     bad = int((~torch.isfinite(state["mean"])).sum())
     if bad:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 
-__all__ = ["dequantise", "quantise"]
+__all__ = ["quantise"]
 
 
 def quantise(x: Float[Tensor, "*row k"]) -> tuple[Int8[Tensor, "*row k"], Float[Tensor, "*row"]]:
@@ -17,18 +17,14 @@ def quantise(x: Float[Tensor, "*row k"]) -> tuple[Int8[Tensor, "*row k"], Float[
 
     The error |x - code * scale| is at most scale / 2 (and one rounding). A row of zeros has scale 0. The code -128 is never
     made: tables use it for a place without a token.
-    Errors: `Refusal` for NaN or infinities.
+    Errors: `Refusal` for NaN or infinities; on another device than the CPU, where looking would be waiting, a row that holds any
+    gets a scale that is no number or infinite.
     """
     x = x.to(torch.float32)
     largest = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
-    if not bool(torch.isfinite(largest).all()):
+    if x.device.type == "cpu" and not bool(torch.isfinite(largest).all()):
         raise Refusal("quantising rows", why="a row holds NaN or infinities", instead="leave such rows out")
     tiny = torch.finfo(torch.float32).tiny
     scale = torch.where(largest > 0, (largest / 127).clamp(min=tiny), largest)
     codes = (x / scale.clamp(min=tiny).unsqueeze(-1)).round().clamp(-127, 127)
     return codes.to(torch.int8), scale
-
-
-def dequantise(codes: Int8[Tensor, "*row k"], scale: Float[Tensor, "*row"]) -> Float[Tensor, "*row k"]:
-    """The values that codes stand for: code * scale."""
-    return codes.to(torch.float32) * scale.unsqueeze(-1)

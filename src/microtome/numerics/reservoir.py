@@ -46,8 +46,8 @@ def update(
     """Offer rows, or the counted tokens of windows, in place; returns the source of each entry of the new samples.
 
     A key is met once. Units of several layers get samples of their own by seeds of their own. A source below n is the slot
-    that the entry had before, n + r is row r (of windows: r = window * tokens + token); `topk.fresh` and `topk.carry` read
-    sources, of states whose first two axes are flattened into one. NaN is never taken.
+    that the entry had before, n + r is row r (of windows: r = window * tokens + token); `topk.fresh` reads sources, of
+    states whose first two axes are flattened into one. NaN is never taken.
     Cost: one hash per value: about 1.3 ns a value and core with compiled kernels, 9 ns without.
     """
     shape = state["hashes"].shape
@@ -85,15 +85,13 @@ def _offer(
     row, unit = ((hashes < state["hashes"][..., -1].amax(1)) & ~values.isnan()).nonzero(as_tuple=True)
     value, score = values[row, unit], hashes[row, unit]
     part = unit * deciles + (state["edges"][unit] <= value.unsqueeze(1)).sum(1)
-    keep = score < state["hashes"].view(-1, n)[part, -1]
-    row, value, score, part = row[keep], value[keep], score[keep], part[keep]
-    order = score.argsort(stable=True)
+    keep = (score < state["hashes"].view(-1, n)[part, -1]).nonzero()[:, 0]
+    order = keep[score[keep].argsort(stable=True)]
     order = order[part[order].argsort(stable=True)]
     row, value, score, part = row[order], value[order], score[order], part[order]
-    parts, counts = part.unique_consecutive(return_counts=True)
-    rank = torch.arange(len(part), device=part.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    place = torch.arange(len(parts), device=part.device).repeat_interleave(counts)
-    few = rank < n
+    parts, place, counts = part.unique_consecutive(return_inverse=True, return_counts=True)
+    rank = torch.arange(len(part), device=part.device) - (counts.cumsum(0) - counts)[place]
+    few = (rank < n).nonzero()[:, 0]
     place, rank, row, value, score = place[few], rank[few], row[few], value[few], score[few]
     new = torch.full((len(parts), n), EMPTY, device=part.device)
     came = torch.zeros_like(new)

@@ -44,7 +44,9 @@ def tiles(x: Float[Tensor, "window token unit"], counted: Counted = None, room: 
         for token in range(start, stop, length):
             part = (slice(window, window + group), slice(token, min(stop, token + length)))
             inside = None if mask is None else mask[part]
-            yield Tile(x[part].to(torch.float32), window, token, None if inside is None or bool(inside.all()) else inside)
+            if inside is not None and inside.device.type == "cpu" and bool(inside.all()):  # elsewhere looking would be waiting
+                inside = None
+            yield Tile(x[part].to(torch.float32), window, token, inside)
 
 
 def row_tiles(
@@ -59,4 +61,5 @@ def row_tiles(
         if tile.mask is None:
             yield tile.values.reshape(windows * tokens, units), index.flatten()
         else:
-            yield tile.values[tile.mask], index[tile.mask]
+            row, token = tile.mask.nonzero(as_tuple=True)
+            yield tile.values[row, token], index[row, token]

@@ -9,13 +9,13 @@ belong in `reservoir`, rows of matrix products in `matmul_topk`.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import State
 from microtome.numerics import kernels
 
-__all__ = ["Fresh", "carry", "fresh", "init", "merge", "merge_topk", "update"]
+__all__ = ["Fresh", "fresh", "init", "merge", "merge_topk", "update"]
 
 _CHUNK = 256
 """Rows that the torch path sorts at a time."""
@@ -44,7 +44,7 @@ def update(
     """Offer a value of every unit per row, in place; returns the source of each entry of the new lists.
 
     Keys are not negative, and a unit meets each key once. NaN and -inf are never taken. A source below k is the slot that the
-    entry had before; k + r is row r; see `fresh` and `carry`. An empty slot's source is a slot.
+    entry had before; k + r is row r; see `fresh`. An empty slot's source is a slot.
     Cost: one comparison per value, and an insertion for the ever fewer that enter.
     """
     held = state["values"].shape[1]
@@ -118,10 +118,3 @@ def fresh(source: Int[Tensor, "unit k"], held: int) -> Fresh:
     """The entries that came from rows rather than from one of the `held` slots, by unit and slot."""
     unit, slot = (source >= held).nonzero(as_tuple=True)
     return Fresh(unit, slot, source[unit, slot] - held)
-
-
-def carry(payload: Shaped[Tensor, "unit k *rest"], source: Int[Tensor, "unit k"]) -> Shaped[Tensor, "unit k *rest"]:
-    """Move what goes along with entries to their new slots; at fresh slots something old stays, to be overwritten."""
-    held = payload.shape[1]
-    slots = torch.where(source < held, source, torch.arange(source.shape[1], device=source.device).clamp(max=held - 1))
-    return payload[torch.arange(payload.shape[0], device=payload.device).unsqueeze(1), slots]

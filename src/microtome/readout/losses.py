@@ -14,25 +14,38 @@ from microtome.core import Site
 from microtome.numerics import bootstrap_interval
 from microtome.readout.sample import Tokens
 
-__all__ = ["LayerLoss", "layer_loss", "shuffled_targets", "unigram_entropy"]
+__all__ = ["DRAWS", "LayerLoss", "layer_loss", "shuffled_targets", "unigram_entropy"]
 
+DRAWS = 100
+"""Permutations of the targets."""
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """Loss of a site in nats per token, beside the loss of the same states against other tokens' targets.
+    """Loss of a site in nats per token, beside the losses of the same states against other tokens' targets.
 
-    `low` and `high` bound the mean at 95 %, whole documents drawn anew; None where there is but one document.
+    `low` and `high` bound the mean at 95 %, whole documents drawn anew; None where there is but one document. `shuffled` has one loss
+    per draw (see `shuffled_targets`).
     """
 
     site: Site
     loss: float
     low: float | None
     high: float | None
-    shuffled: float
+    shuffled: tuple[float, ...]
     tokens: int
     documents: int
+
+    @property
+    def control(self) -> float:
+        """The mean loss over the draws."""
+        return sum(self.shuffled) / len(self.shuffled)
+
+    @property
+    def p(self) -> float:
+        """How often states without their own targets do as well: (1 + draws of at most this loss) / (1 + draws)."""
+        return (1 + sum(each <= self.loss for each in self.shuffled)) / (1 + len(self.shuffled))
 
 
 def layer_loss(sample: Tokens, logits: Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]) -> LayerLoss:
@@ -43,7 +56,7 @@ def layer_loss(sample: Tokens, logits: Callable[[Float[Tensor, "row d_model"]], 
     Source: nostalgebraist 2020, the logit lens (no arXiv entry); Geva et al. 2021, arXiv:2012.14913, section 5.
     """
     assert len(sample.target), "an empty sample has no loss"
-    targets = torch.stack([sample.target, shuffled_targets(sample)], 1)
+    targets = torch.cat([sample.target[:, None], shuffled_targets(sample).T], 1)
     parts = []
     with torch.inference_mode():
         for states, wanted in zip(sample.values.split(_ROWS), targets.split(_ROWS), strict=True):
@@ -55,15 +68,20 @@ def layer_loss(sample: Tokens, logits: Callable[[Float[Tensor, "row d_model"]], 
     if documents > 1:
         sums = torch.zeros(documents, dtype=torch.float64).index_add_(0, group, losses[:, 0])
         low, high = (float(end) for end in bootstrap_interval(sums, group.bincount().double()))
-    return LayerLoss(sample.site, float(losses[:, 0].mean()), low, high, float(losses[:, 1].mean()), len(losses), documents)
+    own, *shuffled = losses.mean(0).tolist()
+    return LayerLoss(sample.site, own, low, high, tuple(shuffled), len(losses), documents)
 
 
-def shuffled_targets(sample: Tokens) -> Int[Tensor, " row"]:
-    """Each token's target replaced by that of the token with the next higher hash: a fixed permutation without fixed points."""
+def shuffled_targets(sample: Tokens) -> Int[Tensor, "draw row"]:
+    """For each token the target of the token whose hash comes next, or second, ... or hundredth; after the last comes the first.
+
+    Fixed permutations, fewer of them where there are fewer tokens. Of two or more tokens none keeps its own, though a frequent target
+    may be replaced by its like.
+    """
     order = sample.hash.argsort(stable=True)
-    shuffled = torch.empty_like(sample.target)
-    shuffled[order] = sample.target[order].roll(-1)
-    return shuffled
+    ordered = sample.target[order]
+    shuffled = torch.stack([ordered.roll(-shift) for shift in range(1, max(2, min(DRAWS + 1, len(ordered))))])
+    return torch.empty_like(shuffled).index_copy_(1, order, shuffled)
 
 
 def unigram_entropy(counts: Int[Tensor, " vocab"]) -> float:

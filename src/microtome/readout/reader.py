@@ -16,6 +16,9 @@ from microtome.model import Norm, Weights
 
 __all__ = ["Reader", "fold_norm", "output_reader", "written"]
 
+_BLOCK = 4096
+"""Tokens folded at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -37,28 +40,35 @@ class Reader:
         return ((rows @ self.covariance) * rows).sum(1).clamp(min=0).sqrt()
 
 
-def output_reader(weights: Weights, exclude: Collection[int] = ()) -> Reader:
+def output_reader(weights: Weights, exclude: Collection[int] = (), *, device: torch.device | None = None) -> Reader:
     """The reader of a model's output: W_U (W_E without a head), gain of the final norm folded in, centred over tokens.
 
     Gain-only: the norm's division by the stream's length is left out, which keeps the reading linear and changes no ranking;
     a layer norm's centring is linear and is folded in. Centring over tokens changes no softmax. `exclude` are token ids that
-    nobody wants to see: special and unused ones. Cost: one float32 copy of the matrix and 2 vocab d_model^2 FLOP.
+    nobody wants to see: special and unused ones. It is kept on `device`, by default that of the weights.
+    Cost: memory for one float32 copy of the matrix, 2 vocab d_model^2 FLOP.
     Source: Geva et al. 2022, arXiv:2203.14680, section 3.
     """
     source: Literal["W_U", "W_E"] = "W_U" if weights.has("W_U") else "W_E"
-    matrix = weights.get("W_U") if source == "W_U" else weights.get("W_E").T
-    tokens = torch.arange(matrix.shape[1], device=matrix.device)
+    rows = weights.get("W_U").T if source == "W_U" else weights.get("W_E")
+    device = device or rows.device
+    tokens = torch.arange(len(rows))
     if exclude:
-        unwanted = torch.tensor(sorted(exclude), device=matrix.device)
-        tokens = tokens[~torch.isin(tokens, unwanted)]
+        tokens = tokens[~torch.isin(tokens, torch.tensor(sorted(exclude)))]
         if not len(tokens):
             raise Refusal("token vectors", why="every token is excluded", instead="exclude fewer")
-        matrix = matrix[:, tokens]
-    folded = matrix.float()
-    if weights.has("final_norm"):
-        folded = fold_norm(weights.norm("final_norm"), folded.T).T
-    folded = (folded - folded.mean(1, keepdim=True)).contiguous()
-    return Reader(folded, tokens, source, (folded @ folded.T / folded.shape[1]).double())
+    norm = weights.norm("final_norm") if weights.has("final_norm") else None
+    folded = torch.empty((len(tokens), rows.shape[1]), dtype=torch.float32, device=device)
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+    for block, mine in zip(folded.split(_BLOCK), tokens.split(_BLOCK), strict=True):
+        vectors = rows[mine.to(rows.device)].to(folded)
+        block.copy_(vectors if norm is None else fold_norm(norm, vectors))
+        mean += block.sum(0, dtype=torch.float64) / len(tokens)
+    covariance = torch.zeros((rows.shape[1], rows.shape[1]), dtype=torch.float64, device=device)
+    for block in folded.split(_BLOCK):
+        block -= mean.float()
+        covariance += (block.T @ block).double() / len(tokens)
+    return Reader(folded.T, tokens.to(device), source, covariance)
 
 
 def fold_norm(norm: Norm, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

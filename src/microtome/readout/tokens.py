@@ -14,24 +14,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.numerics import matmul_topk
+from microtome.readout.nulls import central_interval
 from microtome.readout.reader import Reader
 
-__all__ = ["ENDS", "RandomDirections", "TopTokens", "chance", "random_directions", "tokens_table", "top_tokens"]
+__all__ = ["ENDS", "RandomDirections", "TopTokens", "chance", "random_directions", "read_random", "tokens_table", "top_tokens"]
 
 ENDS = ("+", "-")
+_MARGIN = 6
+"""Tokens beyond the k-th that are looked at again in float64, should float32 have put one of them too low."""
+_GATHERED = 1 << 22
+"""Numbers of token vectors gathered at a time."""
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
 class RandomDirections:
-    """What directions without meaning look like: scores of random directions of length 1, isotropic, drawn once per run.
+    """What directions without meaning look like: scores of random directions of length 1.
 
-    `scores[r]` is the mean score of their r-th token; `strength` the strengths (see `TopTokens`) of all draws, ascending. By
-    symmetry both ends of a draw are draws, and a demoted token scores the negative of a promoted one.
+    `scores[r]` is the mean score of their r-th token; `strength` (see `TopTokens`) that of both ends of each. By symmetry both ends
+    of a draw are draws, and a demoted token scores the negative of a promoted one.
     """
 
     scores: Float[Tensor, " k"]
-    strength: Float[Tensor, " draw"]
-    draws: int
+    strength: Float[Tensor, "draw end"]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where 95 % of the strengths are."""
+        low, high = central_interval(self.strength.flatten()).tolist()
+        return low, high
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +61,32 @@ class TopTokens:
 
 
 def random_directions(reader: Reader, k: int = 10, draws: int = 1024, *, seed: int) -> RandomDirections:
-    """Read `draws` random directions once; every length follows, because scores scale with it.
+    """Read `draws` directions drawn from all directions alike.
 
     Cost: 2 draws d_model vocab FLOP.
     """
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(draws, reader.matrix.shape[0], generator=generator)
-    directions = (directions / directions.norm(dim=1, keepdim=True)).to(reader.matrix)
-    _, scores = _both_ends(directions, reader, k)
+    return read_random(torch.randn(draws, reader.matrix.shape[0], generator=generator), reader, k)
+
+
+def read_random(directions: Float[Tensor, "draw d_model"], reader: Reader, k: int = 10) -> RandomDirections:
+    """Read random directions once, at length 1; every length follows, because scores scale with it.
+
+    Cost: 2 draw d_model vocab FLOP.
+    """
+    rows = directions.double()
+    rows = (rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)).to(reader.matrix)
+    _, scores = _both_ends(rows, reader, k)
     magnitude = scores.abs().double()
-    strength = magnitude[:, :, 0] / reader.spread(directions)[:, None]
-    return RandomDirections(magnitude.mean((0, 1)), strength.flatten().sort().values.cpu(), draws)
+    strength = magnitude[:, :, 0] / reader.spread(rows).clamp(min=_TINY)[:, None]
+    return RandomDirections(magnitude.mean((0, 1)).cpu(), strength.cpu())
 
 
 def top_tokens(directions: Float[Tensor, "unit d_model"], reader: Reader, random: RandomDirections) -> TopTokens:
-    """The tokens that each direction promotes and demotes most, exactly, as many as `random` has ranks.
+    """The tokens that each direction promotes and demotes most, as many as `random` has ranks.
 
-    Ties go to the lower token id. Cost: 2 unit d_model vocab FLOP; never holds more than a tile of scores.
+    Scores are rounded to float32 after they are summed in float64, so that they are the same on any device and any number of threads;
+    ties go to the lower token id. Cost: 2 unit d_model vocab FLOP; never holds more than a tile of scores.
     Source: Geva et al. 2022, arXiv:2203.14680, section 3.
     """
     rows = directions.to(reader.matrix)
@@ -74,16 +94,15 @@ def top_tokens(directions: Float[Tensor, "unit d_model"], reader: Reader, random
     lengths = rows.double().norm(dim=1)
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=rows.device)
     control = lengths[:, None, None] * sign[:, None] * random.scores.to(rows.device)
-    spread = reader.spread(rows)
-    strength = scores[:, :, 0].double() * sign / spread.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-    return TopTokens(tokens, scores, control.float(), strength)
+    strength = scores[:, :, 0].double() * sign / reader.spread(rows).clamp(min=_TINY)[:, None]
+    return TopTokens(tokens.cpu(), scores.cpu(), control.float().cpu(), strength.cpu())
 
 
 def chance(strength: Float[Tensor, "..."], random: RandomDirections) -> Float[Tensor, "..."]:
     """P-values: how often a random direction is as strong, (1 + draws at least as strong) / (1 + draws)."""
-    total = len(random.strength)
-    below = torch.searchsorted(random.strength, strength.double().cpu().contiguous())
-    return (1 + total - below).double() / (1 + total)
+    null = random.strength.flatten().sort().values
+    below = torch.searchsorted(null, strength.double().cpu().contiguous())
+    return (1 + len(null) - below).double() / (1 + len(null))
 
 
 def tokens_table(addresses: Sequence[str], top: TopTokens) -> pa.Table:
@@ -110,6 +129,14 @@ def _both_ends(
     directions: Float[Tensor, "unit d_model"], reader: Reader, k: int
 ) -> tuple[Int[Tensor, "unit end k"], Float[Tensor, "unit end k"]]:
     """Token ids and scores at both ends; fewer than k where the vocabulary is smaller."""
-    ends = matmul_topk(directions, reader.matrix, min(k, len(reader.tokens)))
-    columns = torch.stack([ends.top_index, ends.bottom_index], 1)
-    return reader.tokens[columns], torch.stack([ends.top, ends.bottom], 1)
+    k = min(k, len(reader.tokens))
+    ends = matmul_topk(directions, reader.matrix, min(k + _MARGIN, len(reader.tokens)))
+    columns = torch.stack([ends.top_index, ends.bottom_index], 1).sort(-1).values
+    vectors, tokens, scores = reader.matrix.T, [], []
+    rows = max(1, _GATHERED // (columns[0].numel() * vectors.shape[1])) if len(columns) else 1
+    for direction, column in zip(directions.split(rows), columns.split(rows), strict=True):
+        exact = torch.einsum("ud,uekd->uek", direction.double(), vectors[column].double()).float()
+        best = torch.sort(torch.stack([exact[:, 0], -exact[:, 1]], 1), dim=-1, descending=True, stable=True).indices[..., :k]
+        tokens.append(reader.tokens[column.gather(-1, best)])
+        scores.append(exact.gather(-1, best))
+    return torch.cat(tokens), torch.cat(scores)

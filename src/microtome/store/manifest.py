@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from microtome.core import Refusal
 from microtome.store.files import committed
@@ -81,20 +81,28 @@ def read_manifest(atlas: Path) -> Manifest:
         raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
     try:
         raw = json.loads(path.read_bytes())
-        version = raw.get("schema_version", 0)
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise Refusal(
-                str(atlas),
-                why=f"it has schema version {version}, newer than {SCHEMA_VERSION}, the newest this microtome reads",
-                instead="upgrade microtome",
-            )
-        return Manifest.model_validate(raw)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        _require_known(atlas, raw.get("schema_version"))
+        manifest = Manifest.model_validate(raw)
+    except Refusal:
+        raise
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Refusal(
             str(path),
             why="it is damaged, or not the manifest of a microtome atlas",
             instead="name a folder that `microtome build` has made; where this is one, build it again in a new folder",
         ) from error
+    _require_known(atlas, manifest.schema_version)
+    return manifest
+
+
+def _require_known(atlas: Path, version: object) -> None:
+    """Refuse a newer schema, before its fields are looked at."""
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise Refusal(
+            str(atlas),
+            why=f"it has schema version {version}, newer than {SCHEMA_VERSION}, the newest this microtome reads",
+            instead="upgrade microtome",
+        )
 
 
 def write_manifest(atlas: Path, manifest: Manifest) -> None:

@@ -5,16 +5,17 @@ Which states there are, and when they are merged, belongs in `engine`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from microtome.core import State
 from microtome.store.files import committed, digest
 
-__all__ = ["Damaged", "delete_states", "has_states", "read_states", "write_states"]
+__all__ = ["Damaged", "StoredStates", "delete_states", "has_states", "read_states", "write_states"]
 
 _SEPARATOR = "|"
 
@@ -24,6 +25,27 @@ class Damaged:
     """A state file whose bytes are not those that were written."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class StoredStates(Mapping[str, State]):
+    """States of folds in a file, by fold name: a state is mapped into memory when it is asked for, and gone with its tensors."""
+
+    path: Path
+    keys_of: Mapping[str, tuple[str, ...]]
+
+    def __getitem__(self, fold: str) -> State:
+        """The tensors of one fold."""
+        with safe_open(self.path, "pt") as file:
+            return {key: file.get_tensor(f"{fold}{_SEPARATOR}{key}") for key in self.keys_of[fold]}
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the folds."""
+        return iter(self.keys_of)
+
+    def __len__(self) -> int:
+        """How many folds there are."""
+        return len(self.keys_of)
 
 
 def _files(stem: Path) -> tuple[Path, Path]:
@@ -50,8 +72,8 @@ def has_states(stem: Path) -> bool:
     return marker.exists() and data.exists()
 
 
-def read_states(stem: Path) -> dict[str, State] | Damaged:
-    """The states committed under `stem`, or word that the file is damaged. Cost: two reads of the file."""
+def read_states(stem: Path) -> StoredStates | Damaged:
+    """The states committed under `stem`, or word that the file is damaged. Cost: one read of the file; states come when asked for."""
     data, marker = _files(stem)
     try:
         recorded = json.loads(marker.read_bytes())
@@ -60,13 +82,14 @@ def read_states(stem: Path) -> dict[str, State] | Damaged:
         return Damaged(marker)
     if digest(data) != written:
         return Damaged(data)
-    states: dict[str, State] = {fold: {} for fold in folds}
-    for name, tensor in load_file(data).items():
-        fold, _, key = name.rpartition(_SEPARATOR)
-        if fold not in states:
-            return Damaged(marker)
-        states[fold][key] = tensor
-    return states
+    keys: dict[str, list[str]] = {fold: [] for fold in folds}
+    with safe_open(data, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is no mapping
+            fold, _, key = name.rpartition(_SEPARATOR)
+            if fold not in keys:
+                return Damaged(marker)
+            keys[fold].append(key)
+    return StoredStates(data, {fold: tuple(names) for fold, names in keys.items()})
 
 
 def delete_states(stem: Path) -> None:

@@ -89,7 +89,7 @@ _ROWS: Final = (
     _spec(
         "tokens",
         "a token of the vocabulary that a unit's written direction promotes (end +) or demotes (end -); "
-        "control is the mean score at the same rank of random directions of the same norm",
+        "control is the mean score at the same rank of random mixtures of the units of its layer, of the same norm",
         "unit end rank",
         unit=_ADDRESS,
         end=_WORD,
@@ -214,26 +214,49 @@ def table_path(atlas: Path, table: str, writer: str) -> Path:
     return atlas / "tables" / table / f"{writer}.parquet"
 
 
-def write_table(atlas: Path, name: str, writer: str, table: pa.Table) -> Path:
-    """Sort `table` by its key, cast it to its schema and commit it as `tables/<name>/<writer>.parquet`.
+def write_table(atlas: Path, name: str, writer: str, rows: pa.Table | Iterable[pa.Table]) -> Path:
+    """Sort rows by the table's key, cast them to its schema and commit them as `tables/<name>/<writer>.parquet`.
 
-    Errors: `Refusal` where a column is missing, unknown or not castable.
+    `rows` is one table, or pieces of one of which only one is held at a time: every row of a piece comes before those of the next.
+    Errors: `Refusal` where a column is missing, unknown or not castable; `ValueError` where pieces overlap; then no file is left.
     """
     spec = TABLES[name]
+    path = table_path(atlas, name, writer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last: list[Any] | None = None
+    with committed(path) as temporary, pq.ParquetWriter(temporary, spec.schema, **_OPTIONS) as file:
+        for piece in (rows,) if isinstance(rows, pa.Table) else rows:
+            ordered = _ordered(spec, piece)
+            if not ordered.num_rows:
+                continue
+            first = _key(spec, ordered, 0)
+            if last is not None and _comparable(first) <= _comparable(last):
+                raise ValueError(f"pieces of table {name} overlap: {first} comes after {last}")
+            last = _key(spec, ordered, ordered.num_rows - 1)
+            file.write_table(ordered, row_group_size=1 << 16)
+    return path
+
+
+def _ordered(spec: TableSpec, table: pa.Table) -> pa.Table:
+    """The rows sorted by the key, in the columns and types of the schema."""
     if set(table.column_names) != set(spec.schema.names):
         raise Refusal(
-            f"table {name}",
+            f"table {spec.name}",
             why=f"columns are {', '.join(table.column_names)}",
             instead=f"write exactly {', '.join(spec.schema.names)}",
         )
     plain = table.select(spec.schema.names)
     indices = np.lexsort([_rank(plain[key]) for key in reversed(spec.key)])
-    ordered = plain.take(indices).cast(spec.schema).unify_dictionaries().combine_chunks()
-    path = table_path(atlas, name, writer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as temporary:
-        pq.write_table(ordered, temporary, row_group_size=1 << 16, **_OPTIONS)
-    return path
+    return plain.take(indices).cast(spec.schema).unify_dictionaries().combine_chunks()
+
+
+def _key(spec: TableSpec, table: pa.Table, row: int) -> list[Any]:
+    return [table[column][row].as_py() for column in spec.key]
+
+
+def _comparable(key: list[Any]) -> list[tuple[bool, Any]]:
+    """Missing values first."""
+    return [(value is not None, value if value is not None else 0) for value in key]
 
 
 def stream_table(atlas: Path, name: str, writer: str, batches: Iterable[pa.RecordBatch]) -> Path:

@@ -13,5 +13,4 @@ from microtome.vocabulary.lens import VocabularyLens as VocabularyLens
 from microtome.vocabulary.lens import all_head_scores as all_head_scores
 from microtome.vocabulary.values import Values as Values
 from microtome.vocabulary.values import read_values as read_values
-from microtome.vocabulary.words import token_texts as token_texts
 from microtome.vocabulary.words import unreadable_tokens as unreadable_tokens

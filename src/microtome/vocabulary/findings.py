@@ -8,12 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.readout import LayerLoss, RandomDirections
+from microtome.numerics import benjamini_hochberg
+from microtome.readout import LayerLoss, central_interval, quoted
 from microtome.vocabulary.heads import HeadScores
-from microtome.vocabulary.values import CONTROL, READ_STATS, Values
-from microtome.vocabulary.words import quoted
+from microtome.vocabulary.values import CONTROL, READ_STATS, Readable, Values
 
-__all__ = ["COMPOSED", "ROTATED", "SHUFFLED", "Row", "head_findings", "in_turn", "loss_findings", "value_findings"]
+__all__ = [
+    "COMPOSED",
+    "ROTATED",
+    "SHUFFLED",
+    "Row",
+    "head_findings",
+    "in_turn",
+    "loss_findings",
+    "readable_findings",
+    "value_findings",
+]
 
 LARGEST_Q: Final = 0.01
 LEAST_EFFECT: Final = 0.3
@@ -41,10 +51,14 @@ def head_findings(scores: Mapping[str, Sequence[HeadScores]], q: Mapping[str, Se
             effect = (each.values.double() - each.control).abs()
             for head in ((quality <= LARGEST_Q) & (effect >= LEAST_EFFECT)).nonzero()[:, 0].tolist():
                 value, control = float(each.values[head]), float(each.control[head])
+                low, high = each.interval[:, head].tolist()
                 address = f"heads.{each.layer}/{head}"
                 says = (more if value > control else less).format(head=address)
                 name = stat.replace("_", " ").removesuffix(" score")
-                sentence = f"{says}: {name} score {value:+.2f} ({control:+.2f} ± {each.spread[head]:.2f} when rotated inside)"
+                sentence = (
+                    f"{says}: {name} score {value:+.2f} (rotated inside: {control:+.2f}, "
+                    f"95 % of {len(each.draws)} draws within {low:+.2f} to {high:+.2f})"
+                )
                 row = _row(kind, address, sentence, value, control, ROTATED, float(quality[head]))
                 found.append((-float(effect[head]), each.layer, head, row))
         kinds.append([row for *_, row in sorted(found, key=lambda entry: entry[:3])[:HEADS]])
@@ -56,28 +70,45 @@ def in_turn(*lists: Sequence[Row]) -> list[Row]:
     return [row for rank in zip_longest(*lists) for row in rank if row is not None]
 
 
-def value_findings(
-    values: Sequence[Values], q: Float[Tensor, "unit end"], random: RandomDirections, texts: Sequence[str]
-) -> list[Row]:
-    """How many units can be read at all, then the units whose first tokens stand out most, q at most 0.01."""
-    strength = torch.cat([block.top.strength for block in values]).cpu()
-    chance = float(random.strength.mean())
-    addresses = [address for block in values for address in block.addresses]
-    readable = (q <= LARGEST_Q).any(1)
-    rows: list[Row] = [_summary(values, readable, chance)]
-    best = torch.where(q <= LARGEST_Q, strength, -torch.inf)
-    order = best.max(1).values.argsort(descending=True, stable=True)[:UNITS].tolist()
-    tokens = torch.cat([block.top.tokens for block in values]).cpu()
-    for unit in order:
-        end = int(best[unit].argmax())
-        value = float(best[unit, end])
-        if value == float("-inf"):
+def value_findings(values: Sequence[Values], q: Float[Tensor, "unit end"], texts: Sequence[str]) -> list[Row]:
+    """The units whose first token stands out most, q at most 0.01; of those that write one word the one that stands out most."""
+    strength = torch.cat([block.top.strength for block in values])
+    best, ends = torch.where(q <= LARGEST_Q, strength, -torch.inf).max(1)
+    owner = torch.cat([torch.full((len(block.top.strength),), index) for index, block in enumerate(values)])
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), owner.bincount(minlength=len(values)).cumsum(0)])
+    found: dict[str, Row] = {}
+    for unit in best.argsort(descending=True, stable=True).tolist():
+        if float(best[unit]) == float("-inf") or len(found) == UNITS:
             break
-        words = quoted([texts[int(token)] for token in tokens[unit, end]])
+        block, end = values[int(owner[unit])], int(ends[unit])
+        place = unit - int(first[owner[unit]])
+        tokens = [texts[int(token)] for token in block.top.tokens[place, end]]
+        if (word := tokens[0].strip().casefold() or tokens[0]) in found:
+            continue
+        address = block.addresses[place]
         verb = "writes" if READ_STATS[end] == "read_top" else "writes, when negative,"
-        sentence = f"{addresses[unit]} {verb} {words} (z {value:.1f}; chance {chance:.1f})"
-        rows.append(_row("value vector", addresses[unit], sentence, value, chance, CONTROL, float(q[unit, end])))
-    return rows
+        null, (low, high) = block.random.strength, block.random.interval
+        chance = float(null.mean())
+        sentence = (
+            f"{address} {verb} {quoted(tokens)}: the first stands out by {float(best[unit]):.1f} standard deviations "
+            f"(mixtures of its layer's units: {chance:.1f}, 95 % of {null.numel()} within {low:.1f} to {high:.1f})"
+        )
+        found[word] = _row("value vector", address, sentence, float(best[unit]), chance, CONTROL, float(q[unit, end]))
+    return list(found.values())
+
+
+def readable_findings(layers: Sequence[Readable], q: Float[Tensor, "unit end"]) -> list[Row]:
+    """The layer most of whose units can be read, if more can than by chance, and how many of all units are found one by one."""
+    most = max(layers, key=lambda each: each.share)
+    if most.q > LARGEST_Q or most.share <= most.control:
+        return []
+    sentence = (
+        f"{100 * most.share:.1f} % of the feed-forward units of layer {most.layer}, more than of any other, write a token that stands "
+        f"out from 99 % of mixtures of them (as many mixtures: {100 * most.control:.1f} %, 95 % of draws within {100 * most.low:.1f} "
+        f"to {100 * most.high:.1f}); one by one {100 * float((q <= LARGEST_Q).any(1).double().mean()):.1f} % of all units do "
+        f"(q <= {LARGEST_Q})"
+    )
+    return [_row("readable units", f"layer {most.layer}", sentence, most.share, most.control, CONTROL, most.q)]
 
 
 def loss_findings(losses: Sequence[LayerLoss], unigram: float, objective: str) -> list[Row]:
@@ -90,31 +121,17 @@ def loss_findings(losses: Sequence[LayerLoss], unigram: float, objective: str) -
         if since is None
         else f"from {losses[since].site} on it is below that of token frequencies alone, {unigram:.2f}"
     )
+    low, high = central_interval(torch.tensor(last.shuffled)).tolist()
     sentence = (
         f"read through the model's own head, the {objective.replace('_', ' ')} loss goes from {first.loss:.2f} nats at {first.site} "
-        f"to {last.loss:.2f} at {last.site} (another token's target: {last.shuffled:.2f}); {turn}"
+        f"to {last.loss:.2f} at {last.site} (another token's target: {last.control:.2f}, 95 % of {len(last.shuffled)} draws within "
+        f"{low:.2f} to {high:.2f}); {turn}"
     )
-    return [_row("loss by layer", str(last.site), sentence, last.loss, last.shuffled, SHUFFLED, None)]
+    q = benjamini_hochberg(torch.tensor([each.p for each in losses], dtype=torch.float64))
+    return [_row("loss by layer", str(last.site), sentence, last.loss, last.control, SHUFFLED, float(q[-1]))]
 
 
-def _summary(values: Sequence[Values], readable: Tensor, chance: float) -> Row:
-    sizes = [len(block.top.tokens) for block in values]
-    shares: dict[int, list[float]] = {}
-    for block, part in zip(values, readable.split(sizes), strict=True):
-        shares.setdefault(block.layer, []).append(float(part.double().mean()))
-    by_layer = {layer: sum(parts) / len(parts) for layer, parts in shares.items()}
-    most = max(by_layer, key=lambda layer: by_layer[layer])
-    share = float(readable.double().mean())
-    sentence = (
-        f"{100 * share:.1f} % of feed-forward units write tokens that stand out from those of random directions (q <= {LARGEST_Q}), "
-        f"most in layer {most}: {100 * by_layer[most]:.1f} %"
-    )
-    return _row("readable units", f"layer {most}", sentence, share, None, CONTROL, None)
-
-
-def _row(
-    kind: str, subject: str, sentence: str, value: float, control: float | None, control_kind: str, q: float | None
-) -> dict[str, Any]:
+def _row(kind: str, subject: str, sentence: str, value: float, control: float, control_kind: str, q: float) -> dict[str, Any]:
     return {
         "kind": kind, "subject": subject, "sentence": sentence, "value": value, "control": control,
         "control_kind": control_kind, "q": q,

@@ -3,11 +3,16 @@
 The scores are functions of W_V W_O and W_Q W_K^T in the metric of the token vectors; nothing of vocabulary x vocabulary size is
 formed. The control rotates the two halves of a head against each other inside its own d_head dimensions: norms, spectra and
 subspaces stay, what the halves say to each other goes. Tables and sentences belong in `lens`.
+
+All of it is computed on the CPU in float32, a layer at a time.
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -15,12 +20,14 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.model import Norm, Shape, Weights
-from microtome.readout import Reader, fold_norm, written
+from microtome.numerics import hash_parts
+from microtome.readout import Reader, central_interval, fold_norm, pooled_chance, written
 
 __all__ = [
     "Embedded",
     "HeadScores",
     "HeadWeights",
+    "Rotations",
     "embedded",
     "head_weights",
     "previous_token_scores",
@@ -30,6 +37,10 @@ __all__ = [
 ]
 
 POSITIONS = 128
+_BLOCK = 4096
+"""Tokens whose embeddings are looked at together."""
+_HELD = 1 << 20
+"""Numbers in the rotations that are held at a time."""
 _TINY = 1e-12
 PREVIOUS = 0.3
 """Attention to the token before that makes a previous-token head."""
@@ -72,15 +83,15 @@ class HeadScores:
         return self.draws.double().mean(0)
 
     @property
-    def spread(self) -> Float[Tensor, " head"]:
-        """Standard deviation of each head's draws."""
-        return self.draws.double().std(0)
+    def interval(self) -> Float[Tensor, "end head"]:
+        """Where 95 % of each head's draws are."""
+        return central_interval(self.draws)
 
 
 def head_weights(weights: Weights, layer: int, shape: Shape) -> HeadWeights:
     """The heads of a layer. Query head h uses key/value head h // (heads / heads_kv); rotary embedding is that of offset 0."""
     group = torch.arange(shape.heads) // (shape.heads // shape.heads_kv)
-    reads = {part: weights.get(f"W_{part.upper()}", layer).float() for part in ("q", "k", "v")}
+    reads = {part: _here(weights.get(f"W_{part.upper()}", layer)) for part in ("q", "k", "v")}
     for part in ("q", "k"):
         if weights.has(f"{part}_norm", layer):
             gain = weights.norm(f"{part}_norm", layer).gain.to(reads[part])  # of each head, or of all of them side by side
@@ -88,23 +99,32 @@ def head_weights(weights: Weights, layer: int, shape: Shape) -> HeadWeights:
     if weights.has("attn_norm", layer):
         norm = weights.norm("attn_norm", layer)
         reads = {part: _folded(norm, matrix) for part, matrix in reads.items()}
-    writes = weights.get("W_O", layer).float()
+    writes = _here(weights.get("W_O", layer))
     writes = written(weights, layer, writes.flatten(0, 1), "attn").view_as(writes)
     return HeadWeights(layer, reads["q"], reads["k"][group], reads["v"][group], writes)
 
 
 def embedded(weights: Weights, reader: Reader) -> Embedded:
     """Second moments of the token vectors the reader shows. Cost: 4 vocab d_model^2 FLOP, once per model."""
-    inputs = weights.get("W_E").float()[reader.tokens]
-    if weights.has("embed_norm"):
-        norm = weights.norm("embed_norm")
-        inputs = (inputs - inputs.mean(1, keepdim=True)) * norm.gain.to(inputs)
-    mean = inputs.mean(0)
-    return Embedded(reader.matrix @ inputs, inputs.T @ inputs - len(inputs) * torch.outer(mean, mean))
+    embedding, width = weights.get("W_E"), reader.matrix.shape[0]
+    norm = weights.norm("embed_norm") if weights.has("embed_norm") else None
+    out_in, in_in = torch.zeros(2, width, width, dtype=torch.float64, device=reader.matrix.device)
+    total = torch.zeros(width, dtype=torch.float64, device=reader.matrix.device)
+    for output, tokens in zip(reader.matrix.T.split(_BLOCK), reader.tokens.split(_BLOCK), strict=True):
+        inputs = embedding[tokens.to(embedding.device)].to(reader.matrix)
+        if norm is not None:
+            inputs = (inputs - inputs.mean(1, keepdim=True)) * norm.gain.to(inputs)
+        out_in += (output.T @ inputs).double()
+        in_in += (inputs.T @ inputs).double()
+        total += inputs.sum(0, dtype=torch.float64)
+    in_in -= torch.outer(total, total) / len(reader.tokens)
+    return Embedded(_here(out_in), _here(in_in))
 
 
-def score_heads(heads: HeadWeights, tokens: Embedded, rotation: Float[Tensor, "draw head d_head d_head"]) -> list[HeadScores]:
-    """Copying and matching scores and the norms of both circuits, each with its rotated draws.
+def score_heads(
+    heads: HeadWeights, tokens: Embedded, turns: Iterable[Float[Tensor, "draw head d_head d_head"]]
+) -> list[HeadScores]:
+    """Copying and matching scores and the norms of both circuits, each with its draws under all `turns` (see `Rotations`).
 
         copying    sum of eigenvalues of E W_V W_O U over the sum of their moduli: 1 where every token promotes itself
         matching   the same of E W_Q W_K^T E^T: 1 where every token looks for itself, rotary offset 0
@@ -117,18 +137,20 @@ def score_heads(heads: HeadWeights, tokens: Embedded, rotation: Float[Tensor, "d
     ov = heads.o @ tokens.out_in @ heads.v
     qk = heads.k.mT @ tokens.in_in @ heads.q
     moments = {"ov": (heads.o @ heads.o.mT, heads.v.mT @ heads.v), "qk": (heads.k.mT @ heads.k, heads.q.mT @ heads.q)}
-    scores = [
-        HeadScores("copying_score", heads.layer, _positivity(ov), _positivity(rotation @ ov)),
-        HeadScores("matching_score", heads.layer, _positivity(qk), _positivity(rotation @ qk)),
-    ]
-    for name, (left, right) in moments.items():
-        turned = (rotation @ left @ rotation.mT * right.mT).sum((-2, -1)).clamp(min=0).sqrt()
-        scores.append(HeadScores(f"{name}_norm", heads.layer, (left * right.mT).sum((-2, -1)).clamp(min=0).sqrt(), turned))
-    return scores
+    circuits = {"copying_score": ov, "matching_score": qk}
+    values = {name: _positivity(circuit) for name, circuit in circuits.items()}
+    values |= {f"{name}_norm": _paired(left, right) for name, (left, right) in moments.items()}
+    draws: dict[str, list[Tensor]] = {name: [] for name in values}
+    for turn in turns:
+        for name, circuit in circuits.items():
+            draws[name].append(_positivity(turn @ circuit))
+        for name, (left, right) in moments.items():
+            draws[f"{name}_norm"].append(_paired(turn @ left @ turn.mT, right))
+    return [HeadScores(name, heads.layer, values[name], torch.cat(draws[name])) for name in values]
 
 
 def previous_token_scores(
-    weights: Weights, layer: int, shape: Shape, rotation: Float[Tensor, "draw head d_head d_head"]
+    weights: Weights, layer: int, shape: Shape, turns: Iterable[Float[Tensor, "draw head d_head d_head"]]
 ) -> HeadScores:
     """Mean attention to the token before, by learned positions alone: what position p sees if every token is the mean one.
 
@@ -136,7 +158,7 @@ def previous_token_scores(
     taken to be the embedding, which is exact in layer 0 only. Source: Elhage et al. 2021, A Mathematical Framework for
     Transformer Circuits (no arXiv entry), positional attention. Not: for rotary positions.
     """
-    x = weights.get("W_pos").float()[:POSITIONS] + _raw_mean(weights)
+    x = _here(weights.get("W_pos")[:POSITIONS]) + _raw_mean(weights)
     if weights.has("embed_norm"):
         x = _normed(weights.norm("embed_norm"), x)
     if weights.has("attn_norm", layer):
@@ -144,9 +166,9 @@ def previous_token_scores(
     group = torch.arange(shape.heads) // (shape.heads // shape.heads_kv)
     sides = {}
     for part in ("Q", "K"):
-        side = x @ weights.get(f"W_{part}", layer).float()
+        side = x @ _here(weights.get(f"W_{part}", layer))
         if weights.has(f"b_{part}", layer):
-            side = side + weights.get(f"b_{part}", layer).float()[:, None]
+            side = side + _here(weights.get(f"b_{part}", layer))[:, None]
         sides[part] = side
     query, key = sides["Q"] / math.sqrt(shape.d_head), sides["K"][group]
 
@@ -156,66 +178,71 @@ def previous_token_scores(
             scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         return scores.softmax(-1).diagonal(-1, -2, -1).mean(-1)
 
-    draws = torch.stack([looking_back(query @ turn) for turn in rotation])
+    draws = torch.stack([looking_back(query @ turn) for block in turns for turn in block])
     return HeadScores("previous_token_score", layer, looking_back(query), draws)
 
 
-def k_composition(layers: Sequence[HeadWeights], previous: Sequence[HeadScores]) -> list[HeadScores]:
+def k_composition(heads_of: Callable[[int], HeadWeights], previous: Sequence[HeadScores]) -> list[HeadScores]:
     """How much of what previous-token heads write the keys of later heads read: with copying, the sign of an induction head.
 
         ||W_VO^1 (W_QK^2)^T||_F / (||W_VO^1||_F ||W_QK^2||_F)        the largest over previous-token heads 1 of earlier layers
 
     A previous-token head has a score of at least 0.3. `draws` are the same ratio for all other heads of earlier layers, so the
-    control is a head of no known use, not a rotated one; layers that have not two of them behind them are left out.
+    control is a head of no known use, not a rotated one; layers that have not two of them behind them are left out. `heads_of` gives
+    the weights of a layer; those of two layers are held at a time.
     Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (no arXiv entry), composition.
     """
     found = []
-    for later in layers:
+    if not any(bool((scores.values >= PREVIOUS).any()) for scores in previous):
+        return found
+    for layer in (scores.layer for scores in previous):
+        later = heads_of(layer)
         reads = later.k.mT @ later.k, later.q.mT @ later.q
         sizes = (reads[0] * reads[1].mT).sum((-2, -1)).sqrt()
         strong, others = [], []
-        for earlier, scores in zip(layers, previous, strict=True):
-            if earlier.layer >= later.layer:
+        for scores in previous:
+            if scores.layer >= layer:
                 continue
-            ratios = _composition(earlier, later) / sizes
+            ratios = _composition(heads_of(scores.layer), later) / sizes
             looking = scores.values >= PREVIOUS
             strong.append(ratios[looking])
             others.append(ratios[~looking])
         if strong and len(torch.cat(strong)) and len(torch.cat(others)) > 1:
-            found.append(HeadScores("k_composition", later.layer, torch.cat(strong).amax(0), torch.cat(others)))
+            found.append(HeadScores("k_composition", layer, torch.cat(strong).amax(0), torch.cat(others)))
     return found
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """`draws` random rotations of each head of a layer, made anew whenever they are gone through, a few at a time."""
+
+    draws: int
+    heads: int
+    width: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Float[Tensor, "draw head d_head d_head"]]:
+        most = max(1, _HELD // (self.heads * self.width**2))
+        for first in range(0, self.draws, most):
+            count = min(most, self.draws - first)
+            yield rotations(count, self.heads, self.width, seed=int(hash_parts(self.seed, first)))
 
 
 def rotations(draws: int, heads: int, width: int, *, seed: int) -> Float[Tensor, "draw head d_head d_head"]:
     """Haar-distributed orthogonal matrices, one per draw and head."""
     generator = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(draws, heads, width, width, generator=generator))
-    return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    drawn = torch.randn(draws, heads, width, width, generator=generator)
+
+    def orthogonal(matrices: Float[Tensor, "draw d_head d_head"]) -> Float[Tensor, "draw d_head d_head"]:
+        q, r = torch.linalg.qr(matrices)
+        return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+    return _one_by_one(orthogonal, drawn)
 
 
 def tail_chance(layers: Sequence[HeadScores]) -> list[Float[Tensor, " head"]]:
-    """Two-sided p-values of one statistic, layer by layer.
-
-    Each head is measured from the mean of its own draws in units of their standard deviation, and so is each draw from the
-    head's other draws: the control is matched by head. The tail is then that of all draws of all heads together, which a
-    single head has too few of.
-    """
-    null = torch.cat([_left_out(scores.draws.double()).flatten() for scores in layers]).sort().values
-    total = len(null)
-    found = []
-    for scores in layers:
-        width = scores.spread.clamp(min=_TINY) * (1 + 1 / len(scores.draws)) ** 0.5
-        distance = ((scores.values.double() - scores.control) / width).abs()
-        found.append((1 + total - torch.searchsorted(null, distance.contiguous())).double() / (1 + total))
-    return found
-
-
-def _left_out(draws: Float[Tensor, "draw head"]) -> Float[Tensor, "draw head"]:
-    """Distance of each draw from the mean of the others, in units of what their standard deviation lets expect."""
-    count = len(draws)
-    rest = (draws.sum(0) - draws) / (count - 1)
-    variance = (draws.square().sum(0) - draws.square() - (count - 1) * rest.square()) / max(count - 2, 1)
-    return ((draws - rest) / (variance.clamp(min=_TINY**2) * count / (count - 1)).sqrt()).abs()
+    """Two-sided p-values of one statistic, layer by layer: each head against its own draws, the tail that of all heads' draws."""
+    return pooled_chance([each.values for each in layers], [each.draws for each in layers], "both")
 
 
 def _composition(earlier: HeadWeights, later: HeadWeights) -> Float[Tensor, "draw head"]:
@@ -227,6 +254,11 @@ def _composition(earlier: HeadWeights, later: HeadWeights) -> Float[Tensor, "dra
     return (square.clamp(min=0) / own.clamp(min=_TINY)[:, None]).sqrt()
 
 
+def _paired(left: Float[Tensor, "... d_head d_head"], right: Float[Tensor, "head d_head d_head"]) -> Float[Tensor, "..."]:
+    """sqrt(trace(left right)): the norm of a product whose halves have these second moments."""
+    return (left * right.mT).sum((-2, -1)).clamp(min=0).sqrt()
+
+
 def _positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "..."]:
     if not bool(torch.isfinite(matrices).all()):  # LAPACK would end the process
         raise Refusal(
@@ -234,8 +266,31 @@ def _positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "
             why="products of the weights of a head are NaN or infinite",
             instead="check the checkpoint: some of its weights are far too large",
         )
-    eigenvalues = torch.linalg.eigvals(matrices)
+    eigenvalues = _one_by_one(torch.linalg.eigvals, matrices)
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _one_by_one(function: Callable[[Tensor], Tensor], matrices: Float[Tensor, "... d_head d_head"]) -> Tensor:
+    """A function of many small matrices, on as many Python threads as torch uses; LAPACK's own make it up to thirty times slower."""
+    threads, flat = torch.get_num_threads(), matrices.flatten(0, -3)
+    if threads == 1:
+        return function(flat).unflatten(0, matrices.shape[:-2])
+    torch.set_num_threads(1)
+    try:
+        found = list(_pool(threads, os.getpid()).map(function, flat.chunk(threads)))
+    finally:
+        torch.set_num_threads(threads)
+    return torch.cat(found).unflatten(0, matrices.shape[:-2])
+
+
+@lru_cache(maxsize=2)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One pool per size and process: threads made anew would each keep the memory they free."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"heads-{process}")
+
+
+def _here(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return weight.to("cpu", torch.float32)
 
 
 def _folded(norm: Norm, matrix: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_model d_head"]:
@@ -244,8 +299,10 @@ def _folded(norm: Norm, matrix: Float[Tensor, "head d_model d_head"]) -> Float[T
 
 
 def _raw_mean(weights: Weights) -> Float[Tensor, " d_model"]:
-    mean = weights.get("W_E").float().mean(0)
-    return mean + weights.get("W_type").float()[0] if weights.has("W_type") else mean
+    """The mean token, as it is before a norm behind the embedding."""
+    embedding = weights.get("W_E")
+    mean = _here(torch.stack([block.double().sum(0) for block in embedding.split(_BLOCK)]).sum(0) / len(embedding))
+    return mean + _here(weights.get("W_type")[0]) if weights.has("W_type") else mean
 
 
 def _normed(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.capture.lens import MAIN, MASKED, Results, Run, Stage
+from microtome.capture.lens import MAIN, MASKED, Results, Rows, Run, Stage
 from microtome.core import Fold, Site, UnitAddress
+from microtome.corpus.corpus import MASKED_SHARE
 from microtome.model import Checkpoint, Model, Shape, Weights, final_norm, unembed
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import (
@@ -22,7 +23,8 @@ from microtome.readout import (
     TokenSample,
     layer_loss,
     output_reader,
-    random_directions,
+    stored_weights,
+    texts_of,
     unigram_entropy,
 )
 from microtome.store.tables import TABLES
@@ -34,24 +36,24 @@ from microtome.vocabulary.findings import (
     head_findings,
     in_turn,
     loss_findings,
+    readable_findings,
     value_findings,
 )
 from microtome.vocabulary.heads import (
     HeadScores,
+    Rotations,
     embedded,
     head_weights,
     k_composition,
     previous_token_scores,
-    rotations,
     score_heads,
     tail_chance,
 )
-from microtome.vocabulary.values import read_values, strength_rows, value_rows
-from microtome.vocabulary.words import token_texts, unreadable_tokens, vocabulary_table
+from microtome.vocabulary.values import read_values, readable_layers, strength_q, strength_rows, value_rows
+from microtome.vocabulary.words import unreadable_tokens, vocabulary_table
 
 __all__ = ["VocabularyLens", "all_head_scores", "head_rows", "loss_rows"]
 
-_MASKED_SHARE = 0.15
 _DIRECTIONS = 0
 """Seed of the random directions: `tokens` holds for any run of the model, so its control may not depend on the run's seed."""
 _COUNTS = "vocabulary.targets"
@@ -61,14 +63,15 @@ _COUNTS = "vocabulary.targets"
 class VocabularyLens:
     """Tokens at both ends of every value vector, head scores from the weights, and the loss of every layer.
 
-    `k` tokens an end; `directions` random directions as their control; `draws` rotations of each head; `sampled` tokens of the
-    text for the losses.
+    `k` tokens an end; `directions` random mixtures of value vectors in all as their control; `draws` rotations of each head; `sampled`
+    tokens of the text for the losses. What is read from weights is read in those of the checkpoint, in float32, whatever the dtype and
+    the device of the run: `tokens` is one table per model.
     Source: Dar et al. 2022, arXiv:2209.02535, section 3.
     """
 
     k: int = 10
-    directions: int = 4096
-    draws: int = 24
+    directions: int = 8192
+    draws: int = 100
     sampled: int = 2048
 
     @property
@@ -86,18 +89,18 @@ class VocabularyLens:
         assert run.corpus is not None, "a stage has a corpus"
         shape = run.model.shape
         target = "masked" if stage.masked else "next"
-        candidates = run.corpus.tokens * (_MASKED_SHARE if stage.masked else 1)
+        candidates = run.corpus.tokens * (MASKED_SHARE if stage.masked else 1)
         rate = min(1.0, self.sampled / max(candidates, 1))
         folds: dict[str, Fold] = {_COUNTS: TargetCounts(shape.vocab, target)}
         for site in _read_sites(shape):
             folds[_sample(site)] = TokenSample(site, shape.d_model, target, rate, run.seed)
         return folds
 
-    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
+    def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
         """vocabulary, tokens, units and unit_stats (heads), layer_loss and findings, as far as the model has what they need."""
-        shape, tokenizer = run.model.shape, run.model.tokenizer
-        texts = [] if tokenizer is None else token_texts(tokenizer, shape.vocab)
-        tables: dict[str, pa.Table] = {} if tokenizer is None else {"vocabulary": vocabulary_table(texts)}
+        tokenizer = run.model.tokenizer
+        texts = texts_of(tokenizer, run.model.shape.vocab)
+        tables: dict[str, Rows] = {} if tokenizer is None else {"vocabulary": vocabulary_table(texts)}
         losses, found = self._losses(run, results)
         if losses is not None:
             tables["layer_loss"] = losses
@@ -108,23 +111,22 @@ class VocabularyLens:
         tables["findings"] = pa.Table.from_pylist(rows, TABLES["findings"].schema)
         return tables
 
-    def _read(self, run: Run, texts: Sequence[str]) -> tuple[dict[str, pa.Table], list[list[Row]]]:
+    def _read(self, run: Run, texts: Sequence[str]) -> tuple[dict[str, Rows], list[list[Row]]]:
         """What the weights alone say in terms of token vectors: tables, and findings by kind."""
-        weights, shape, tokenizer = run.model.weights, run.model.shape, run.model.tokenizer
-        reader = output_reader(weights, frozenset() if tokenizer is None else unreadable_tokens(tokenizer, texts))
-        random = random_directions(reader, self.k, self.directions, seed=_DIRECTIONS)
-        values = list(read_values(weights, shape, reader, random))
-        strengths, q = strength_rows(values, random, run.name)
-
+        model, shape, weights = run.model, run.model.shape, stored_weights(run.model)
+        unwanted = frozenset() if model.tokenizer is None else unreadable_tokens(model.tokenizer, texts)
+        reader = output_reader(weights, unwanted, device=_device(model))
+        values = list(read_values(weights, shape, reader, self.k, self.directions, seed=_DIRECTIONS))
+        q = strength_q(values)
         scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
         head_q = {stat: _corrected(layers) for stat, layers in scores.items()}
-        tables = {
+        tables: dict[str, Rows] = {
             "tokens": value_rows(values),
             "units": _head_units(shape),
-            "unit_stats": pa.concat_tables([strengths, head_rows(scores, head_q, run.name)]),
+            "unit_stats": pa.concat_tables([strength_rows(values, q, run.name), head_rows(scores, head_q, run.name)]),
         }
-        shown = texts or [str(token) for token in range(shape.vocab)]
-        return tables, [value_findings(values, q, random, shown), head_findings(scores, head_q)]
+        layers = readable_layers(values, seed=_DIRECTIONS)
+        return tables, [readable_findings(layers, q), value_findings(values, q, texts), head_findings(scores, head_q)]
 
     def absent(self, run: Run) -> Mapping[str, str]:
         """Why there are no losses, no token texts, no readings, or no output embedding."""
@@ -161,18 +163,20 @@ class VocabularyLens:
 
 
 def all_head_scores(weights: Weights, shape: Shape, reader: Reader, draws: int, seed: int) -> dict[str, list[HeadScores]]:
-    """Every score of every head, by statistic and layer."""
+    """Every score of every head, by statistic and layer.
+
+    Cost: two eigenvalue problems of size d_head per head and draw, on as many threads as torch uses; memory for the heads of a layer.
+    """
     tokens = embedded(weights, reader)
-    layers = [head_weights(weights, layer, shape) for layer in range(shape.layers)]
     found: list[HeadScores] = []
-    for heads in layers:
-        turns = rotations(draws, shape.heads, shape.d_head, seed=int(hash_parts(seed, heads.layer))).to(heads.q.device)
-        found += score_heads(heads, tokens, turns)
+    for layer in range(shape.layers):
+        turns = Rotations(draws, shape.heads, shape.d_head, seed=int(hash_parts(seed, layer)))
+        found += score_heads(head_weights(weights, layer, shape), tokens, turns)
         if weights.has("W_pos"):
-            found.append(previous_token_scores(weights, heads.layer, shape, turns))
+            found.append(previous_token_scores(weights, layer, shape, turns))
     previous = [scores for scores in found if scores.stat == "previous_token_score"]
     if previous and shape.causal:
-        found += k_composition(layers, previous)
+        found += k_composition(lambda layer: head_weights(weights, layer, shape), previous)
     return {stat: [each for each in found if each.stat == stat] for stat in dict.fromkeys(each.stat for each in found)}
 
 
@@ -207,7 +211,7 @@ def loss_rows(losses: Sequence[LayerLoss], unigram: float, objective: str, run: 
             "site": str(each.site),
             "layer": each.site.layer,
             "loss": each.loss,
-            "control": each.shuffled,
+            "control": each.control,
             "control_kind": SHUFFLED,
             "lo": each.low,
             "hi": each.high,
@@ -232,6 +236,11 @@ def _corrected(layers: Sequence[HeadScores]) -> list[Tensor]:
     """q-values of one statistic over all heads of the model, layer by layer."""
     p = tail_chance(layers)
     return list(benjamini_hochberg(torch.cat(p)).split([len(part) for part in p]))
+
+
+def _device(model: Model | Checkpoint) -> torch.device:
+    """Where products with the vocabulary are formed: on the GPU of a model that is on one. Not on devices without float64."""
+    return model.device if isinstance(model, Model) and model.device.type == "cuda" else torch.device("cpu")
 
 
 def _loss_stage(run: Run) -> Stage | None:

@@ -43,7 +43,7 @@ def create_app(atlas: Path, *, token: str | None = None) -> FastAPI:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    missing = error.what.startswith(("unit ", "document "))
+    missing = error.what.startswith(("unit ", "document ", "run "))
     return JSONResponse(problem_of(error).model_dump(), status_code=404 if missing else 424)
 
 
@@ -65,8 +65,11 @@ def _tagged(request: Request, digest: str, make: Callable[[], Response]) -> Resp
     return response
 
 
+RunName = Annotated[str | None, Query(max_length=200, description="a run of the atlas; the first where none is named")]
+
+
 def _answer(request: Request, view: View, make: Callable[[View], BaseModel | Sequence[BaseModel]]) -> Response:
-    """What `make` says of the atlas as JSON."""
+    """What `make` says of a run as JSON."""
 
     def body() -> Response:
         record = make(view)
@@ -78,23 +81,24 @@ def _answer(request: Request, view: View, make: Callable[[View], BaseModel | Seq
 
 
 def _serve_atlas(app: FastAPI, reader: Reader) -> None:
-    """What is said of the atlas as a whole."""
+    """What is said of a run as a whole."""
 
     @app.get("/api/progress", response_model=Progressed)
     def progress() -> Progressed:
-        return Progressed(signature=reader.view().signature, progress=reader.progress())
+        signature, changed = reader.state()
+        return Progressed(signature=signature, damaged=len(changed), progress=reader.progress())
 
     @app.get("/api/summary", response_model=Summary)
-    def get_summary(request: Request) -> Response:
-        return _answer(request, reader.view(), summary.summary)
+    def get_summary(request: Request, run: RunName = None) -> Response:
+        return _answer(request, reader.view(run), summary.summary)
 
     @app.get("/api/findings", response_model=list[Finding])
-    def get_findings(request: Request) -> Response:
-        return _answer(request, reader.view(), unit.findings)
+    def get_findings(request: Request, run: RunName = None) -> Response:
+        return _answer(request, reader.view(run), unit.findings)
 
     @app.get("/api/layers", response_model=Layers)
-    def get_layers(request: Request) -> Response:
-        return _answer(request, reader.view(), summary.layers)
+    def get_layers(request: Request, run: RunName = None) -> Response:
+        return _answer(request, reader.view(run), summary.layers)
 
 
 def _serve_units(app: FastAPI, reader: Reader) -> None:
@@ -115,22 +119,23 @@ def _serve_units(app: FastAPI, reader: Reader) -> None:
         match: Literal["any", "promotes", "suppresses", "fires"] = "any",
         offset: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        run: RunName = None,
     ) -> Response:
         query = browse.Query(basis, layer, sort, order, token, match, offset, limit)
-        return _answer(request, reader.view(), lambda view: browse.units(view, query))
+        return _answer(request, reader.view(run), lambda view: browse.units(view, query))
 
     @app.get("/api/unit", response_model=UnitPage)
-    def get_unit(request: Request, address: Annotated[str, Query(max_length=200)]) -> Response:
-        return _answer(request, reader.view(), lambda view: unit.page(view, address))
+    def get_unit(request: Request, address: Annotated[str, Query(max_length=200)], run: RunName = None) -> Response:
+        return _answer(request, reader.view(run), lambda view: unit.page(view, address))
 
     @app.get("/api/document", response_model=Document)
     def get_document(
         request: Request,
-        run: Annotated[str, Query(max_length=200)],
         document: Annotated[int, Query(ge=0, le=1 << 40)],
         begin: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
         finish: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
+        run: RunName = None,
     ) -> Response:
         return _answer(
-            request, reader.view(), lambda view: contexts.document(view, run, document, begin, min(finish, begin + 100_000))
+            request, reader.view(run), lambda view: contexts.document(view, document, begin, min(finish, begin + 100_000))
         )

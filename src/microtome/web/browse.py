@@ -1,7 +1,8 @@
 """The unit browser: units of a basis by layer, by statistic, by token.
 
-The first question builds an index in memory (a row per unit: place, statistics, the first tokens it writes and fires on) and
-later ones read only that, so their time hardly depends on the size of the atlas. Everything about one unit is in `unit`.
+The first question builds an index in memory (a row per unit: place, statistics, the first tokens it writes and fires on; and
+the statistics with their controls, by unit) and later ones read only that, so their time hardly depends on the size of the
+atlas. Everything about one unit is in `unit`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from microtome.web.reader import View, problem_of
 from microtome.web.records import BasisCard, Match, Suggestion, Suggestions, UnitRow, Units
 from microtome.web.words import basis_label, column
 
-__all__ = ["Query", "bases", "find_tokens", "indexed", "stat_names", "units", "vocabulary"]
+__all__ = ["Query", "bases", "find_tokens", "indexed", "measured_words", "stat_names", "units", "vocabulary"]
 
 PREVIEW: Final = 3
 SUGGESTED: Final = 24
@@ -24,6 +25,7 @@ _GIVEN: Final = (
     "unnest(?::INTEGER[]) AS times"
 )
 
+_WORDS: Final = ("stat", "site", "control_kind")
 Where = Literal["any", "promotes", "suppresses", "fires"]
 Order = Literal["down", "up"]
 
@@ -43,8 +45,22 @@ class Query:
 
 
 def stat_names(view: View) -> list[str]:
-    """The statistics of this atlas, by name."""
-    return view.once("stats", lambda v: [row[0] for row in v.sql("SELECT DISTINCT stat::VARCHAR FROM unit_stats ORDER BY 1")])
+    """The statistics of this run, by name."""
+    return measured_words(view, "stat")
+
+
+def measured_words(view: View, column: Literal["stat", "site", "control_kind"]) -> list[str]:
+    """The different words in a column of this run's statistics; the index has their places here, from 1."""
+    query = f"SELECT DISTINCT {column}::VARCHAR FROM unit_stats WHERE {column} IS NOT NULL ORDER BY 1"
+
+    def read(view: View) -> list[str]:
+        try:
+            return [word for (word,) in view.sql(query)]
+        except Refusal as refusal:
+            _report(view, "unit_stats", refusal)
+            return []
+
+    return view.once(column, read)
 
 
 def vocabulary(view: View) -> list[str]:
@@ -78,10 +94,21 @@ def _index(view: View) -> bool:
     )  # fmt: skip
     chosen = "".join(f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}" for n in range(len(stats)))
     _part(view, "unit_stats", "mt_stats", f"SELECT unit::VARCHAR AS unit{chosen} FROM unit_stats GROUP BY 1", *stats)
+    coded = ", ".join(
+        f"list_position(${n}::VARCHAR[], s.{word}::VARCHAR)::SMALLINT AS {word}" for n, word in enumerate(_WORDS, start=1)
+    )
+    _part(
+        view,
+        "unit_stats",
+        "mt_measured",
+        f"SELECT u.place::INTEGER AS place, {coded}, s.value, s.control, s.lo, s.hi, s.q "
+        "FROM unit_stats s JOIN mt_units u ON u.unit = s.unit::VARCHAR ORDER BY 1, 2, 3",
+        *(measured_words(view, word) for word in _WORDS),
+    )
     _part(
         view, "contexts", "mt_fires",
         "SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
-        'FROM contexts c JOIN windows w ON w."window" = c."window" AND w.run::VARCHAR = c.run::VARCHAR '
+        'FROM contexts c JOIN windows w ON w."window" = c."window" '
         """WHERE c."end" = 'top' GROUP BY 1, 2""",
     )  # fmt: skip
     _part(
@@ -112,19 +139,23 @@ def _index(view: View) -> bool:
     return True
 
 
-def _part(view: View, table: str, name: str, query: str, *parameters: str) -> None:
+def _part(view: View, table: str, name: str, query: str, *parameters: object) -> None:
     """Make a part of the index; where its table turns out to be damaged, say so and make an empty one."""
     try:
         view.sql(f"CREATE OR REPLACE TABLE {name} AS {query}", *parameters)
     except Refusal as refusal:
-        if all(problem.what != f"table {table}" for problem in view.problems):
-            view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+        _report(view, table, refusal)
         described = view.sql(f"DESCRIBE {query}", *parameters)
         view.sql(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind, *_ in described)})")
 
 
+def _report(view: View, table: str, refusal: Refusal) -> None:
+    if all(problem.what != f"table {table}" for problem in view.problems):
+        view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+
+
 def bases(view: View) -> list[BasisCard]:
-    """The bases of this atlas, with their layers and the statistics they have."""
+    """The bases of this atlas, with their layers and the statistics that this run has of them."""
     return view.once("bases", _bases)
 
 

@@ -5,17 +5,18 @@ a token is a part of a character. What else is known of a unit is in `unit`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from microtome.core import Refusal
+from microtome.examples import NO_TOKEN
 from microtome.web.browse import vocabulary
 from microtome.web.reader import View
 from microtome.web.records import Context, Document, Piece
+from microtome.web.windows import Window, windows
 
-__all__ = ["Window", "context_rows", "contexts", "document", "spelt", "windows"]
+__all__ = ["context_rows", "contexts", "document", "spelt"]
 
-NO_TOKEN: Final = -128
 STRETCH: Final = 3000
 _BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
 """How the table `vocabulary` spells bytes that are not a whole character."""
@@ -24,10 +25,10 @@ _Rows = list[tuple[Any, ...]]
 
 
 def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
-    """Rows (end, half, rank, run, site, value, scale, window, position, first, codes) of each unit, in order."""
+    """Rows (end, half, rank, site, value, scale, window, position, first, codes) of each unit, in order."""
     rows = view.sql(
-        'SELECT unit::VARCHAR, "end"::VARCHAR, half::VARCHAR, rank, run::VARCHAR, site::VARCHAR, value, scale, "window", position, '
-        "first, activations FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 5, 4, 3",
+        'SELECT unit::VARCHAR, "end"::VARCHAR, half::VARCHAR, rank, site::VARCHAR, value, scale, "window", position, '
+        "first, activations FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 4, 3",
         list(units),
     )
     found: dict[str, _Rows] = {}
@@ -37,22 +38,22 @@ def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
 
 
 def contexts(view: View, unit: str) -> list[Context]:
-    """Contexts of a unit with the tokens around them spelt out; order: end, run, rank."""
+    """Contexts of a unit with the tokens around them spelt out; order: end, rank."""
     rows = context_rows(view, [unit]).get(unit, [])
-    there = windows(view, {(row[3], row[7]) for row in rows})
-    return [_context(view, row, there.get((row[3], row[7]))) for row in rows]
+    there = windows(view, {row[6] for row in rows})
+    return [_context(view, row, there.get(row[6])) for row in rows]
 
 
-def _context(view: View, row: tuple[Any, ...], window: "Window | None") -> Context:
-    end, half, rank, run, site, value, scale, number, position, first, activations = row
+def _context(view: View, row: tuple[Any, ...], window: Window | None) -> Context:
+    end, half, rank, site, value, scale, number, position, first, activations = row
     codes = [(first + j, code) for j, code in enumerate(activations) if code != NO_TOKEN]
     if window is not None:
         codes = [(place, code) for place, code in codes if place < len(window.ids)]
     covered = [place for place, _ in codes]
     return Context(
-        end=end, half=half, rank=rank, run=run, site=site, value=value, scale=scale, window=number, position=position,
+        end=end, half=half, rank=rank, site=site, value=value, scale=scale, window=number, position=position,
         centre=covered.index(position) if position in covered else 0,
-        pieces=spelt(view, window, run, covered) if window else ["?"] * len(codes),
+        pieces=spelt(view, window, covered) if window else ["?"] * len(codes),
         codes=[code for _, code in codes],
         document=window.document if window else None,
         name=window.name if window else None,
@@ -62,35 +63,7 @@ def _context(view: View, row: tuple[Any, ...], window: "Window | None") -> Conte
     )  # fmt: skip
 
 
-class Window:
-    """A window's tokens and where they are in the document."""
-
-    def __init__(self, row: Sequence[Any]) -> None:
-        self.document, self.ids, self.starts, self.ends, self.name, self.label = row
-
-    def begin(self, places: Iterable[int]) -> int | None:
-        """The first character that the tokens at `places` cover."""
-        return min((self.starts[place] for place in places if self.starts[place] >= 0), default=None)
-
-    def finish(self, places: Iterable[int]) -> int | None:
-        """One past the last character that the tokens at `places` cover."""
-        return max((self.ends[place] for place in places if self.ends[place] >= 0), default=None)
-
-
-def windows(view: View, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Window]:
-    """The windows of the given (run, number)."""
-    if not wanted:
-        return {}
-    rows = view.sql(
-        'SELECT w.run::VARCHAR, w."window", w.document, w.ids, w.char_start, w.char_end, d.name, d.label '
-        "FROM (SELECT * FROM windows WHERE \"window\" IN (SELECT unnest(?::BIGINT[])) AND run::VARCHAR IN (SELECT unnest(?::VARCHAR[]))) w "
-        "LEFT JOIN documents d ON d.document = w.document AND d.run::VARCHAR = w.run::VARCHAR",
-        sorted({window for _, window in wanted}), sorted({run for run, _ in wanted}),
-    )  # fmt: skip
-    return {(run, window): Window(rest) for run, window, *rest in rows if (run, window) in wanted}
-
-
-def spelt(view: View, window: Window, run: str, places: Sequence[int]) -> list[str]:
+def spelt(view: View, window: Window, places: Sequence[int]) -> list[str]:
     """Texts of the tokens at `places`: from the vocabulary, and from the document where bytes of one character are split."""
     texts = vocabulary(view)
     pieces = []
@@ -104,19 +77,18 @@ def spelt(view: View, window: Window, run: str, places: Sequence[int]) -> list[s
             piece = " " + piece
         pieces.append(piece)
     if any(_BROKEN.search(piece) for piece in pieces):
-        _mend(view, window, run, places, pieces)
+        _mend(view, window, places, pieces)
     return pieces
 
 
-def _mend(view: View, window: Window, run: str, places: Sequence[int], pieces: list[str]) -> None:
+def _mend(view: View, window: Window, places: Sequence[int], pieces: list[str]) -> None:
     """Take broken pieces from the document: the first token of a split character shows it, the others show nothing."""
     begin, finish = window.begin(places), window.finish(places)
     if begin is None or finish is None:
         return
     rows = view.sql(
-        "SELECT substring(text, ?, ?) FROM documents WHERE run::VARCHAR = ? AND document = ?",
-        begin + 1, finish - begin, run, window.document,
-    )  # fmt: skip
+        "SELECT substring(text, ?, ?) FROM documents WHERE document = ?", begin + 1, finish - begin, window.document
+    )
     text = rows[0][0] if rows else None
     if text is None:
         return
@@ -130,27 +102,26 @@ def _mend(view: View, window: Window, run: str, places: Sequence[int], pieces: l
         shown = max(shown, end)
 
 
-def document(view: View, run: str, number: int, begin: int, finish: int) -> Document:
+def document(view: View, number: int, begin: int, finish: int) -> Document:
     """A document's text around the characters `begin` to `finish`.
 
     Errors: `Refusal` where the run has no such document or its text was not kept.
     """
     left, right = max(0, begin - STRETCH), max(begin, finish) + STRETCH
     rows = view.sql(
-        "SELECT name, label, half::VARCHAR, tokens, length(text), substring(text, ?, ?) FROM documents "
-        "WHERE run::VARCHAR = ? AND document = ?",
-        left + 1, right - left, run, number,
+        "SELECT name, label, half::VARCHAR, tokens, length(text), substring(text, ?, ?) FROM documents WHERE document = ?",
+        left + 1, right - left, number,
     )  # fmt: skip
     if not rows or rows[0][5] is None:
         raise Refusal(
-            f"document {number} of run {run[:40]}",
+            f"document {number} of run {view.run[:40]}",
             why="its text is not in this atlas",
             instead="open another context, or build again",
         )
     name, label, half, tokens, length, text = rows[0]
     cuts = [0, min(max(begin - left, 0), len(text)), min(max(finish - left, 0), len(text)), len(text)]
     return Document(
-        run=run, document=number, name=name, label=label, half=half, tokens=tokens, length=length, begin=left,
+        run=view.run, document=number, name=name, label=label, half=half, tokens=tokens, length=length, begin=left,
         finish=left + len(text),
         text=[Piece(text=text[a:b], hit=n == 1) for n, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)) if b > a],
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The page as a folder that any web server can serve: the same files, over data written out in compressed shards.
 
-A shard is gzipped JSON. Units are in shards of neighbours, found by arithmetic on their place in address order; statistics
+A shard is gzipped JSON. What holds for any run (the tokens' texts, the places of units) is written once, the rest in a folder
+for each run, by its number. Units are in shards of neighbours, found by arithmetic on their place in address order; statistics
 are a column each; a token's units are in the shard of its number. Windows are kept apart, so a stretch of text that many units
 fire on is written once. What only a server can do (SQL) the page says.
 """
@@ -17,13 +18,14 @@ from typing import Any, Final
 import numpy as np
 
 from microtome.core import Refusal
-from microtome.store import read_manifest
+from microtome.store import Manifest, read_manifest
 from microtome.web.assets import assets
 from microtome.web.browse import bases, stat_names, vocabulary
-from microtome.web.contexts import spelt, windows
+from microtome.web.contexts import spelt
 from microtome.web.reader import Reader, View
 from microtome.web.summary import layers, summary
 from microtome.web.unit import findings, pages
+from microtome.web.windows import windows
 
 __all__ = ["export"]
 
@@ -44,21 +46,27 @@ _log = logging.getLogger(__name__)
 def export(atlas: Path, out: Path) -> Path:
     """Write the page of `atlas` with its data into the folder `out`, and give that folder back. Serve it with any web server.
 
-    An earlier export in `out` is replaced, whole or not at all.
-    Cost: a pass over all tables; on disk about 3 kB per unit with 60 contexts, plus the text.
+    All complete runs are in it; where none is complete, what there is of the others. An earlier export in `out` is replaced,
+    whole or not at all.
+    Cost: a pass over all tables; on disk about 3 kB per run and unit with 60 contexts, plus the text.
     Errors: `Refusal` where `atlas` is no atlas, or `out` holds something else.
     """
     atlas, out = Path(atlas), Path(out)
-    read_manifest(atlas)
+    manifest = read_manifest(atlas)
     _claim(out)
-    view = Reader(atlas).view()
+    reader = Reader(atlas)
     partial = out.with_name(f"{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_page(partial)
-        _write_data(view, partial / "data")
-        marker = {"format": FORMAT, "version": 1, "signature": view.signature}
+        signature = reader.view().signature
+        _write_data(reader, _exported(reader, manifest), partial / "data")
+        if reader.view().signature != signature:
+            raise Refusal(
+                str(atlas), why="it changed while it was being written out", instead="export again when its build is complete"
+            )
+        marker = {"format": FORMAT, "version": 1, "signature": signature}
         (partial / MARKER).write_text(json.dumps(marker) + "\n")
         if out.exists():
             earlier = out.with_name(f"{out.name}.earlier")
@@ -104,11 +112,27 @@ def _shard(path: Path, value: Any) -> None:
     path.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
 
 
-def _write_data(view: View, folder: Path) -> None:
-    _shard(folder / "summary.json.gz", summary(view).model_dump())
+def _exported(reader: Reader, manifest: Manifest) -> list[str]:
+    """The runs to write, the one that is shown first first."""
+    runs = reader.runs()
+    return [name for name in runs if name and manifest.runs[name].status == "complete"] or runs
+
+
+def _write_data(reader: Reader, runs: Sequence[str], folder: Path) -> None:
+    _shard(folder / "runs.json.gz", runs)
+    first = reader.view()
+    _shard(folder / "vocabulary.json.gz", vocabulary(first))
+    _write_places(first, folder)
+    for number, run in enumerate(runs):
+        _write_run(reader.view(run), runs, folder / str(number))
+
+
+def _write_run(view: View, runs: Sequence[str], folder: Path) -> None:
+    told = summary(view)
+    told = told.model_copy(update={"runs": [run for run in told.runs if run.name in runs]})
+    _shard(folder / "summary.json.gz", told.model_dump())
     _shard(folder / "findings.json.gz", [finding.model_dump() for finding in findings(view)])
     _shard(folder / "layers.json.gz", layers(view).model_dump())
-    _shard(folder / "vocabulary.json.gz", vocabulary(view))
     _write_columns(view, folder)
     _write_search(view, folder / "search")
     _write_units(view, folder / "units")
@@ -116,8 +140,9 @@ def _write_data(view: View, folder: Path) -> None:
     _write_documents(view, folder, numbers)
 
 
-def _write_columns(view: View, folder: Path) -> None:
-    """Where units are, and the columns of the unit browser."""
+def _write_places(view: View, folder: Path) -> None:
+    """Where units are: runs of consecutive addresses, the same for every run of the model."""
+    bases(view)
     groups: list[dict[str, Any]] = []
     for place, unit, basis, layer, index in view.sql('SELECT place, unit, basis, layer, "index" FROM mt_rows ORDER BY place'):
         prefix = unit.removesuffix(str(index))
@@ -137,6 +162,10 @@ def _write_columns(view: View, folder: Path) -> None:
         folder / "places.json.gz",
         {"per": PER_SHARD, "windows": WINDOWS, "tokens": TOKEN_SHARDS, "piece": CHARACTERS, "groups": groups},
     )
+
+
+def _write_columns(view: View, folder: Path) -> None:
+    """The columns of the unit browser."""
     for n, stat in enumerate(stat_names(view)):
         values = [_short(value) for (value,) in view.sql(f"SELECT s{n} FROM mt_rows ORDER BY place")]
         _shard(folder / "columns" / f"{n}.json.gz", {"stat": stat, "values": values})
@@ -174,11 +203,11 @@ def _write_units(view: View, folder: Path) -> None:
 
 
 def _thin_contexts(view: View, units: Sequence[str]) -> dict[str, list[list[Any]]]:
-    """Contexts without words: end, half, rank, run, site, value, scale, window, position, first, activations as base64."""
+    """Contexts without words: end, half, rank, site, value, scale, window, position, first, activations as base64."""
     table = view.arrow(
-        'SELECT unit::VARCHAR AS unit, "end"::VARCHAR, half::VARCHAR, rank, run::VARCHAR, site::VARCHAR, '
+        'SELECT unit::VARCHAR AS unit, "end"::VARCHAR, half::VARCHAR, rank, site::VARCHAR, '
         'CASE WHEN isfinite(value) THEN value END, CASE WHEN isfinite(scale) THEN scale END, "window", position, first, activations '
-        "FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 5, 4, 3",
+        "FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 4, 3",
         list(units),
     )
     if not len(table):
@@ -191,45 +220,36 @@ def _thin_contexts(view: View, units: Sequence[str]) -> dict[str, list[list[Any]
     return found
 
 
-def _write_windows(view: View, folder: Path) -> dict[tuple[str, int], int]:
-    """Windows that contexts are in, per run in shards by number; gives documents their numbers in this export."""
-    used = view.sql('SELECT DISTINCT run::VARCHAR, "window" FROM contexts ORDER BY 1, 2')
-    runs = sorted({run for run, _ in used})
-    documents: dict[tuple[str, int], int] = {}
-    _shard(folder / "runs.json.gz", runs)
-    for run, shard, numbers in _grouped(used):
-        there = windows(view, {(run, number) for number in numbers})
+def _write_windows(view: View, folder: Path) -> dict[int, int]:
+    """Windows that contexts are in, in shards by number; gives documents their numbers in this export."""
+    used = [number for (number,) in view.sql('SELECT DISTINCT "window" FROM contexts ORDER BY 1')]
+    documents: dict[int, int] = {}
+    for shard, numbers in _grouped(used):
         found = {}
-        for (_, number), window in sorted(there.items(), key=lambda item: item[0]):
-            document = documents.setdefault((run, window.document), len(documents))
-            pieces = spelt(view, window, run, range(len(window.ids)))
-            found[number] = [document, pieces, window.starts, window.ends]
-        _shard(folder / "windows" / str(runs.index(run)) / f"{shard}.json.gz", found)
+        for number, window in sorted(windows(view, set(numbers)).items()):
+            document = documents.setdefault(window.document, len(documents))
+            found[number] = [document, spelt(view, window, range(len(window.ids))), window.starts, window.ends]
+        _shard(folder / "windows" / f"{shard}.json.gz", found)
     return documents
 
 
-def _grouped(used: list[tuple[Any, ...]]) -> Iterator[tuple[str, int, list[int]]]:
-    groups: dict[tuple[str, int], list[int]] = {}
-    for run, number in used:
-        groups.setdefault((run, number // WINDOWS), []).append(number)
-    for (run, shard), numbers in groups.items():
-        yield run, shard, numbers
+def _grouped(used: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    groups: dict[int, list[int]] = {}
+    for number in used:
+        groups.setdefault(number // WINDOWS, []).append(number)
+    yield from groups.items()
 
 
-def _write_documents(view: View, folder: Path, numbers: dict[tuple[str, int], int]) -> None:
+def _write_documents(view: View, folder: Path, numbers: dict[int, int]) -> None:
     """Documents that contexts are in: their names in one file, their text in pieces."""
     cards: list[list[Any]] = []
-    for run, document in numbers:
-        rows = view.sql(
-            "SELECT name, label, half::VARCHAR, tokens, text FROM documents WHERE run::VARCHAR = ? AND document = ?",
-            run,
-            document,
-        )
+    for document in numbers:
+        rows = view.sql("SELECT name, label, half::VARCHAR, tokens, text FROM documents WHERE document = ?", document)
         name, label, half, tokens, text = rows[0] if rows else (None, None, None, None, None)
         for piece in range(0, len(text or ""), CHARACTERS):
             _shard(
                 folder / "documents" / str(len(cards)) / f"{piece // CHARACTERS}.json.gz",
                 (text or "")[piece : piece + CHARACTERS],
             )
-        cards.append([run, document, name, label, half, tokens, len(text) if text is not None else None])
+        cards.append([document, name, label, half, tokens, len(text) if text is not None else None])
     _shard(folder / "documents.json.gz", cards)

@@ -1,7 +1,8 @@
 """An atlas as files that may still be growing: which tables are there, which are damaged, and a connection over the rest.
 
-A `View` is the atlas at one moment. Its signature changes with the files, and everything derived from it is computed once.
-Queries belong in `summary`, `browse`, `unit`; what a manifest says in `store.manifest`.
+A `View` is one run of the atlas at one moment: tables that know runs show it the rows of that run alone, so that no query can
+mix two. Its signature changes with the files, and everything derived from it is computed once. Queries belong in `summary`,
+`browse`, `unit`; what a manifest says in `store.manifest`; looking for changed bytes in `damage`.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -18,12 +19,17 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from microtome.core import Refusal
-from microtome.store import TABLES, Manifest, empty_table, manifest_path, read_manifest
+from microtome.store import TABLES, Manifest, RunCard, empty_table, manifest_path, read_manifest
+from microtome.web.damage import Damage
 from microtome.web.records import Problem, Progress
 
-__all__ = ["Reader", "View", "problem_of"]
+__all__ = ["AGAIN", "Reader", "View", "first_run", "problem_of"]
 
 T = TypeVar("T")
+
+KEPT_VIEWS: Final = 4
+"""Runs whose views are kept: each has an index in memory."""
+AGAIN: Final = "run the same `microtome build` again: damaged tables are found and rebuilt"
 
 
 @contextlib.contextmanager
@@ -37,18 +43,33 @@ def _readable() -> Iterator[None]:
         raise Refusal(
             "a table of this atlas",
             why=f"it cannot be read ({str(error).splitlines()[0][:160]})",
-            instead="run the same build again: damaged tables are found and rebuilt",
+            instead=AGAIN,
         ) from error
 
 
-class View:
-    """An atlas at one moment: manifest, tables, what is wrong with it, and a DuckDB connection with a view per table."""
+def first_run(manifest: Manifest) -> str:
+    """The run that is shown where none is asked for: complete before unfinished, over a text before the weights alone."""
 
-    def __init__(self, atlas: Path, signature: str) -> None:
+    def rank(name: str) -> tuple[bool, bool]:
+        card = manifest.runs[name]
+        return card.status != "complete", card.corpus is None
+
+    return min(manifest.runs, key=rank, default="")
+
+
+class View:
+    """A run of an atlas at one moment: manifest, tables, what is wrong with them, and a DuckDB connection with a view per table.
+
+    Tables without a column `run` hold for any run. `run` is empty where the atlas has none yet, and so are its tables.
+    """
+
+    def __init__(self, atlas: Path, signature: str, run: str, changed: tuple[str, ...]) -> None:
         self.signature = signature
+        self.run = run
+        self.changed = changed
         self.problems: list[Problem] = []
         self.manifest: Manifest | None = None
-        self.rows: dict[str, int] = {}
+        self.files: dict[str, list[str]] = {}
         self._memo: dict[object, Any] = {}
         self._lock = threading.RLock()
         try:
@@ -60,24 +81,54 @@ class View:
         )
         for name in TABLES:
             self._add(atlas, name)
+        self._compare(atlas)
+
+    @property
+    def card(self) -> RunCard | None:
+        """What the manifest says of this run."""
+        return self.manifest.runs.get(self.run) if self.manifest else None
 
     def _add(self, atlas: Path, name: str) -> None:
         """Make the view `name` over its readable files; an empty table where there is none."""
-        sound = []
+        sound = self.files.setdefault(name, [])
         for path in sorted((atlas / "tables" / name).glob("*.parquet")):
-            problem, rows = _checked(path, name)
+            problem = _checked(path, name)
             if problem is None:
                 sound.append(str(path))
-                self.rows[name] = self.rows.get(name, 0) + rows
-            else:
+            elif self._concerned(problem.what):
                 self.problems.append(problem)
         if not sound:
             self._connection.register("nothing", empty_table(name))
             self._connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM nothing')
             self._connection.unregister("nothing")
             return
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in sound)
-        self._connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{listed}], union_by_name = true)')
+        mine = f" WHERE run = {_quoted(self.run)}" if "run" in TABLES[name].schema.names else ""
+        files = ", ".join(_quoted(path) for path in sound)
+        self._connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet([{files}], union_by_name = true){mine}')
+
+    def _compare(self, atlas: Path) -> None:
+        """Name the files that the manifest lists and that are missing or not as they were written."""
+        named = {problem.what for problem in self.problems}
+        listed = sorted(self.manifest.digests()) if self.manifest else []
+        missing = [file for file in listed if not (atlas / file).is_file()]
+        for file in missing:
+            self._report(file, "it is missing, so what it held is not shown", named)
+        for file in self.changed:
+            if file not in missing:
+                self._report(file, "its bytes are not those that were written, so what is shown of it may be wrong", named)
+
+    def _report(self, file: str, why: str, named: set[str]) -> None:
+        if file not in named and self._concerned(file):
+            self.problems.append(Problem(what=file, why=why, instead=AGAIN))
+
+    def _concerned(self, file: str) -> bool:
+        """Whether a file has to do with this run: it holds for any, or no other run alone lists it."""
+        table = file.split("/")[-2]
+        if table in TABLES and "run" not in TABLES[table].schema.names:
+            return True
+        runs = self.manifest.runs if self.manifest else {}
+        owners = {name for name, card in runs.items() if file in card.files}
+        return not owners or self.run in owners
 
     def sql(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a prepared statement; safe from several threads.
@@ -101,20 +152,54 @@ class View:
 
 
 class Reader:
-    """The current `View` of an atlas folder, replaced when files come, go or change."""
+    """The current views of an atlas folder, one for each run that is looked at, replaced when files come, go or change."""
 
     def __init__(self, atlas: Path) -> None:
         self.atlas = atlas
+        self.damage = Damage(atlas)
         self._lock = threading.Lock()
-        self._view: View | None = None
+        self._signature = ""
+        self._manifest: Manifest | None = None
+        self._views: dict[str, View] = {}
 
-    def view(self) -> View:
-        """The atlas as its files are now. Cost: a stat of every file; opening the tables only when one changed."""
-        signature = self._signature()
+    def view(self, run: str | None = None) -> View:
+        """The run as the files are now, or the first. Cost: a stat of every file; opening tables only when one changed.
+
+        Errors: `Refusal` where the atlas has no such run.
+        """
+        signature, changed = self.state()
         with self._lock:
-            if self._view is None or self._view.signature != signature:
-                self._view = View(self.atlas, signature)
-            return self._view
+            if signature != self._signature:
+                self._views.clear()
+                self._manifest = _manifest(self.atlas)
+                self._signature = signature
+            name = self._named(run)
+            if name in self._views:
+                self._views[name] = self._views.pop(name)
+                return self._views[name]
+            view = View(self.atlas, signature, name, changed)
+            while len(self._views) >= KEPT_VIEWS:
+                del self._views[next(iter(self._views))]
+            self._views[name] = view
+            return view
+
+    def runs(self) -> list[str]:
+        """The runs of the atlas as the files are now, the first of them first."""
+        first = self.view().run
+        return [first, *(name for name in (self._manifest.runs if self._manifest else ()) if name != first)]
+
+    def _named(self, run: str | None) -> str:
+        runs = self._manifest.runs if self._manifest else {}
+        if run and run not in runs:
+            known = f"choose one of {', '.join(runs)}" if runs else "wait until it is being built"
+            raise Refusal(f"run {run[:80]}", why="this atlas has no run of that name", instead=known)
+        return run or (first_run(self._manifest) if self._manifest else "")
+
+    def state(self) -> tuple[str, tuple[str, ...]]:
+        """A signature of the files as they are now, and those that are known to have changed since they were written."""
+        files = self._files()
+        changed = self.damage.known(files)
+        return (hashlib.sha256("|".join((files, *changed)).encode()).hexdigest()[:16] if changed else files), changed
 
     def progress(self) -> Progress | None:
         """How far the build is that is writing here, if one says so."""
@@ -123,7 +208,7 @@ class Reader:
         except (OSError, json.JSONDecodeError, ValidationError):
             return None
 
-    def _signature(self) -> str:
+    def _files(self) -> str:
         digest = hashlib.sha256()
         for path in [manifest_path(self.atlas), *sorted((self.atlas / "tables").glob("*/*.parquet"))]:
             try:
@@ -134,9 +219,15 @@ class Reader:
         return digest.hexdigest()[:16]
 
 
-def _checked(path: Path, table: str) -> tuple[Problem | None, int]:
-    """What is wrong with a table's file, judged by its footer and columns, and how many rows it has."""
-    what = f"tables/{table}/{path.name}"
+def _manifest(atlas: Path) -> Manifest | None:
+    try:
+        return read_manifest(atlas)
+    except Refusal:
+        return None
+
+
+def _checked(path: Path, table: str) -> Problem | None:
+    """What is wrong with a table's file, judged by its footer and columns."""
     try:
         footer = pq.read_metadata(path)
         missing = sorted(set(TABLES[table].schema.names) - set(footer.schema.to_arrow_schema().names))
@@ -144,9 +235,13 @@ def _checked(path: Path, table: str) -> tuple[Problem | None, int]:
         why = f"it is damaged ({str(error).splitlines()[0][:120]})"
     else:
         if not missing:
-            return None, footer.num_rows
+            return None
         why = f"it lacks the columns {', '.join(missing)}"
-    return Problem(what=what, why=why, instead="run the same build again: damaged tables are found and rebuilt"), 0
+    return Problem(what=f"tables/{table}/{path.name}", why=why, instead=AGAIN)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def problem_of(refusal: Refusal) -> Problem:

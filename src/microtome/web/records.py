@@ -28,6 +28,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Progressed",
+    "RunChoice",
     "Section",
     "Share",
     "Stat",
@@ -67,9 +68,10 @@ class Progress(BaseModel):
 
 
 class Progressed(BaseModel):
-    """What a waiting page asks for: the state of the files, and the progress of a build if one is on."""
+    """What a waiting page asks for: the state of the files, how many are known to be damaged, and how far a build is."""
 
     signature: str
+    damaged: int
     progress: Progress | None
 
 
@@ -100,9 +102,8 @@ class Check(BaseModel):
 
 
 class Certificate(BaseModel):
-    """Identities checked on the model at load, for one run."""
+    """Identities checked on the model at load."""
 
-    run: str
     checks: list[Check]
     facts: list[Fact]
 
@@ -126,21 +127,31 @@ class BasisCard(BaseModel):
 
 
 class Absent(BaseModel):
-    """What a run did not compute, and why."""
+    """What the run did not compute, and why."""
 
-    run: str
     what: str
     why: str
 
 
+class RunChoice(BaseModel):
+    """A run of the atlas: the name of its text (none: the weights alone), and whether it is complete."""
+
+    name: str
+    text: str | None
+    complete: bool
+
+
 class Summary(BaseModel):
-    """The first thing the page asks for."""
+    """The first thing the page asks for. Everything but `name`, `runs` and `damaged` is of the run `run`."""
 
     signature: str
     name: str
+    run: str
+    runs: list[RunChoice]
+    damaged: int
     complete: bool
     sections: list[Section]
-    certificates: list[Certificate]
+    certificate: Certificate | None
     skipped: list[Fact]
     bases: list[BasisCard]
     tables: dict[str, int]
@@ -166,7 +177,6 @@ class Finding(BaseModel):
 class Share(BaseModel):
     """The share of a part of hidden states at a site."""
 
-    run: str
     site: str
     layer: int | None
     part: str
@@ -181,7 +191,6 @@ class Share(BaseModel):
 class Loss(BaseModel):
     """Loss read at a site through the model's own head."""
 
-    run: str
     objective: str
     site: str | None
     layer: int | None
@@ -264,7 +273,6 @@ class Stat(BaseModel):
     label: str
     meaning: str
     site: str
-    run: str
     value: Number
     control: Number
     control_kind: str | None
@@ -295,7 +303,6 @@ class Context(BaseModel):
     end: str
     half: str | None
     rank: int
-    run: str
     site: str | None
     value: Number
     scale: Number
@@ -321,8 +328,9 @@ class Link(BaseModel):
 
 
 class UnitPage(BaseModel):
-    """Everything about a unit."""
+    """Everything that a run has about a unit."""
 
+    run: str
     unit: str
     basis: str
     name: str | None

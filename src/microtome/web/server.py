@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from microtome.core import Refusal
-from microtome.store import manifest_path
+from microtome.store import manifest_path, read_manifest
 from microtome.web.app import create_app
 from microtome.web.browse import bases
 from microtome.web.reader import Reader
 from microtome.web.security import is_loopback
+from microtome.web.windows import preload
 
 __all__ = ["serve"]
 
@@ -30,19 +31,21 @@ def serve(
     """Serve the page of `atlas` until interrupted; `started` is told its address. Port 0 takes any free one.
 
     Any address but loopback needs a token: one is made up where none is given, and is part of the address.
-    Errors: `Refusal` where the folder is no atlas and none is being built there, or the address cannot be bound.
+    Errors: `Refusal` where the folder is no atlas and none is being built there, where its manifest is damaged or of a newer
+    microtome, or where the address cannot be bound.
     """
     import uvicorn
 
     atlas = Path(atlas)
-    if not manifest_path(atlas).is_file() and not (atlas / "progress.json").is_file():
-        raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
+    if manifest_path(atlas).is_file() or not (atlas / "progress.json").is_file():
+        read_manifest(atlas)
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
     listening = _bind(host, port)
     bound = listening.getsockname()[1]
     app = create_app(atlas, token=token)
     reader = app.state.reader
+    reader.damage.watch()
     threading.Thread(target=_warm, args=(reader,), daemon=True).start()
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{bound}/" + (f"?token={token}" if token else "")
@@ -57,9 +60,11 @@ def serve(
 
 
 def _warm(reader: Reader) -> None:
-    """Build the index before it is asked for."""
+    """Build the index before it is asked for, and read windows."""
     try:
-        bases(reader.view())
+        view = reader.view()
+        bases(view)
+        preload(view)
     except Refusal as refusal:
         _log.warning("%s", refusal)
 

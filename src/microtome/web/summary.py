@@ -1,12 +1,25 @@
-"""The whole atlas at a glance: the model card, certificates, what is absent, and everything that is plotted by layer."""
+"""A run at a glance: the model card, its certificate, what is absent, and everything that is plotted by layer."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from microtome.store import Manifest, RunCard
+from microtome.core import Refusal
+from microtome.store import TABLES, Manifest, RunCard
 from microtome.web.browse import bases, indexed, stat_names
 from microtome.web.reader import View
-from microtome.web.records import Absent, Certificate, Check, Fact, Layers, LayerStat, Loss, Section, Share, Summary
+from microtome.web.records import (
+    Absent,
+    Certificate,
+    Check,
+    Fact,
+    Layers,
+    LayerStat,
+    Loss,
+    RunChoice,
+    Section,
+    Share,
+    Summary,
+)
 
 __all__ = ["layers", "summary"]
 
@@ -19,25 +32,44 @@ _SHAPE: Final = {
 
 
 def summary(view: View) -> Summary:
-    """The model card and the state of the atlas."""
+    """The model card, the runs there are, and the state of this one."""
     return view.once("summary", _summary)
 
 
 def _summary(view: View) -> Summary:
-    manifest = view.manifest
-    runs = manifest.runs if manifest else {}
+    manifest, card = view.manifest, view.card
+    found = bases(view)
     return Summary(
         signature=view.signature,
         name=manifest.model.name if manifest else "",
-        complete=bool(runs) and all(run.status == "complete" for run in runs.values()),
+        run=view.run,
+        runs=[_choice(name, run) for name, run in manifest.runs.items()] if manifest else [],
+        damaged=len(view.changed),
+        complete=card is not None and card.status == "complete",
         sections=_sections(view, manifest) if manifest else [],
-        certificates=[_certificate(name, run.certificate) for name, run in runs.items() if run.certificate],
+        certificate=_certificate(card.certificate) if card and card.certificate else None,
         skipped=_skipped(view),
-        bases=bases(view),
-        tables=view.rows,
-        absent=[Absent(run=name, what=what, why=why) for name, run in runs.items() for what, why in run.absent.items()],
+        bases=found,
+        tables=_rows(view),
+        absent=[Absent(what=what, why=why) for what, why in card.absent.items()] if card else [],
         problems=view.problems,
     )
+
+
+def _choice(name: str, run: RunCard) -> RunChoice:
+    text = None if run.corpus is None else str(run.corpus.get("name", ""))
+    return RunChoice(name=name, text=text, complete=run.status == "complete")
+
+
+def _rows(view: View) -> dict[str, int]:
+    """How many rows each table has for this run, those that hold for any run included; tables without any are left out."""
+    found = {}
+    for table in TABLES:
+        try:
+            found[table] = view.sql(f'SELECT count(*) FROM "{table}"')[0][0]
+        except Refusal:
+            continue  # that it is damaged is among the problems, where a page needs it
+    return {table: rows for table, rows in found.items() if rows}
 
 
 def _sections(view: View, manifest: Manifest) -> list[Section]:
@@ -50,22 +82,21 @@ def _sections(view: View, manifest: Manifest) -> list[Section]:
         Fact(name="Fingerprint", value=model.fingerprint, mono=True),
     ]
     sections = [Section(title="Model", facts=facts), Section(title="Shape", facts=_shape(model.shape))]
-    for name, run in manifest.runs.items():
-        sections.append(_corpus(view, name, run))
-        sections.append(
-            Section(
-                title=f"Run {name}",
-                note="The numbers of a run can be repeated bit by bit under the same execution.",
-                facts=[
-                    Fact(name="Status", value=run.status),
-                    Fact(name="Depth", value=run.depth),
-                    Fact(name="Seed", value=str(run.seed)),
-                    Fact(name="Identity", value=run.identity, mono=True),
-                    *_facts(run.execution),
-                ],
-            )
-        )
-    return sections
+    run = view.card
+    if run is None:
+        return sections
+    ran = Section(
+        title=f"Run {view.run}",
+        note="The numbers of a run can be repeated bit by bit under the same execution.",
+        facts=[
+            Fact(name="Status", value=run.status),
+            Fact(name="Depth", value=run.depth),
+            Fact(name="Seed", value=str(run.seed)),
+            Fact(name="Identity", value=run.identity, mono=True),
+            *_facts(run.execution),
+        ],
+    )
+    return [*sections, _corpus(view, run), ran]
 
 
 def _shape(shape: Mapping[str, Any]) -> list[Fact]:
@@ -73,14 +104,12 @@ def _shape(shape: Mapping[str, Any]) -> list[Fact]:
     return _facts(named | {key: value for key, value in shape.items() if key not in _SHAPE})
 
 
-def _corpus(view: View, name: str, run: RunCard) -> Section:
-    title = f"Corpus of run {name}"
+def _corpus(view: View, run: RunCard) -> Section:
+    title = f"Corpus of run {view.run}"
     if run.corpus is None:
         return Section(title=title, note="Weights only: this run read no text, so it has no contexts or activations.", facts=[])
     rows = view.sql(
-        "SELECT count(*), count(*) FILTER (windows > 0), sum(windows), sum(tokens), count(DISTINCT label) FROM documents "
-        "WHERE run::VARCHAR = ?",
-        name,
+        "SELECT count(*), count(*) FILTER (windows > 0), sum(windows), sum(tokens), count(DISTINCT label) FROM documents"
     )
     documents, used, windows, tokens, labels = rows[0]
     counted = {}
@@ -97,7 +126,7 @@ def _corpus(view: View, name: str, run: RunCard) -> Section:
 def _skipped(view: View) -> list[Fact]:
     rows = view.sql(
         "SELECT coalesce(name, 'document ' || document), reason FROM documents WHERE windows = 0 OR reason IS NOT NULL AND reason != '' "
-        "ORDER BY run, document LIMIT 100"
+        "ORDER BY document LIMIT 100"
     )
     return [Fact(name=name, value=reason or "no window") for name, reason in rows]
 
@@ -126,7 +155,7 @@ def _shown(value: Any) -> str:
     return ", ".join(_shown(each) for each in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _certificate(run: str, raw: Mapping[str, Any]) -> Certificate:
+def _certificate(raw: Mapping[str, Any]) -> Certificate:
     """A certificate's identities as rows, what a dtype below fp32 costs as facts."""
     facts = _facts({key: value for key, value in raw.items() if key not in ("identities", "dtypes", "model")})
     dtypes = raw.get("dtypes") or []
@@ -137,7 +166,7 @@ def _certificate(run: str, raw: Mapping[str, Any]) -> Certificate:
             Fact(name="Largest error of the dtype", value=f"{100 * error['relative_error']:.2g} % (layer {error['layer']})")
         )
         facts.append(Fact(name="Worst token's cosine", value=f"{cosine['worst_cosine']:.4f} (layer {cosine['layer']})"))
-    return Certificate(run=run, checks=[_check(row) for row in raw.get("identities", [])], facts=facts)
+    return Certificate(checks=[_check(row) for row in raw.get("identities", [])], facts=facts)
 
 
 def _check(row: Mapping[str, Any]) -> Check:
@@ -158,12 +187,12 @@ def layers(view: View) -> Layers:
 
 def _layers(view: View) -> Layers:
     shares = view.sql(
-        "SELECT run::VARCHAR, site::VARCHAR, layer, part::VARCHAR, share, control, control_kind::VARCHAR, lo, hi, norm "
-        "FROM geometry_shares ORDER BY run, layer NULLS FIRST, site, part"
+        "SELECT site::VARCHAR, layer, part::VARCHAR, share, control, control_kind::VARCHAR, lo, hi, norm "
+        "FROM geometry_shares ORDER BY layer NULLS FIRST, site, part"
     )
     losses = view.sql(
-        "SELECT run::VARCHAR, objective::VARCHAR, site::VARCHAR, layer, loss, control, control_kind::VARCHAR, lo, hi, tokens "
-        "FROM layer_loss ORDER BY run, objective, layer NULLS LAST, site"
+        "SELECT objective::VARCHAR, site::VARCHAR, layer, loss, control, control_kind::VARCHAR, lo, hi, tokens "
+        "FROM layer_loss ORDER BY objective, layer NULLS LAST, site"
     )
     return Layers(
         shares=[Share(**dict(zip(Share.model_fields, row, strict=True))) for row in shares],

@@ -7,7 +7,7 @@ Tables are sorted by unit, so a question about one unit reads a few row groups. 
 from collections.abc import Sequence
 
 from microtome.core import Refusal
-from microtome.web.browse import indexed, vocabulary
+from microtome.web.browse import indexed, measured_words, vocabulary
 from microtome.web.contexts import contexts
 from microtome.web.reader import View, problem_of
 from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitPage
@@ -31,9 +31,8 @@ def page(view: View, unit: str) -> UnitPage:
     try:
         return found.model_copy(update={"contexts": contexts(view, unit)})
     except Refusal as refusal:
-        return found.model_copy(
-            update={"problems": [*found.problems, problem_of(refusal).model_copy(update={"what": "table contexts"})]}
-        )
+        what = refusal.what if refusal.what.startswith("table ") else "table contexts"
+        return found.model_copy(update={"problems": [*found.problems, problem_of(refusal).model_copy(update={"what": what})]})
 
 
 def pages(view: View, first: int, count: int) -> list[UnitPage]:
@@ -48,8 +47,9 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
     inner = [row for row in rows if first <= row[0] < first + count]
     units = [row[1] for row in inner]
     problems: list[Problem] = []
-    stats, tokens, links = {}, {}, {}
-    for table, found, read in (("unit_stats", stats, _stats), ("tokens", tokens, _tokens), ("links", links, _links)):
+    stats = _stats(view, first, count)
+    tokens, links = {}, {}
+    for table, found, read in (("tokens", tokens, _tokens), ("links", links, _links)):
         try:
             found.update(read(view, units))
         except Refusal as refusal:
@@ -57,9 +57,9 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
     concerning = view.once("concerning", _concerning)
     return [
         UnitPage(
-            unit=unit, basis=basis, name=name, layer=layer, expert=expert, index=index, place=place, of=total,
+            run=view.run, unit=unit, basis=basis, name=name, layer=layer, expert=expert, index=index, place=place, of=total,
             previous=addresses.get(place - 1), next=addresses.get(place + 1),
-            stats=stats.get(unit, []),
+            stats=stats.get(place, []),
             promotes=[token for end, token in tokens.get(unit, []) if end == "+"],
             suppresses=[token for end, token in tokens.get(unit, []) if end == "-"],
             contexts=[], links=links.get(unit, []), findings=concerning.get(unit, []), problems=problems,
@@ -69,7 +69,7 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
 
 
 def findings(view: View) -> list[Finding]:
-    """All findings, in order of lens and rank; `unit` is the address where the subject is a unit of this atlas."""
+    """All findings of the run, in order of lens and rank; `unit` is the address where the subject is a unit of this atlas."""
     return view.once("findings", _findings)
 
 
@@ -92,19 +92,19 @@ def _concerning(view: View) -> dict[str, list[Finding]]:
     return found
 
 
-def _stats(view: View, units: Sequence[str]) -> dict[str, list[Stat]]:
-    rows = view.sql(
-        "SELECT unit::VARCHAR, stat::VARCHAR, site::VARCHAR, run::VARCHAR, value, control, control_kind::VARCHAR, lo, hi, q "
-        "FROM unit_stats WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 3, 4",
-        list(units),
-    )
-    found: dict[str, list[Stat]] = {}
-    for unit, stat, site, run, value, control, kind, lo, hi, q in rows:
-        words = column(stat)
-        found.setdefault(unit, []).append(
+def _stats(view: View, first: int, count: int) -> dict[int, list[Stat]]:
+    """Statistics by place, from the index."""
+    stats, sites, kinds = (measured_words(view, word) for word in ("stat", "site", "control_kind"))
+    labels = [column(stat) for stat in stats]
+    found: dict[int, list[Stat]] = {}
+    for place, stat, site, kind, value, control, lo, hi, q in view.sql(
+        "SELECT * FROM mt_measured WHERE place BETWEEN ? AND ? ORDER BY 1, 2, 3", first, first + count - 1
+    ):
+        words = labels[stat - 1]
+        found.setdefault(place, []).append(
             Stat(
-                stat=stat, label=words.label, meaning=words.meaning, site=site or "", run=run or "", value=value, control=control,
-                control_kind=kind, lo=lo, hi=hi, q=q,
+                stat=words.name, label=words.label, meaning=words.meaning, site=sites[site - 1] if site else "", value=value,
+                control=control, control_kind=kinds[kind - 1] if kind else None, lo=lo, hi=hi, q=q,
             )
         )  # fmt: skip
     return found

@@ -1,12 +1,13 @@
 """The folder of an atlas: whose files are left alone, and what a build that fails leaves behind."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from microtome.atlas import Atlas, Settings, build
+from microtome.atlas import Atlas, Settings, build, estimate
 from microtome.atlas.folder import claimed, require_run_name, require_usable
 from microtome.core import Refusal
 from microtome.store import DiskFull
@@ -50,6 +51,11 @@ def test_leftovers_are_swept_in_the_places_of_the_atlas_alone(tmp_path: Path) ->
         assert (tmp_path / "mine.part").exists()
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="not valid Unicode; name another folder"):
+        require_usable(tmp_path / os.fsdecode(b"\xe9") / "atlas")
+
+
 def test_a_link_to_nothing_and_a_place_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("nowhere")
@@ -74,12 +80,55 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def forbidden(path: Path, mode: int) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr("os.access", forbidden)
+    for output in (tmp_path, tmp_path / "new" / "atlas"):
+        with pytest.raises(Refusal, match=f"nothing may be written in {tmp_path}; name a folder where you may write"):
+            build("no such model", "no such text", output=output)
+    assert asked == [tmp_path, tmp_path]
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal, match=r"atlas: .*/file is a file; name a folder for the atlas"):
+        require_usable(tmp_path / "file" / "atlas")
+
+
+def test_an_estimate_for_a_folder_refuses_what_a_build_in_it_would(tmp_path: Path) -> None:
+    model, texts, settings = toys.toy_decoder(), toys.toy_texts(), Settings(window=24)
+    output = build(model, texts, output=tmp_path / "atlas", settings=settings).path
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert estimate(model, texts, output=output, settings=settings).documents == 12
+    assert estimate(model, texts[:6], output=output, settings=Settings(run="half", window=24)).documents == 6
+    assert estimate(model, texts, output=tmp_path / "new" / "atlas", settings=settings).windows > 0
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").touch()
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "atlas.json").write_text('{"schema_version": 99}')
+    for subject, text, folder, message in [
+        (model, texts[:6], output, "run main: its text was another one; use --run NAME"),
+        (toys.toy_encoder(), texts, output, "it is the atlas of toy-llama, whose weights are not those of toy-bert"),
+        (model, texts, tmp_path / "notes", "holds files but no atlas.json"),
+        (model, texts, tmp_path / "notes" / "diary.txt", "it is a file"),
+        (model, texts, tmp_path / "newer", "schema version 99, newer than 1"),
+    ]:
+        with pytest.raises(Refusal, match=message):
+            estimate(subject, text, output=folder, settings=settings)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas", "newer", "notes"]
+
+
 def test_a_refused_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     atlas = build(toys.toy_decoder(), toys.toy_texts(), output=tmp_path / "atlas", settings=Settings(window=24))
     before = {path: path.read_bytes() for path in atlas.path.rglob("*") if path.is_file()}
     with pytest.raises(Refusal, match="usable"):
         build(toys.toy_decoder(), ["\0"], output=atlas.path, settings=Settings(run="second", window=24))
-    with pytest.raises(Refusal, match="run over a text"):
+    with pytest.raises(Refusal, match="it is a run over texts"):
         _weights_only(tmp_path, atlas.path)
     assert {path: path.read_bytes() for path in atlas.path.rglob("*") if path.is_file()} == before
     assert not (atlas.path / "work").exists()
@@ -125,10 +174,10 @@ def test_a_damaged_table_is_named_by_sql_and_by_the_build_that_makes_it_anew(
     written = table.read_bytes()
     for damage in (b"", written[:100]):
         table.write_bytes(damage)
-        with pytest.raises(Refusal, match=r"tables are damaged: tables/units/neurons\.parquet"):
+        with pytest.raises(Refusal, match=r"tables/units/neurons\.parquet is missing, or damaged"):
             atlas.sql("select * from units")
         build(model, toys.toy_texts(), output=output, settings=Settings(window=24))
-        assert "tables/units/neurons.parquet is damaged" in caplog.text
+        assert "tables/units/neurons.parquet is missing or damaged" in caplog.text
         assert table.read_bytes() == written
     with pytest.raises(Refusal, match="it is empty"):
         atlas.sql("  ")

@@ -84,7 +84,7 @@ def test_building_images_again_changes_nothing(pictures: Path, tmp_path: Path) -
     assert _tables(atlas.path) == before
     copy = shutil.copytree(pictures, tmp_path / "pictures")
     next(copy.rglob("*.png")).unlink()
-    with pytest.raises(Refusal, match="run main: its text was another one"):
+    with pytest.raises(Refusal, match="run main: its images were others; use --run NAME"):
         build(model, copy, output=tmp_path / "atlas")
 
 
@@ -92,6 +92,10 @@ def test_an_estimate_of_images_counts_their_patches(pictures: Path) -> None:
     found = estimate(replace(opened("dinov2"), processor=processor_for("dinov2")), pictures)
     assert (found.documents, found.windows, found.tokens) == (12, 12, 48)
     assert found.seconds > 0
+    said = found.describe().splitlines()
+    assert said[0] == "images  12 images, 48 patches"
+    assert "patches/s" in said[1]
+    assert "token" not in found.describe()
 
 
 def test_bad_pictures_are_named_and_the_others_are_used(pictures: Path, tmp_path: Path) -> None:
@@ -115,6 +119,9 @@ def test_sources_of_the_wrong_kind_are_refused_and_nothing_is_written(pictures: 
             r"story\.txt: it is no image and no folder of images, and vit reads images; name images",
         ),
         (vision, ["Once upon a time."], "texts: it is no image and no folder of images, and vit reads images; name images"),
+        (vision, "sample", "sample: it is no image and no folder of images, and vit reads images"),
+        (vision, "-", "stdin: it is no image and no folder of images, and vit reads images"),
+        (vision, "hf:imdb", "imdb: it is no image and no folder of images, and vit reads images"),
         (vision, tmp_path / "none", "there is no such file or folder; name an image or a folder of images"),
         (opened("vit"), pictures, "images for vit: there is no image processor beside the model; put its preprocessor_config"),
         (bert, pictures, "pictures0: it is an image or a folder of images, and toy-bert reads text; name text, or a model"),

@@ -1,58 +1,76 @@
-"""SIGKILL at random moments, then the same command again: the tables are those of an undisturbed run, byte for byte.
+"""SIGKILL at random moments and at every file that is written, then the same command again: the bytes are those of an undisturbed run.
 
-`MICROTOME_KILLS=25 pytest tests/unit/cli/test_kill.py` does it 25 times.
+`MICROTOME_KILLS=25 pytest tests/unit/cli/test_kill.py` kills 25 times at random.
 """
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from microtome.store import digest
 from tests import toys
+from tests.unit.cli.forks import Forks
 
 _KILLS = int(os.environ.get("MICROTOME_KILLS", "3"))
-_BEGIN = """
-import sys
-import microtome.capture.run
-from microtome.cli import main
-microtome.capture.run.windows_per_unit = lambda *_: 120  # a toy's unit would be the whole text
-sys.argv = ["microtome", *sys.argv[1:]]
-main()
-"""
 
 
-def _command(checkpoint: Path, text: Path, output: Path) -> list[str]:
-    return [sys.executable, "-c", _BEGIN, "build", str(checkpoint), str(text), "-o", str(output), "--window", "24"]
+def _bytes(folder: Path) -> dict[str, str]:
+    """Every file of an atlas: tables and manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest(path) for path in sorted(files)}
 
 
-def _tables(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): digest(path) for path in sorted((folder / "tables").rglob("*.parquet"))}
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    folder = tmp_path_factory.mktemp("kill")
+    checkpoint = toys.save_checkpoint(folder / "model")
+    text = folder / "text.txt"
+    text.write_text("\n".join(toys.toy_texts(documents=60)))
+    return "build", checkpoint, text, "--window", 24, "-o"
+
+
+def _again(forks: Forks, command: tuple[object, ...], output: Path, expected: dict[str, str]) -> None:
+    done = forks.run(*command, output)
+    assert (done.status, done.err) == (0, "")
+    assert _bytes(output) == expected, "and nothing is left of the work"
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    checkpoint = toys.save_checkpoint(tmp_path / "model")
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(toys.toy_texts(documents=200)))
-    subprocess.run(_command(checkpoint, text, tmp_path / "warm"), check=True, capture_output=True)
+def test_killed_at_random_and_run_again_gives_the_same_bytes(forks: Forks, command: tuple[object, ...], tmp_path: Path) -> None:
+    assert forks.run(*command, tmp_path / "warm").status == 0
     begin = time.monotonic()
-    subprocess.run(_command(checkpoint, text, tmp_path / "whole"), check=True, capture_output=True)
-    whole, expected = time.monotonic() - begin, _tables(tmp_path / "whole")
+    assert forks.run(*command, tmp_path / "whole").status == 0
+    whole, expected = time.monotonic() - begin, _bytes(tmp_path / "whole")
     moments = random.Random(0)
     killed = 0
     for turn in range(_KILLS):
         output = tmp_path / f"killed{turn}"
-        process = subprocess.Popen(_command(checkpoint, text, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.3, 1.0) * whole)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        subprocess.run(_command(checkpoint, text, output), check=True, capture_output=True)
-        assert _tables(output) == expected
-        assert not (output / "work").exists()
+        killed += forks.run(*command, output, seconds=moments.uniform(0.1, 0.9) * whole).status == -signal.SIGKILL
+        _again(forks, command, output, expected)
     assert killed > 0, "at least one process was still running when it was killed"
+
+
+def _places(count: int) -> Iterator[tuple[int, bool]]:
+    """Each file, by turns when it is written and not yet in place, and when it is; the last both ways."""
+    yield from ((number, number % 2 == 0) for number in range(1, count + 1))
+    yield count, count % 2 == 1
+
+
+@pytest.mark.slow
+def test_killed_at_every_file_and_run_again_gives_the_same_bytes(
+    forks: Forks, command: tuple[object, ...], tmp_path: Path
+) -> None:
+    assert forks.run(*command, tmp_path / "whole").status == 0
+    commits, expected = forks.commits(), _bytes(tmp_path / "whole")
+    tables = [path.parent.name for path in commits if path.suffix == ".parquet"]
+    assert {"windows", "documents", "units", "unit_stats", "contexts", "findings"} <= set(tables)
+    assert commits[-1].name == "atlas.json"
+    for number, placed in _places(len(commits)):
+        output = tmp_path / f"killed{number}{placed}"
+        assert forks.run(*command, output, commit=number, placed=placed).status == -signal.SIGKILL
+        _again(forks, command, output, expected)

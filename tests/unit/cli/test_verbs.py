@@ -63,6 +63,12 @@ def test_sql_prints_tab_separated_rows(
     assert capsys.readouterr().out == "layer\tn\n0\t40\n1\t40\n2\t40\n"
 
 
+def test_a_row_of_sql_is_a_line(atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    query = "select e'a\\tb\\nc\\rd\\\\' as x, null as y, 'ü' as \"z\tz\""
+    assert _run(monkeypatch, "sql", atlas, query) == 0
+    assert capsys.readouterr().out == "x\ty\tz\\tz\na\\tb\\nc\\rd\\\\\t\tü\n"
+
+
 def test_a_bad_query_is_refused_with_the_reason(
     atlas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,22 @@ def test_a_single_image_and_what_counts_as_a_source_of_images(folder, sink, tmp_
     ]
 
 
+def test_a_file_whose_name_is_no_text_is_named_and_skipped(folder, sink):
+    """The table of documents keeps the name, by which the picture is found again."""
+    (folder / "dark" / "0.png").rename(folder / "dark" / os.fsdecode(b"\xe9.png"))
+    corpus = prepare_images(folder, Shrink(), sink, "main", grid=Grid(2, 2))
+    assert corpus.skipped.first == (("dark/?.png", "the name of the file is not valid Unicode"),)
+    assert sum(len(batch.extra["pixel_values"]) for batch in corpus.batches(range(corpus.windows), 1000)) == 5
+
+
+def test_a_folder_is_of_images_where_most_of_its_files_are(folder):
+    (folder / "0 readme.txt").write_text("what these pictures are")
+    assert is_image_source(folder)
+    for number in range(5):
+        (folder / f"{number}.txt").write_text("a text")
+    assert not is_image_source(folder)
+
+
 def test_what_cannot_be_an_image_corpus_is_refused_and_nothing_is_written(folder, sink, atlas, tmp_path):
     with pytest.raises(Refusal, match=r"^0\.png: the image processor makes pictures of 8 x 8, which 3 x 2 patches do not tile"):
         prepare_images(folder, Shrink(), sink, "main", grid=Grid(3, 2))
@@ -113,6 +130,6 @@ def test_what_cannot_be_an_image_corpus_is_refused_and_nothing_is_written(folder
         prepare_images(tmp_path / "none", Shrink(), sink, "main", grid=Grid(2, 2))
     for path in folder.rglob("*.png"):
         path.write_bytes(b"x")
-    with pytest.raises(Refusal, match="none of its documents is usable"):
+    with pytest.raises(Refusal, match="none of its documents is usable: .*; name images, or a folder of them"):
         prepare_images(folder, Shrink(), sink, "main", grid=Grid(2, 2))
     assert not list(atlas.rglob("*.parquet*"))

@@ -1,3 +1,5 @@
+import os
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -137,6 +139,43 @@ def test_a_source_without_usable_text_is_refused(gpt, sink, atlas, tmp_path, raw
     (tmp_path / "a.txt").write_bytes(raw)
     with pytest.raises(Refusal, match=message):
         prepare(tmp_path / "a.txt", gpt, sink, "main")
+    assert not list(atlas.rglob("*.parquet*"))
+
+
+def test_tables_without_text_count_as_bad_documents_of_their_folder(gpt, sink, atlas, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.csv").write_text("a,b\nx,y\n")
+    with pytest.raises(
+        Refusal,
+        match=r"none of its documents is usable: 0\.csv \(none of its columns .*; name the column of the text with --text-column\), 1.*; name the column of the text with --text-column$",
+    ):
+        prepare(folder, gpt, sink, "main")
+    for number in range(57):
+        (folder / f"{number}.txt").write_text(toy_text(number))
+    corpus = prepare(folder, gpt, sink, "main")
+    assert (corpus.documents, corpus.skipped.count) == (57, 3)
+    assert corpus.skipped.first[0][0] == "0.csv"
+    (folder / "56.txt").unlink()
+    with pytest.raises(Refusal, match="3 of its 59 documents are unusable, more than 5%"):
+        prepare(folder, gpt, sink, "main")
+
+
+def test_names_that_are_no_text_are_written_with_question_marks(gpt, sink, atlas, tmp_path):
+    folder = tmp_path / "texts" / os.fsdecode(b"b\xffse")
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text(toy_text(1))
+    corpus = prepare(tmp_path / "texts", gpt, sink, "main")
+    table = pq.read_table(corpus.paths[0])
+    assert (table["name"].to_pylist(), table["label"].to_pylist()) == (["b?se/caf?.txt"], ["b?se"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_folder_of_temporary_files_is_named(gpt, sink, atlas, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("w+b"))  # noqa: SIM115
+    with pytest.raises(Refusal, match=f"no space is left in {tempfile.gettempdir()}; free some space there, or name a larger"):
+        prepare([toy_text(1)], gpt, sink, "main")
     assert not list(atlas.rglob("*.parquet*"))
 
 

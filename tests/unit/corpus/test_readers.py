@@ -3,7 +3,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +169,11 @@ def test_csv_and_tsv(tmp_path: Path):
     assert found[3] == Document("b.tsv:1", "a, b")
 
 
+def test_a_header_of_another_encoding_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes("Überschrift,Größe\nx,y\n".encode("latin-1"))
+    assert problems(read(tmp_path / "a.csv")) == ["not valid utf-8 (--encoding names another)"]
+
+
 def test_csv_with_bad_bytes_and_large_fields(tmp_path: Path):
     long = "word " * 60_000
     (tmp_path / "a.csv").write_bytes(b"text\nna\xefve\n" + long.encode() + b"\n")
@@ -191,6 +198,79 @@ def test_a_file_that_is_no_parquet_is_an_unusable_document(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     (problem,) = problems(read(tmp_path / "a.parquet"))
     assert str(problem).startswith("not a Parquet file (")
+
+
+def test_parquet_that_is_damaged_inside_gives_what_can_be_read(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    rows = [f"a text of its own, number {number}" for number in range(600)]
+    pq.write_table(pa.table({"text": rows}), path, row_group_size=300, use_dictionary=False, compression="none")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"number 7")
+    data[place] = 0xFF
+    path.write_bytes(data)
+    found = read(path)
+    assert texts(found)[:7] == rows[:7]
+    assert [(number, problem) for number, problem in enumerate(problems(found)) if problem] == [
+        (7, "column 'text' is not valid utf-8")
+    ]
+    footer = pq.read_metadata(path).row_group(1).column(0)
+    data[footer.data_page_offset : footer.data_page_offset + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    found = read(path)
+    assert texts(found)[255] == rows[255], "what came before"
+    assert str(problems(found)[-1]).startswith("damaged Parquet file (")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "problem"),
+    [
+        (
+            "b.csv",
+            "a,b\nx,y\n",
+            "none of its columns is known to hold text; they are a, b; name the column of the text with --text",
+        ),
+        ("b.tsv", "a\tb\nx\ty\n", "none of its columns is known to hold text; they are a, b; name the column of the text with"),
+        (
+            "b.jsonl",
+            '{"a": "x", "b": "y"}\n{"a": "x", "b": "y"}',
+            "none of its columns is known to hold text; they are a, b; name",
+        ),
+        ("b.json", '[{"text": "x"}]', "it holds one JSON list; write one object a line (JSON Lines), or a folder of texts"),
+        ("b.parquet", "", "none of its columns is known to hold text; they are none; name the column of the text with --text"),
+    ],
+)
+def test_a_table_without_text_spoils_no_folder(tmp_path: Path, name: str, contents: str, problem: str):
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / name).write_text(contents)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / name)
+    (tmp_path / "c.jsonl").write_text('{"text": "good too"}')
+    found = read(tmp_path)
+    assert names(found) == ["a.txt", name, "c.jsonl:1"]
+    assert texts(found) == ["good", "", "good too"]
+    assert str(found[1].problem).startswith(problem)
+    with pytest.raises(Refusal, match=name):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet"])
+def test_a_file_that_may_not_be_read_is_named_and_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / name).touch()
+    (tmp_path / "b.md").write_text("good")
+    monkeypatch.setattr("microtome.corpus.tabular.opened", forbidden)
+    monkeypatch.setattr("microtome.corpus.plain.opened", forbidden)
+    monkeypatch.setattr("microtome.corpus.tabular.pq.ParquetFile", forbidden)
+    assert "ermission denied" in str(read(tmp_path)[0].problem)
+
+
+def test_numbers_that_python_will_not_read_spoil_no_other_line(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": ' + "9" * 5000 + '}\n{"text": "two"}\n' + "[" * 100_000)
+    found = read(tmp_path / "a.jsonl")
+    assert [bool(problem) for problem in problems(found)] == [True, False, True]
+    assert texts(found)[1] == "two"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +300,9 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch):
     assert read("-") == [Document("stdin", "grüße")]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert problems(read("-")) == ["empty"]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(Refusal, match="standard input is closed; pipe a text into it, or name a file"):
+        read("-")
 
 
 def test_texts_paths_and_documents_from_python(tmp_path: Path):
@@ -237,6 +320,19 @@ def test_missing_paths_and_empty_folders_are_refused(tmp_path: Path):
         read(tmp_path)
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def walk(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield str(folder), ["private"], ["a.txt"]
+        onerror(PermissionError(13, "Permission denied", str(folder / "private")))
+
+    (tmp_path / "a.txt").touch()
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(
+        Refusal, match="private: the folder cannot be read: Permission denied; make it readable, or leave it out"
+    ):
+        read(tmp_path)
+
+
 def test_the_sample_ships():
     found = read("sample")
     assert len(found) == 10
@@ -251,6 +347,7 @@ def test_names_of_sources(tmp_path: Path):
     assert source_name("hf:imdb:train") == "imdb:train"
     assert source_name(str(tmp_path / "a.txt")) == "a.txt"
     assert source_name(["x"]) == "texts"
+    assert source_name(os.fsdecode(b"/somewhere/caf\xe9.txt")) == "caf?.txt"
 
 
 class Stream:

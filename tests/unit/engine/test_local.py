@@ -38,12 +38,12 @@ class _Concatenation:
         value = torch.sin(torch.tensor([float(unit)])) * 10 ** (unit % 7)
         return {"fold": {"sum": value.float(), "order": torch.tensor([unit])}}
 
-    def merge(self, states: States, later: States) -> dict[str, State]:
+    def merge(self, fold: str, state: State, later: State) -> State:
+        assert fold == "fold"
         self.merges += 1
         if self.merges == self.die_in_merge:
             raise _Killed
-        a, b = states["fold"], later["fold"]
-        return {"fold": {"sum": a["sum"] + b["sum"], "order": torch.cat([a["order"], b["order"]])}}
+        return {"sum": state["sum"] + later["sum"], "order": torch.cat([state["order"], later["order"]])}
 
 
 def _bytes(states: States) -> list[bytes]:

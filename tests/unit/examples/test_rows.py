@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from microtome.core import Half
-from microtome.examples import TopContexts, contexts_table, units_table
+from microtome.examples import UnitSurvey, contexts_table, in_order_of_text, units_table
+from microtome.neurons.basis import Neurons
 from microtome.store.tables import TABLES, write_table
 from tests.unit.examples.planted import Plain, cut, folded, plant
 
@@ -14,9 +16,9 @@ from tests.unit.examples.planted import Plain, cut, folded, plant
 def test_contexts_become_rows(tmp_path: Path) -> None:
     windows = plant(0, 15, units=3)
     basis = Plain(3)
-    fold = TopContexts(basis, k=4)
-    found = fold.result(folded(fold, cut(windows, [4])))
-    write_table(tmp_path, "contexts", "test", contexts_table([(basis, found)], "main"))
+    fold = UnitSurvey(basis, k=4)
+    found = fold.result(folded(fold, cut(windows, [4]))).contexts
+    write_table(tmp_path, "contexts", "test", contexts_table(basis, [found], "main"))
     table = pq.read_table(tmp_path / "tables" / "contexts" / "test.parquet")
     assert table.schema.equals(TABLES["contexts"].schema)
     assert len(table) == int((found.window >= 0).sum())
@@ -33,8 +35,13 @@ def test_contexts_become_rows(tmp_path: Path) -> None:
         assert (row["site"], row["run"]) == ("resid_post.0", "main")
 
 
-def test_no_contexts_are_an_empty_table() -> None:
-    assert contexts_table([], "main").schema.equals(TABLES["contexts"].schema)
+@pytest.mark.parametrize("experts", [(None,), (0, 1, 2, 10)])
+def test_bases_come_in_the_order_of_their_addresses_as_text(experts: tuple[int | None, ...]) -> None:
+    layers = [Neurons(layer, 12, expert) for expert in experts for layer in (0, 1, 2, 10)]
+    ordered = in_order_of_text(layers)
+    texts = [sorted(str(basis.address(unit)) for unit in range(basis.units)) for basis in ordered]
+    assert len(ordered) == len(layers)
+    assert [text for basis in texts for text in basis] == sorted(text for basis in texts for text in basis)
 
 
 def test_units_become_rows(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from microtome.geometry.anova import Moments, fit
 
 # h = [[1, 3], [5, 11]], windows in rows: mu 5, pos -2 2, ctx -3 3, resid 1 -1 -1 1; squares 16 + 36 + 4 = 56.
 MOMENTS = Moments(
-    windows=torch.tensor([0, 0, 2]),
+    lengths=torch.tensor([2]),
+    windows=torch.tensor([2]),
     sums=torch.tensor([[6.0], [14.0]], dtype=torch.float64),
-    means=torch.tensor([[0.0], [0.0], [10.0]], dtype=torch.float64),
-    squares=torch.tensor([0.0, 0.0, 156.0], dtype=torch.float64),
-    mean_squares=torch.tensor([0.0, 0.0, 136.0], dtype=torch.float64),
+    means=torch.tensor([[10.0]], dtype=torch.float64),
+    squares=torch.tensor([156.0], dtype=torch.float64),
+    mean_squares=torch.tensor([136.0], dtype=torch.float64),
 )
 
 

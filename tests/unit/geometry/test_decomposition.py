@@ -44,7 +44,7 @@ def pad(windows: list[torch.Tensor], lead: int = 1, junk: float = 1e6) -> torch.
 
 def decompose(windows, origin=None, parts=None):
     origin = torch.zeros(windows[0].shape[1]) if origin is None else origin
-    fold = Decomposition(SITE, origin)
+    fold = Decomposition(SITE, origin, max(len(w) for w in windows))
     state = fold.init()
     for part in parts or [windows]:
         fold.update(state, {SITE: pad(part)}, batch_of([len(w) for w in part]))
@@ -193,7 +193,7 @@ def test_the_origin_does_not_matter_and_massive_dimensions_cost_nothing():
 def test_any_split_merged_is_one_pass(lengths, data):
     windows = draw(lengths)
     cut = data.draw(st.integers(0, len(lengths)))
-    fold = Decomposition(SITE, torch.full((5,), 3.0))
+    fold = Decomposition(SITE, torch.full((5,), 3.0), 9)
     states = []
     for first, part in ((0, windows[:cut]), (cut, windows[cut:]), (0, windows)):
         state = fold.init()
@@ -209,7 +209,7 @@ def test_scattered_roles_and_half_precision():
     windows = draw([6, 6, 6])
     batch = batch_of([6, 6, 6])
     batch.roles[1, 3] = 1
-    fold = Decomposition(SITE, torch.full((5,), 3.0))
+    fold = Decomposition(SITE, torch.full((5,), 3.0), 9)
     state = fold.init()
     fold.update(state, {SITE: pad(windows).bfloat16()}, batch)
     left = windows[1].clone()[[0, 1, 3, 4, 5]]
@@ -223,12 +223,13 @@ def test_update_leaves_its_input_alone():
     windows = draw([4, 3])
     x = pad(windows)
     before = x.clone()
-    Decomposition(SITE, torch.zeros(5)).update(Decomposition(SITE, torch.zeros(5)).init(), {SITE: x}, batch_of([4, 3]))
+    fold = Decomposition(SITE, torch.zeros(5), 4)
+    fold.update(fold.init(), {SITE: x}, batch_of([4, 3]))
     assert torch.equal(x, before)
 
 
 def test_nothing_counted_and_bad_numbers_are_refused():
-    fold = Decomposition(SITE, torch.zeros(5))
+    fold = Decomposition(SITE, torch.zeros(5), 4)
     with pytest.raises(Refusal, match=r"geometry of resid_post\.0: no token was counted; give it text"):
         fold.result(fold.init())
     windows = draw([4, 4])
@@ -258,7 +259,7 @@ def test_centre_is_the_mean_of_counted_tokens_and_merges():
 def test_a_gpu_gives_the_same_parts():
     windows = draw([8, 8, 8, 5])
     ours = decompose(windows)
-    fold = Decomposition(SITE, torch.full((5,), 3.0))
+    fold = Decomposition(SITE, torch.full((5,), 3.0), 9)
     state = fold.init()
     fold.update(state, {SITE: pad(windows).cuda()}, batch_of([8, 8, 8, 5]))
     theirs = fold.result(state)

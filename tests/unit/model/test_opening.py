@@ -99,7 +99,7 @@ def test_weights_of_other_heads_do_no_harm(tmp_path: Path) -> None:
 
 def test_a_checkpoint_opens_without_being_built(opened: Checkpoint, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = load(saved)
-    monkeypatch.setattr(LlamaForCausalLM, "__init__", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("the model was built"))
     again = open_checkpoint(saved)
     assert again.shape == opened.shape == built.shape
     assert again.architecture is LlamaForCausalLM

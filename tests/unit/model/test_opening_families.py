@@ -1,14 +1,17 @@
 """Every family, saved and opened: by its files alone, and built."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from microtome.core import Refusal
 from microtome.model import load, open_checkpoint
-from tests.unit.model.checkpoints import edit_config
+from tests.unit.model.checkpoints import edit_config, edit_weights
 from tests.unit.model.tiny import TINY
 
 
@@ -25,6 +28,49 @@ def test_every_family_opens(name: str, tmp_path: Path) -> None:
         assert disk.weights.names(layer) == model.weights.names(layer)
     edit_config(tmp_path, hidden_size=32, n_embd=32, d_model=32, dim=32)
     with pytest.raises(Refusal):
+        open_checkpoint(tmp_path)
+
+
+def _is_refused(opening: Callable[[Path], object], folder: Path) -> bool:
+    try:
+        opening(folder)
+    except Refusal:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["bert-pretraining", "llama", "mixtral", "vit-classifier", "dinov2-gated"])
+def test_headers_alone_say_what_transformers_says_of_the_loaded_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor of the first layer and of the model is taken out in turn."""
+    TINY[name]().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    lacking = 0
+    for gone in whole:
+        if re.search(r"\.[12]\.", gone):
+            continue
+        save_file({key: tensor for key, tensor in whole.items() if key != gone}, file, metadata={"format": "pt"})
+        refused = _is_refused(open_checkpoint, tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr("microtome.model.opening.check_headers", lambda *_: None)
+            assert refused == _is_refused(load, tmp_path), gone
+        lacking += refused
+    assert lacking > 10
+
+
+def test_experts_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    TINY["mixtral"]().save_pretrained(tmp_path)
+    victim = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    edit_weights(tmp_path, lambda tensors: tensors.update({victim: torch.zeros(23, 16)}))
+    with pytest.raises(
+        Refusal, match="W_gate of layer 1 is no weight in its files: stack expects each tensor to be equal size"
+    ):
+        open_checkpoint(tmp_path)
+    edit_config(tmp_path, num_local_experts=3)
+    edit_weights(tmp_path, lambda tensors: tensors.update({victim: torch.zeros(24, 16)}))
+    with pytest.raises(Refusal, match="router|gate"):
         open_checkpoint(tmp_path)
 
 

@@ -98,15 +98,17 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     ("changes", "why"),
     [
         ({"hidden_size": 32}, "by its config.json"),
-        ({"intermediate_size": 48}, "W_out of layer 0 is 40 x 24 in its weights and 48 x 24 by its config.json"),
-        ({"vocab_size": 400}, "W_E is 352 x 24 in its weights and 400 x 24 by its config.json"),
+        (
+            {"intermediate_size": 48},
+            "model.layers.0.mlp.gate_proj.weight is 40 x 24 in its weights and 48 x 24 by its config.json",
+        ),
+        ({"vocab_size": 400}, "model.embed_tokens.weight is 352 x 24 in its weights and 400 x 24 by its config.json"),
         (
             {"num_hidden_layers": 2},
             "its weights hold model.layers.2.input_layernorm.weight, and its config.json counts 2 layers",
         ),
-        ({"num_hidden_layers": 4}, "its weights lack W_Q of layer 3"),
-        ({"num_attention_heads": 8}, "W_Q of layer 0 does not divide as its config.json says"),
-        ({"num_key_value_heads": 4}, "W_K of layer 0 does not divide as its config.json says"),
+        ({"num_attention_heads": 8}, "self_attn.q_proj.weight is 32 x 24 in its weights and 64 x 24 by its config.json"),
+        ({"num_key_value_heads": 4}, "self_attn.k_proj.weight is 16 x 24 in its weights and 32 x 24 by its config.json"),
     ],
 )
 def test_a_configuration_that_contradicts_the_weights(folder: Path, changes: dict[str, int], why: str) -> None:
@@ -116,10 +118,32 @@ def test_a_configuration_that_contradicts_the_weights(folder: Path, changes: dic
     assert said.endswith("use the config.json that was saved with these weights")
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"num_hidden_layers": 4},
+            "its weights lack 9 tensors that its config.json asks for: model.layers.3.input_layernorm.weight",
+        ),
+        ({"tie_word_embeddings": False}, "its weights lack 1 tensors that its config.json asks for: lm_head.weight"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "its weights lack 1 tensors that its config.json asks for: score",
+        ),
+        ({"architectures": ["GPT2LMHeadModel"]}, "names the class GPT2LMHeadModel and the architecture llama"),
+        ({"model_type": "gpt2"}, "names the class LlamaForCausalLM and the architecture gpt2"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "head_dim": 6}, "q_proj.weight is 32 x 24"),
+    ],
+)
+def test_a_class_that_the_weights_are_not_of(folder: Path, changes: dict[str, Any], why: str) -> None:
+    edit_config(folder, **changes)
+    assert why in refused_by_both(folder)
+
+
 @pytest.mark.parametrize("changes", [{"hidden_size": "many"}, {"num_attention_heads": 5}, {"hidden_act": "gelou"}])
 def test_a_configuration_that_contradicts_itself(folder: Path, changes: dict[str, Any]) -> None:
     edit_config(folder, **changes)
-    assert str(next(iter(changes.values()))) in refused(folder)
+    assert str(next(iter(changes.values()))) in refused_by_both(folder)
 
 
 def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
@@ -129,12 +153,12 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     edit_weights(folder, drop(DOWN))
-    assert f"its weights lack 1 tensors that its config.json asks for: {DOWN}" in refused(folder)
+    assert f"its weights lack 1 tensors that its config.json asks for: {DOWN}" in refused_by_both(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({DOWN: torch.zeros(24, 39)}))
-    assert f"{DOWN} is 24 x 39 in its weights and 24 x 40 by its config.json" in refused(folder)
+    assert f"{DOWN} is 24 x 39 in its weights and 24 x 40 by its config.json" in refused_by_both(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -1,4 +1,4 @@
-"""Token detectors on planted lists: choice, count, exact tail, and the null against enumeration."""
+"""Token and next-token detectors on planted lists: choice, count, exact tail, and the null against enumeration."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from microtome.neurons.detectors import dominant_token, q_values, share_null, token_detectors
+from microtome.neurons.detectors import dominant_token, next_detectors, q_values, share_null, token_detectors
 from tests.unit.neurons.planted import contexts_at
 
 EACH = torch.arange(4)
@@ -80,15 +80,16 @@ def test_units_without_a_preference_are_not_found() -> None:
     found = token_detectors(
         contexts_at(tokens.tolist(), signed=False), torch.stack([counts, counts]), torch.arange(200), seed=0
     )
-    assert float(q_values(found.p).min()) > 0.01
+    assert float(q_values([found.p])[0].min()) > 0.01
     low, high = found.interval
     assert float(((low <= found.chance) & (found.chance <= high)).mean()) > 0.9
     assert float(found.share.mean()) == pytest.approx(found.chance, abs=0.01)
 
 
 def test_q_values_are_those_of_benjamini_and_hochberg() -> None:
-    p = np.array([[0.01, 0.04], [0.03, 0.5]])
-    np.testing.assert_allclose(q_values(p), [[0.04, 0.16 / 3], [0.16 / 3, 0.5]])
+    first, second = q_values([np.array([[0.01, 0.04]]), np.array([[0.03], [0.5], [np.nan]])])
+    np.testing.assert_allclose(first, [[0.04, 0.16 / 3]])
+    np.testing.assert_allclose(second, [[0.16 / 3], [0.5], [np.nan]])
 
 
 def test_an_end_that_is_never_reached_is_not_tested() -> None:
@@ -99,3 +100,57 @@ def test_an_end_that_is_never_reached_is_not_tested() -> None:
     assert found.tried.tolist() == [[0], [0]]
     assert found.p.tolist() == [[1.0], [1.0]]
     assert token_detectors(reached, COUNTS, EACH, seed=0).tried.tolist() == [[2], [2]]
+
+
+NEXT = torch.tensor([[40, 40, 10, 10], [40, 30, 20, 10]])
+
+
+def test_what_follows_is_counted_and_each_token_before_it_once() -> None:
+    at = [[[0, 1, 2, 3]], [[0, 1, 1, 1, 2]]]
+    after = [[[3, 3, 3, 1]], [[3, 3, 3, 0, 3]]]
+    lists = contexts_at([[at[0][0] + [-1]], at[1]], signed=False, following=[[after[0][0] + [-1]], after[1]])
+    found = next_detectors(lists, NEXT, EACH, seed=0)
+    assert found.token.tolist() == [[3]]
+    assert (found.hits.tolist(), found.tried.tolist(), found.places.tolist()) == ([[4]], [[5]], [[3]])
+    assert found.share.tolist() == [[0.8]]
+    assert float(found.p[0, 0]) == pytest.approx(0.1**3), "three tokens come before it: three trials"
+
+
+def test_a_fixed_phrase_is_no_evidence() -> None:
+    """All contexts are at token 0, which the text follows by 3 wherever it is: one trial."""
+    lists = contexts_at([[[0] * 10], [[0] * 10]], signed=False, following=[[[3] * 10], [[3] * 10]])
+    found = next_detectors(lists, NEXT, EACH, seed=0)
+    assert (found.hits.tolist(), found.places.tolist()) == ([[10]], [[1]])
+    assert float(found.p[0, 0]) == pytest.approx(0.1)
+
+
+def test_the_trial_at_a_token_is_its_most_extreme_context() -> None:
+    lists = contexts_at([[[0, 1, 2]], [[0, 0, 1]]], signed=False, following=[[[3, 3, 3]], [[1, 3, 3]]])
+    found = next_detectors(lists, NEXT, EACH, seed=0)
+    assert (found.hits.tolist(), found.tried.tolist(), found.places.tolist()) == ([[2]], [[3]], [[1]])
+    assert float(found.p[0, 0]) == pytest.approx(1 - 0.9**2)
+
+
+def test_contexts_that_nothing_follows_are_not_tried() -> None:
+    lists = contexts_at([[[0, 1, 2]], [[0, 1, 2]]], signed=False, following=[[[3, -1, 3]], [[-1, 3, -1]]])
+    found = next_detectors(lists, NEXT, EACH, seed=0)
+    assert (found.token.tolist(), found.hits.tolist(), found.tried.tolist()) == ([[3]], [[1]], [[1]])
+    nothing = next_detectors(contexts_at([[[0]], [[0]]], signed=False), NEXT, EACH, seed=0)
+    assert (nothing.token.tolist(), nothing.tried.tolist(), nothing.p.tolist()) == ([[-1]], [[0]], [[1.0]])
+
+
+def test_spellings_before_and_after_count_together() -> None:
+    spelling = torch.tensor([0, 0, 2, 2])
+    lists = contexts_at([[[0, 1]], [[0, 1]]], signed=False, following=[[[2, 3]], [[3, 2]]])
+    found = next_detectors(lists, NEXT, spelling, seed=0)
+    assert (found.token.tolist(), found.hits.tolist(), found.places.tolist()) == ([[2]], [[2]], [[1]])
+    assert float(found.p[0, 0]) == pytest.approx(0.3)
+
+
+def test_units_without_a_preference_come_before_nothing() -> None:
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.randint(1, 100, (200,), generator=generator)
+    tokens = torch.multinomial(counts.double(), 2 * 2 * 300 * 10, replacement=True, generator=generator).view(2, 2, 300, 10)
+    lists = contexts_at(tokens[0].tolist(), signed=False, following=tokens[1].tolist())
+    found = next_detectors(lists, torch.stack([counts, counts]), torch.arange(200), seed=0)
+    assert float(q_values([found.p])[0].min()) > 0.01

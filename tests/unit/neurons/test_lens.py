@@ -1,6 +1,7 @@
 """The lens on toy models, from text to tables: against recomputed activations, and under the symmetries of an MLP."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -36,7 +37,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def built(model: Model, corpus: Corpus | None, folder: Path) -> dict[str, pa.Table]:
     run = Run("main", model, corpus, seed=0, depth="quick")
     results = run_stages(run, [LENS], folder, Silent())
-    return dict(LENS.tables(run, results))
+    tables = LENS.tables(run, results).items()
+    return {name: rows if isinstance(rows, pa.Table) else pa.concat_tables(rows) for name, rows in tables}
 
 
 def stat(tables: dict[str, pa.Table], name: str) -> torch.Tensor:
@@ -111,7 +113,8 @@ def test_reversing_a_unit_exchanges_its_ends(plain: dict[str, pa.Table], corpus:
     sign[::2] = -1.0
     other = changed(corpus, tmp_path, torch.arange(UNITS), sign)
     torch.testing.assert_close(stat(other, "mean"), stat(plain, "mean") * sign, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(stat(other, "token_share_top")[::2], stat(plain, "token_share_bottom")[::2])
+    for name in ("token_share", "next_share"):
+        torch.testing.assert_close(stat(other, f"{name}_top")[::2], stat(plain, f"{name}_bottom")[::2])
     for unit in range(0, 8, 2):
         assert [c[:2] for c in contexts(other, unit, "top")] == [c[:2] for c in contexts(plain, unit, "bottom")]
 
@@ -121,14 +124,21 @@ def test_without_text_only_weights_are_described(tmp_path: Path) -> None:
     assert LENS.stages(run) == ()
     tables = LENS.tables(run, Results())
     assert set(tables) == {"units", "unit_stats"}
-    assert set(tables["unit_stats"]["stat"].to_pylist()) == {"write_norm"}
+    stats = cast(Any, tables["unit_stats"])
+    assert set(stats["stat"].to_pylist()) == {"write_norm"}
     assert "contexts" in LENS.absent(run)
     for name, table in tables.items():
         write_table(tmp_path, name, "neurons", table)
 
 
 def test_an_encoder_is_described_too(corpus: Corpus, tmp_path: Path) -> None:
-    run = Run("main", toys.toy_encoder(), corpus, seed=0, depth="quick")
+    encoder = toys.toy_encoder()
+    run = Run("main", encoder, corpus, seed=0, depth="quick")
     assert LENS.stages(run) == (PILOT, MAIN)
     names = set(LENS.folds(PILOT, run, Results()))
     assert names == {"neurons.pilot.0", "neurons.pilot.1"}
+    stats = set(built(encoder, corpus, tmp_path)["unit_stats"]["stat"].to_pylist())
+    assert "token_share_top" in stats
+    assert "next_share_top" not in stats
+    assert "every token attends to those after it" in LENS.absent(run)["next-token detectors"]
+    assert "next-token detectors" not in LENS.absent(Run("main", toys.toy_decoder(), corpus, seed=0, depth="quick"))

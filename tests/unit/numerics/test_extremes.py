@@ -1,4 +1,4 @@
-"""Window extremes: against numpy, ties, masks, bfloat16, and equal for both kernel sets."""
+"""Window extremes and moments of groups of windows: against numpy, ties, masks, bfloat16, and equal for both kernel sets."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microtome.numerics import Extremes, kernels, moments, window_extremes
+from microtome.numerics import Extremes, kernels, moments
+from tests.unit.numerics.kernel_sets import kernel_set as kernel_set
 
 
 def equal(a: Extremes, b: Extremes) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("maximum", "argmax", "minimum", "argmin"))
 
 
+def swept(x: Tensor, counted: kernels.Counted = None) -> Extremes:
+    return moments.sweep(moments.init(1, x.shape[2]), x, torch.zeros(len(x), dtype=torch.int64), counted)
+
+
 def both(x: Tensor, counted: kernels.Counted = None) -> Extremes:
     """The extremes, asserted to be the same, to the bit, with and without compiled kernels."""
-    found = window_extremes(x, counted)
+    found = swept(x, counted)
     with kernels.reference():
-        assert equal(found, window_extremes(x, counted))
+        assert equal(found, swept(x, counted))
     return found
 
 
@@ -62,27 +67,44 @@ def test_uncounted_tokens_are_never_chosen_and_tokens_stay_absolute():
     assert (empty.minimum[2] == torch.inf).all()
 
 
-def test_sweep_is_update_and_extremes():
-    x = torch.randn(5, 70, 513, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
-    swept, updated = moments.init(513), moments.init(513)
-    found = moments.sweep(swept, x, slice(2, 60))
-    moments.update(updated, x, slice(2, 60))
-    assert equal(found, both(x, slice(2, 60)))
-    for name, value in updated.items():
-        torch.testing.assert_close(swept[name], value, rtol=1e-12, atol=1e-12)
-    assert torch.equal(swept["maximum"], found.maximum.amax(0).double())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sweep_keeps_each_group_as_if_it_were_alone(kernel_set: str, dtype: torch.dtype, masked: bool):
+    x = torch.randn(9, 70, 513, generator=torch.Generator().manual_seed(2)).to(dtype)
+    group = torch.tensor([0, 2, 2, 0, 2, 0, 0, 2, 0], dtype=torch.uint8)
+    mask = torch.rand(9, 70, generator=torch.Generator().manual_seed(7)) < 0.6
+    mask[4] = False
+    state = moments.init(3, 513)
+    found = moments.sweep(state, x, group, mask if masked else slice(2, 60))
+    for each in range(3):
+        alone = moments.init(513)
+        mine = x[group == each]
+        moments.update(alone, mine, mask[group == each] if masked else slice(2, 60))
+        for name, value in alone.items():
+            torch.testing.assert_close(state[name][each], value, rtol=1e-12, atol=1e-12)
+    assert state["count"][1].tolist() == [0] * 513
+    assert torch.equal(state["maximum"][2], found.maximum[group == 2].amax(0).double())
+
+
+def test_what_is_no_number_stays_in_its_group(kernel_set: str):
+    x = torch.ones(2, 5, 3)
+    x[0, 2, 1] = torch.nan
+    state = moments.init(2, 3)
+    moments.sweep(state, x, torch.tensor([0, 1]))
+    assert state["mean"].isnan().tolist() == [[False, True, False], [False] * 3]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_do_not_change_a_bit(threads: int):
     x = torch.randn(3, 64, 1111, generator=torch.Generator().manual_seed(3))
+    group = torch.tensor([1, 0, 1])
     before = torch.get_num_threads()
-    one, many = moments.init(1111), moments.init(1111)
+    one, many = moments.init(2, 1111), moments.init(2, 1111)
     try:
         torch.set_num_threads(1)
-        first = moments.sweep(one, x)
+        first = moments.sweep(one, x, group)
         torch.set_num_threads(threads)
-        second = moments.sweep(many, x)
+        second = moments.sweep(many, x, group)
     finally:
         torch.set_num_threads(before)
     assert equal(first, second)

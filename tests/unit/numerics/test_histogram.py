@@ -1,4 +1,4 @@
-"""Histograms against numpy, both kernel sets bit by bit; quantiles of the counts."""
+"""Histograms against numpy, both kernel sets bit by bit."""
 
 import numpy as np
 import pytest
@@ -47,22 +47,6 @@ def test_windows_and_masks():
         counts.append(state["counts"])
     assert torch.equal(*counts)
     assert int(counts[0].sum()) == 5 * int(mask.sum())
-
-
-def test_quantiles_are_within_a_bin():
-    x = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 0.5, 2.0])
-    state = histogram.init(torch.full((3,), -8.0), torch.full((3,), 0.05), 320)
-    histogram.update(state, x)
-    q = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
-    found = histogram.quantile(state, q)
-    exact = np.quantile(x.numpy(), q.numpy(), axis=0).T
-    np.testing.assert_allclose(found, exact, atol=0.05)
-    assert torch.all(found.diff(dim=1) > 0)
-
-
-def test_nothing_counted_has_no_quantiles():
-    state = histogram.init(torch.zeros(1), torch.ones(1), 3)
-    assert histogram.quantile(state, torch.tensor([0.5])).isnan().all()
 
 
 def test_different_edges_do_not_merge():

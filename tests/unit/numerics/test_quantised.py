@@ -6,21 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microtome.core import Refusal
-from microtome.numerics import dequantise, quantise
+from microtome.numerics import quantise
 
 
 def test_hand_computed():
     codes, scale = quantise(torch.tensor([[127.0, -63.5, 1.0], [0.0, 0.0, 0.0]]))
     assert codes.tolist() == [[127, -64, 1], [0, 0, 0]]
     assert scale.tolist() == [1.0, 0.0]
-    assert dequantise(codes, scale).tolist() == [[127.0, -64.0, 1.0], [0.0, 0.0, 0.0]]
 
 
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=33))
 def test_error_is_at_most_half_a_scale(row: list[float]):
     x = torch.tensor([row])
     codes, scale = quantise(x)
-    error = (x.double() - dequantise(codes, scale).double()).abs().max()
+    error = (x.double() - codes.double() * scale.double().unsqueeze(-1)).abs().max()
     assert codes.dtype == torch.int8
     assert int(codes.min()) >= -127
     assert float(error) <= float(scale) * (0.5 + 1e-4)

@@ -105,15 +105,29 @@ def hand_made(targets: list[int], documents: list[int]) -> Tokens:
 
 
 def test_loss_of_hand_made_logits() -> None:
-    """Row i puts probability 1/2 on token 0 and 1/4 on tokens 1 and 2; hashes are 0 5 3 1, so shuffled targets are 2 0 1 1."""
+    """Row i puts probability 1/2 on token 0 and 1/4 on tokens 1 and 2; hashes are 0 5 3 1, so the next targets are 2 0 1 1."""
     logits = torch.tensor([0.5, 0.25, 0.25]).log()
     found = layer_loss(hand_made([0, 1, 1, 2], [0, 0, 1, 1]), lambda states: logits.expand(len(states), 3) + states)
     assert found.loss == pytest.approx((math.log(2) + 3 * math.log(4)) / 4, rel=1e-6)
-    assert shuffled_targets(hand_made([0, 1, 1, 2], [0, 0, 1, 1])).tolist() == [2, 0, 1, 1]
-    assert found.shuffled == pytest.approx((math.log(2) + 3 * math.log(4)) / 4, rel=1e-6)
+    assert shuffled_targets(hand_made([0, 1, 1, 2], [0, 0, 1, 1])).tolist() == [[2, 0, 1, 1], [1, 2, 0, 1], [1, 1, 2, 0]]
+    assert found.shuffled == pytest.approx([(math.log(2) + 3 * math.log(4)) / 4] * 3, rel=1e-6)
     assert (found.tokens, found.documents) == (4, 2)
     assert found.low is not None
     assert found.low < found.loss < (found.high or 0)
+
+
+def test_states_that_know_their_targets_do_better_than_under_a_hundred_permutations() -> None:
+    targets = torch.randint(7, (300,), generator=torch.Generator().manual_seed(0))
+    index = torch.arange(300)
+    sampled = Tokens(
+        SITE, index, index, index // 10, targets, index * 7919 % 1000, torch.nn.functional.one_hot(targets, 7).float()
+    )
+    knows, guesses = layer_loss(sampled, lambda states: states), layer_loss(sampled, torch.zeros_like)
+    assert len(knows.shuffled) == 100
+    assert len(set(map(tuple, shuffled_targets(sampled).tolist()))) == 100
+    assert knows.p == pytest.approx(1 / 101)
+    assert knows.loss < min(knows.shuffled) < knows.control
+    assert guesses.p == 1.0
 
 
 def test_last_layer_is_the_models_own_loss() -> None:

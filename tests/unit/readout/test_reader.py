@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from microtome.core import Refusal
 from microtome.model import Model, final_norm, unembed, wrap
@@ -69,6 +70,21 @@ def test_a_model_without_a_head_is_read_in_its_input_embedding() -> None:
     embedding = headless.weights.get("W_E")
     torch.testing.assert_close(reader.matrix, (embedding - embedding.mean(0)).T)
     assert output_reader(wrap(llama()).weights).source == "W_U"
+
+
+def test_many_blocks_of_tokens_are_one_matrix() -> None:
+    """More tokens than are folded at a time, in bfloat16, against the formula in float64."""
+    model = wrap(LlamaForCausalLM(LlamaConfig(vocab_size=9001, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1)).bfloat16())  # fmt: skip
+    shake(model, ("final_norm", None))
+    reader = output_reader(model.weights, exclude={3, 8000})
+    kept = [token for token in range(9001) if token not in (3, 8000)]
+    folded = model.weights.get("W_U").double()[:, kept] * model.weights.norm("final_norm").gain.double()[:, None]
+    centred = folded - folded.mean(1, keepdim=True)
+    assert reader.tokens.tolist() == kept
+    assert reader.matrix.dtype == torch.float32
+    torch.testing.assert_close(reader.matrix.double(), centred, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(reader.covariance, centred @ centred.T / len(kept), rtol=1e-4, atol=1e-9)
 
 
 def test_excluding_everything_is_refused() -> None:

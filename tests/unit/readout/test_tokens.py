@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from microtome.readout import Reader, chance, random_directions, tokens_table, top_tokens
+from microtome.readout import Reader, chance, random_directions, read_random, tokens_table, top_tokens
 from microtome.store.tables import TABLES
 
 
@@ -68,9 +68,39 @@ def test_strength_ignores_length_and_control_follows_it(reader) -> None:
 
 def test_p_values_count_the_draws_at_least_as_strong(reader) -> None:
     random = random_directions(reader, k=1, draws=100, seed=0)
-    assert len(random.strength) == 200
-    values = torch.stack([random.strength[0], random.strength[-1], random.strength[-1] + 1])
+    assert random.strength.shape == (100, 2)
+    ends = random.strength.flatten().sort().values
+    values = torch.stack([ends[0], ends[-1], ends[-1] + 1])
     assert chance(values, random).tolist() == pytest.approx([1.0, 2 / 201, 1 / 201])
+
+
+def test_scores_are_float64_sums_rounded_once(reader) -> None:
+    directions = torch.randn(40, 64, generator=torch.Generator().manual_seed(5)) * torch.logspace(-6, 6, 40)[:, None]
+    top = top_tokens(directions, reader, random_directions(reader, k=6, draws=50, seed=0))
+    exact = directions.double() @ reader.matrix.double()
+    assert torch.equal(top.scores[:, 0], exact.sort(dim=1, descending=True).values[:, :6].float())
+    assert torch.equal(top.scores[:, 1], exact.sort(dim=1).values[:, :6].float())
+
+
+def test_a_token_that_float32_puts_too_low_is_found() -> None:
+    """Small differences of large numbers: added up in float32, 2^24 + j / 8 - 2^24 is 0 for all of these tokens."""
+    large = torch.full((8,), 2.0**24)
+    near = Reader(torch.stack([large, torch.arange(8) / 8, -large]), torch.arange(8), "W_U", torch.eye(3, dtype=torch.float64))
+    top = top_tokens(torch.ones(1, 3), near, random_directions(near, k=3, draws=10, seed=0))
+    assert top.tokens.tolist() == [[[7, 6, 5], [0, 1, 2]]]
+    assert top.scores.tolist() == [[[0.875, 0.75, 0.625], [0.0, 0.125, 0.25]]]
+
+
+def test_given_random_directions_are_read_at_length_1(reader) -> None:
+    directions = torch.randn(30, 64, generator=torch.Generator().manual_seed(6))
+    long, short = read_random(1000 * directions, reader, k=3), read_random(directions.double() / 7, reader, k=3)
+    torch.testing.assert_close(long.scores, short.scores)
+    unit = directions / directions.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        long.strength[:, 0], (unit @ reader.matrix).amax(1).double() / reader.spread(unit), rtol=1e-5, atol=0
+    )
+    low, high = long.interval
+    assert int(((long.strength >= low) & (long.strength <= high)).sum()) == 56
 
 
 def test_fewer_tokens_than_asked_for() -> None:

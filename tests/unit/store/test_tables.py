@@ -44,7 +44,28 @@ def test_rows_are_sorted_by_text_and_bytes_do_not_depend_on_their_order(tmp_path
 def test_wrong_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="table tokens: columns are unit; write exactly unit, end, rank"):
         write_table(tmp_path, "tokens", "w", pa.table({"unit": ["a"]}))
-    assert not (tmp_path / "tables").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def _shuffled(table: pa.Table, seed: int) -> pa.Table:
+    return table.take(np.random.default_rng(seed).permutation(table.num_rows))
+
+
+def test_pieces_are_the_rows_of_the_whole_in_its_order(tmp_path: Path) -> None:
+    whole = pa.table({"run": ["main"] * 60, "token": np.arange(60), "count": np.arange(60) % 7})
+    pieces = (_shuffled(whole.slice(begin, 20), begin) for begin in (0, 20, 40))
+    cut = write_table(tmp_path, "token_counts", "cut", pieces)
+    assert pq.read_table(cut).equals(pq.read_table(write_table(tmp_path, "token_counts", "whole", _shuffled(whole, 1))))
+    assert pq.ParquetFile(cut).num_row_groups == 3
+    empty = write_table(tmp_path, "token_counts", "none", iter([empty_table("token_counts")]))
+    assert pq.read_table(empty).equals(empty_table("token_counts"))
+
+
+def test_pieces_that_overlap_leave_no_file(tmp_path: Path) -> None:
+    whole = pa.table({"run": ["main"] * 60, "token": np.arange(60), "count": np.arange(60) % 7})
+    with pytest.raises(ValueError, match="pieces of table token_counts overlap"):
+        write_table(tmp_path, "token_counts", "cut", (whole.slice(begin, 20) for begin in (0, 19)))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_streamed_rows_come_back_and_a_failing_stream_leaves_nothing(tmp_path: Path) -> None:

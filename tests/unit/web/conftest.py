@@ -4,6 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from microtome.web import create_app
+from tests.unit.web.built import build_runs
 from tests.unit.web.planted import plant
 
 
@@ -15,3 +16,9 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def client(atlas: Path) -> TestClient:
     return TestClient(create_app(atlas), base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas of a toy model with the runs `rivers`, `markets` and `bare`."""
+    return build_runs(tmp_path_factory.mktemp("runs") / "atlas")

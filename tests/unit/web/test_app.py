@@ -36,10 +36,9 @@ def test_summary_says_what_the_atlas_is(client: TestClient) -> None:
     assert summary["skipped"] == [
         {"name": "speech-1802.txt", "value": "not text: 43 % of its bytes are not UTF-8", "mono": False}
     ]
-    assert summary["absent"] == [
-        {"run": "main", "what": "factors", "why": "no dictionary was trained; run `microtome factors train`"}
-    ]
-    assert [check["passed"] for check in summary["certificates"][0]["checks"]] == [True, True, True]
+    assert summary["absent"] == [{"what": "factors", "why": "no dictionary was trained; run `microtome factors train`"}]
+    assert [check["passed"] for check in summary["certificate"]["checks"]] == [True, True, True]
+    assert (summary["run"], summary["runs"]) == ("main", [{"name": "main", "text": "speeches", "complete": True}])
     corpus = next(section for section in summary["sections"] if section["title"] == "Corpus of run main")
     assert {"name": "documents", "value": "13, of which 12 used", "mono": False} in corpus["facts"]
 
@@ -334,12 +333,28 @@ def test_a_table_that_is_damaged_inside_is_named_on_the_unit_page(tmp_path: Path
     client = _client(path)
     unit = client.get("/api/unit", params={"address": "neurons.1/7"}).json()
     assert [problem["what"] for problem in unit["problems"]] == ["table tokens"]
-    assert unit["problems"][0]["instead"] == "run the same build again: damaged tables are found and rebuilt"
+    assert unit["problems"][0]["instead"] == "run the same `microtome build` again: damaged tables are found and rebuilt"
     assert unit["promotes"] == []
     assert unit["contexts"]
     assert [problem["what"] for problem in client.get("/api/summary").json()["problems"]] == ["table tokens"]
     assert client.get("/api/units", params={"token": "liberty", "match": "promotes"}).json()["total"] == 0
     assert client.get("/api/units", params={"token": "liberty", "match": "fires"}).json()["total"] > 0
+
+
+def test_statistics_that_are_damaged_inside_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    path = plant(tmp_path / "atlas", layers=2, width=16)
+    file = table_path(path, "unit_stats", "neurons")
+    raw = bytearray(file.read_bytes())
+    raw[4 : len(raw) // 2] = bytes(len(raw) // 2 - 4)
+    file.write_bytes(raw)
+    client = _client(path)
+    summary = client.get("/api/summary").json()
+    assert [problem["what"] for problem in summary["problems"]] == ["table unit_stats"]
+    assert summary["bases"][0]["units"] == 32
+    unit = client.get("/api/unit", params={"address": "neurons.1/7"}).json()
+    assert unit["stats"] == []
+    assert unit["promotes"]
+    assert unit["contexts"]
 
 
 def test_a_table_with_missing_columns_is_named(tmp_path: Path) -> None:

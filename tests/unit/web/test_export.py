@@ -35,7 +35,7 @@ def test_the_page_is_the_servers_but_for_its_source(site: Path) -> None:
 
 def test_whole_answers_are_the_servers(site: Path, client: TestClient) -> None:
     for name in ("summary", "findings", "layers"):
-        assert _read(site / "data" / f"{name}.json.gz") == client.get(f"/api/{name}").json()
+        assert _read(site / "data" / "0" / f"{name}.json.gz") == client.get(f"/api/{name}").json()
 
 
 def test_units_are_found_by_arithmetic_and_are_the_servers(site: Path, client: TestClient) -> None:
@@ -45,28 +45,28 @@ def test_units_are_found_by_arithmetic_and_are_the_servers(site: Path, client: T
     ]
     for layer, index in ((0, 0), (1, 7), (3, 63)):
         place = 64 * layer + index
-        mine = _read(site / "data" / "units" / f"{place // places['per']}.json.gz")[place % places["per"]]
+        mine = _read(site / "data" / "0" / "units" / f"{place // places['per']}.json.gz")[place % places["per"]]
         served = client.get("/api/unit", params={"address": f"neurons.{layer}/{index}"}).json()
         rows, contexts = mine.pop("contexts"), served.pop("contexts")
         assert mine == served
-        assert [row[:10] for row in rows] == [
+        assert [row[:9] for row in rows] == [
             [
-                context["end"], context["half"], context["rank"], context["run"], context["site"], context["value"], context["scale"],
-                context["window"], context["position"], row[9],
+                context["end"], context["half"], context["rank"], context["site"], context["value"], context["scale"],
+                context["window"], context["position"], row[8],
             ]
             for row, context in zip(rows, contexts, strict=True)
         ]  # fmt: skip
         for row, context in zip(rows, contexts, strict=True):
-            _, pieces, _, _ = _read(site / "data" / "windows" / "0" / f"{row[7] // places['windows']}.json.gz")[str(row[7])]
-            activations = np.frombuffer(base64.b64decode(row[10]), np.int8).tolist()
-            codes = [(row[9] + j, code) for j, code in enumerate(activations) if code != -128 and row[9] + j < len(pieces)]
+            _, pieces, _, _ = _read(site / "data" / "0" / "windows" / f"{row[6] // places['windows']}.json.gz")[str(row[6])]
+            activations = np.frombuffer(base64.b64decode(row[9]), np.int8).tolist()
+            codes = [(row[8] + j, code) for j, code in enumerate(activations) if code != -128 and row[8] + j < len(pieces)]
             assert [code for _, code in codes] == context["codes"]
-            assert pieces[row[8]] == context["pieces"][context["centre"]]
+            assert pieces[row[7]] == context["pieces"][context["centre"]]
 
 
 def test_search_shards_hold_what_the_server_finds(site: Path, client: TestClient) -> None:
     token = client.get("/api/tokens", params={"word": "liberty"}).json()["tokens"][0]["token"]
-    entries = _read(site / "data" / "search" / f"{token % 256}.json.gz")[str(token)]
+    entries = _read(site / "data" / "0" / "search" / f"{token % 256}.json.gz")[str(token)]
     for kind, match in enumerate(("promotes", "suppresses", "fires")):
         served = client.get("/api/units", params={"token": "liberty", "match": match, "limit": 200, "sort": "unit"}).json()
         assert sorted({place for place, each, _ in entries if each == kind}) == [
@@ -75,11 +75,11 @@ def test_search_shards_hold_what_the_server_finds(site: Path, client: TestClient
 
 
 def test_documents_are_whole(site: Path, client: TestClient) -> None:
-    cards = _read(site / "data" / "documents.json.gz")
-    for number, (run, document, name, _, _, _, length) in enumerate(cards):
-        text = _read(site / "data" / "documents" / str(number) / "0.json.gz")
+    cards = _read(site / "data" / "0" / "documents.json.gz")
+    for number, (document, name, _, _, _, length) in enumerate(cards):
+        text = _read(site / "data" / "0" / "documents" / str(number) / "0.json.gz")
         assert len(text) == length
-        served = client.get("/api/document", params={"run": run, "document": document}).json()
+        served = client.get("/api/document", params={"document": document}).json()
         assert served["name"] == name
         assert "".join(piece["text"] for piece in served["text"]) == text
 
@@ -127,5 +127,5 @@ def test_a_failure_leaves_the_earlier_export(atlas: Path, tmp_path: Path, monkey
 
 def test_weights_alone_can_be_exported(tmp_path: Path) -> None:
     out = export(plant(tmp_path / "atlas", layers=2, width=16, contexts=False), tmp_path / "site")
-    assert _read(out / "data" / "units" / "0.json.gz")[0]["contexts"] == []
-    assert _read(out / "data" / "documents.json.gz") == []
+    assert _read(out / "data" / "0" / "units" / "0.json.gz")[0]["contexts"] == []
+    assert _read(out / "data" / "0" / "documents.json.gz") == []

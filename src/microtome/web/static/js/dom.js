@@ -46,12 +46,15 @@ export function showTip(x, y, ...children) {
 
 export const hideTip = () => { tip().hidden = true; };
 
+// Text with what is between `grave accents` in code type; `plain` makes nodes of the rest.
+export const coded = (text, plain = (part) => part) => text.split("`").map((part, n) => (n % 2 ? h("code", {}, part) : plain(part)));
+
 // What went wrong, as the server words it: what, why, and what to do.
 export function problem(error) {
   return h("div", { class: "problem", role: "alert" },
     h("strong", {}, error.what || "Something went wrong"),
     error.why || error.message ? h("p", {}, error.why || error.message) : null,
-    error.instead ? h("p", { class: "soft" }, `What to do: ${error.instead}.`) : null);
+    error.instead ? h("p", { class: "soft" }, "What to do: ", coded(error.instead), ".") : null);
 }
 
 export const empty = (text) => h("p", { class: "empty" }, text);

@@ -1,8 +1,8 @@
 // The page: read the address, draw its view, watch a build that is still running.
 
 import { append, clear, h, hideTip, problem } from "./dom.js";
-import { count, duration } from "./format.js";
-import { ADDRESS, go, href, read, unitHref } from "./router.js";
+import { count, duration, plural } from "./format.js";
+import { ADDRESS, amend, go, href, read, speakOf, unitHref } from "./router.js";
 import { openSource } from "./source.js";
 import * as findings from "./view_findings.js";
 import * as layers from "./view_layers.js";
@@ -17,6 +17,8 @@ const WATCH = 2500;
 const source = openSource();
 const content = document.getElementById("content");
 const strip = document.getElementById("strip");
+const picker = document.getElementById("run");
+const summaries = new Map();
 let summary = null;
 let drawing = new AbortController();
 
@@ -31,17 +33,17 @@ async function draw() {
   drawing = new AbortController();
   const { signal } = drawing;
   hideTip();
-  tabs(view);
   content.setAttribute("aria-busy", "true");
   const late = setTimeout(() => { if (!signal.aborted) clear(content).append(h("p", { class: "loading" }, "Reading the atlas\u2026")); }, 250);
   const el = h("div", { class: `view ${view}` });
+  const run = params.get("run") || "";
   try {
-    summary = summary || await source.summary();
-    named();
-    document.title = `${TABS[view] || "microtome"} \u00b7 ${summary.name || "microtome"}`;
-    for (const each of summary.problems) el.append(problem(each));
+    const found = await about(run);
+    if (signal.aborted) return;
+    head(found, view);
+    for (const each of found.problems) el.append(problem(each));
     if (!VIEWS[view]) throw { what: "This address", why: "there is no such view", instead: "choose one above" };
-    await VIEWS[view].render({ source, summary, rest, params, el, signal });
+    await VIEWS[view].render({ source: source.of(found.run), summary: found, rest, params, el, signal });
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
     if (error instanceof Error) console.error(error);
@@ -55,18 +57,51 @@ async function draw() {
   content.dataset.ready = String(Number(content.dataset.ready || 0) + 1);
 }
 
-function named() {
-  clear(document.getElementById("model")).append(h("bdi", {}, summary.name));
+// The summary of a run; where the atlas has no such run, the others are still offered above.
+async function about(run) {
+  try {
+    if (!summaries.has(run)) summaries.set(run, await source.of(run).summary());
+  } catch (error) {
+    if (run) head({ ...await about(""), run: "" }, read().view);
+    throw error;
+  }
+  return summaries.get(run);
 }
+
+// What is above every view: the model, its runs, the tabs. From here on links speak of this run.
+function head(found, view) {
+  summary = found;
+  const several = found.runs.length > 1;
+  speakOf(several ? found.run : "");
+  if (several && found.run && !read().params.has("run")) amend({ run: found.run });
+  tabs(view);
+  document.title = `${TABS[view] || "microtome"} \u00b7 ${[found.name || "microtome", several ? found.run : ""].filter(Boolean).join(", ")}`;
+  clear(document.getElementById("model")).append(h("bdi", {}, found.name));
+  document.getElementById("start").href = href("findings");
+  document.getElementById("runs").hidden = !several;
+  const options = found.runs.map((each) => [each.name, [each.name, note(each)].filter(Boolean).join(", ")]);
+  if (picker.dataset.options !== JSON.stringify(options)) {
+    picker.dataset.options = JSON.stringify(options);
+    clear(picker).append(...options.map(([value, text]) => h("option", { value }, text)));
+  }
+  picker.value = found.run;
+}
+
+const note = (run) => [run.text === null ? "weights alone" : "", run.complete ? "" : "not complete"].filter(Boolean).join(", ");
+
+picker.addEventListener("change", () => {
+  const { view, rest, params } = read();
+  go(href(view, rest, { ...Object.fromEntries(params), page: "", run: picker.value }));
+});
 
 async function watch() {
   try {
-    const { signature, progress } = await source.progress();
+    const { signature, damaged, progress } = await source.progress();
     const changed = summary && signature !== summary.signature;
     strip.hidden = !progress && !changed;
     if (!strip.hidden) append(clear(strip), [progress ? line(progress) : null, changed ? h("button", { class: "button", type: "button", onclick: renew }, "Show new results") : null]);
     const waiting = summary && (!summary.bases.length || !Object.keys(summary.tables).length);
-    if (changed && waiting) await renew();
+    if (changed && (waiting || damaged !== summary.damaged)) await renew();
     setTimeout(watch, progress || (summary && !summary.complete) ? WATCH : 6 * WATCH);
   } catch {
     setTimeout(watch, 6 * WATCH);
@@ -74,7 +109,7 @@ async function watch() {
 }
 
 async function renew() {
-  summary = null;
+  summaries.clear();
   strip.hidden = true;
   await draw();
 }
@@ -82,11 +117,14 @@ async function renew() {
 function line(progress) {
   const share = progress.total ? Math.min(1, progress.done / progress.total) : null;
   const facts = [
-    progress.total ? `${count(progress.done)} of ${count(progress.total)}` : "",
+    progress.total ? `${count(progress.done)} of ${plural(progress.total, "window")}` : "",
     progress.tokens_per_second ? `${count(Math.round(progress.tokens_per_second))} tokens/s` : "",
     progress.eta_seconds ? `${duration(progress.eta_seconds)} left` : "",
   ].filter(Boolean);
-  return h("span", { class: "progress" }, h("b", {}, `Building: ${progress.stage}`),
+  // which run it is, is known while windows are counted and no other run was left unfinished
+  const unfinished = summary && summary.runs.length > 1 && progress.total ? summary.runs.filter((run) => !run.complete) : [];
+  const what = unfinished.length === 1 ? `Building ${unfinished[0].name}` : "Building";
+  return h("span", { class: "progress" }, h("b", {}, `${what}: ${progress.stage}${progress.total ? " pass" : ""}`),
     share === null ? null : h("progress", { max: 1, value: share, "aria-label": "progress of the build" }), h("span", { class: "soft" }, facts.join(" \u00b7 ")));
 }
 

@@ -1,4 +1,9 @@
-// The address holds the whole state of a view: #/units?basis=neurons&layer=3. A view is a name, a rest and parameters.
+// The address holds the whole state of a view: #/units?basis=neurons&layer=3&run=main. A view is a name, a rest and parameters;
+// where an atlas has several runs, every address names the one it speaks of.
+
+let chosen = "";
+
+export const speakOf = (run) => { chosen = run; };
 
 export function read() {
   const hash = location.hash.startsWith("#/") ? location.hash.slice(2) : "findings";
@@ -12,8 +17,9 @@ export function read() {
 export function href(view, rest = "", params = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) {
-    if (value !== null && value !== undefined && value !== "") query.set(name, value);
+    if (value !== null && value !== undefined && value !== "" && name !== "run") query.set(name, value);
   }
+  if (params.run || chosen) query.set("run", params.run || chosen);
   const tail = rest ? `/${encodeURIComponent(rest).replaceAll("%2F", "/").replaceAll("%40", "@")}` : "";
   const text = query.toString();
   return `#/${view}${tail}${text ? `?${text}` : ""}`;

@@ -1,7 +1,8 @@
 // The one interface between page and data. A source has
-//   sql              whether the atlas can be queried beside the page
 //   live             whether the atlas may change under the page
-//   progress()       {signature, progress}
+//   progress()       {signature, damaged, progress}, where it is live
+//   of(run)          what a run has to say ("": the first run), with
+//   sql              whether the atlas can be queried beside the page
 //   summary()  findings()  layers()
 //   units(query)     {total, offset, columns, rows, search}; query: basis layer sort order token match offset limit
 //   unit(address)    everything about a unit

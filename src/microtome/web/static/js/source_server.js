@@ -21,14 +21,16 @@ async function ask(path, parameters = {}, signal = undefined) {
 
 export function serverSource() {
   return {
-    sql: true,
     live: true,
     progress: () => ask("progress"),
-    summary: () => ask("summary"),
-    findings: () => ask("findings"),
-    layers: () => ask("layers"),
-    units: (query, signal) => ask("units", query, signal),
-    unit: (address, signal) => ask("unit", { address }, signal),
-    document: (context) => ask("document", { run: context.run, document: context.document, begin: context.begin, finish: context.finish }),
+    of: (run) => ({
+      sql: true,
+      summary: () => ask("summary", { run }),
+      findings: () => ask("findings", { run }),
+      layers: () => ask("layers", { run }),
+      units: (query, signal) => ask("units", { ...query, run }, signal),
+      unit: (address, signal) => ask("unit", { address, run }, signal),
+      document: ({ document, begin, finish }) => ask("document", { document, begin, finish, run }),
+    }),
   };
 }

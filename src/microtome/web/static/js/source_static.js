@@ -26,6 +26,13 @@ async function load(path) {
   return JSON.parse(await new Response(plain).text());
 }
 
+// The shards of a run, which is a folder by its number.
+async function folder(run) {
+  const runs = await shard("runs"), number = run ? runs.indexOf(run) : 0;
+  if (number < 0) throw { what: `run ${run.slice(0, 80)}`, why: "this atlas has no run of that name", instead: `choose one of ${runs.join(", ")}` };
+  return (path) => shard(`${number}/${path}`);
+}
+
 const total = (places) => { const last = places.groups.at(-1); return last ? last.place + last.count : 0; };
 const address = (group, place) => (group.number === null ? group.prefix : `${group.prefix}${group.number + place - group.place}`);
 
@@ -66,10 +73,10 @@ async function findTokens(word) {
 }
 
 // Best ranks and times by place of the units that have to do with tokens.
-async function matching(search, where, places) {
+async function matching(mine, search, where, places) {
   const found = new Map();
   for (const { token } of search.tokens) {
-    for (const [place, kind, number] of (await shard(`search/${token % places.tokens}`))[token] || []) {
+    for (const [place, kind, number] of (await mine(`search/${token % places.tokens}`))[token] || []) {
       if (where !== "any" && where !== ["promotes", "suppresses", "fires"][kind]) continue;
       const match = found.get(place) || { promotes: null, suppresses: null, fires: null, of: null };
       if (kind === 2) match.fires = (match.fires || 0) + number;
@@ -83,17 +90,17 @@ async function matching(search, where, places) {
 const fit = (match, of) => Math.max(
   match.promotes === null ? 0 : 1 / (1 + match.promotes), match.suppresses === null ? 0 : 1 / (1 + match.suppresses), match.fires === null ? 0 : match.fires / of);
 
-async function units(query) {
-  const [places, summary, index, tokens] = await Promise.all([shard("places"), shard("summary"), shard("columns/index"), shard("columns/tokens")]);
+async function units(mine, query) {
+  const [places, summary, index, tokens] = await Promise.all([shard("places"), mine("summary"), mine("columns/index"), mine("columns/tokens")]);
   const cards = summary.bases.filter((card) => !query.basis || card.basis === query.basis);
   const columns = index.stats.map((name) => cards.flatMap((card) => card.columns).find((column) => column.name === name)).filter(Boolean);
   const search = query.token?.trim() ? await findTokens(query.token) : null;
-  const found = search ? await matching(search, query.match || "any", places) : null;
+  const found = search ? await matching(mine, search, query.match || "any", places) : null;
   const fits = (group) => (!query.basis || group.basis === query.basis) && (query.layer === "" || query.layer === undefined || query.layer === null || group.layer === Number(query.layer));
   let chosen = [];
   if (found) chosen = [...found.keys()].filter((place) => fits(groupAt(places, place))).sort((a, b) => a - b);
   else for (const group of places.groups) if (fits(group)) for (let n = 0; n < group.count; n += 1) chosen.push(group.place + n);
-  const column = async (name) => (await shard(`columns/${index.stats.indexOf(name)}`)).values;
+  const column = async (name) => (await mine(`columns/${index.stats.indexOf(name)}`)).values;
   const down = query.order !== "up";
   if (index.stats.includes(query.sort)) {
     const values = await column(query.sort);
@@ -118,36 +125,36 @@ async function units(query) {
   };
 }
 
-async function unit(name) {
+async function unit(mine, name) {
   const places = await shard("places"), place = placeOf(places, name);
-  const page = (await shard(`units/${Math.floor(place / places.per)}`))[place % places.per];
+  const page = (await mine(`units/${Math.floor(place / places.per)}`))[place % places.per];
   if (!page.contexts.length) return page;
-  const [runs, documents] = await Promise.all([shard("runs"), shard("documents")]);
-  return { ...page, of: total(places), contexts: await Promise.all(page.contexts.map((row) => context(row, runs, documents, places))) };
+  const documents = await mine("documents");
+  return { ...page, of: total(places), contexts: await Promise.all(page.contexts.map((row) => context(mine, row, documents, places))) };
 }
 
 // Activations are signed bytes in base64.
 const decoded = (text) => Array.from(Int8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
 
-async function context([end, half, rank, run, site, value, scale, window, position, first, activations], runs, documents, places) {
-  const [document, texts, starts, ends] = (await shard(`windows/${runs.indexOf(run)}/${Math.floor(window / places.windows)}`))[window];
+async function context(mine, [end, half, rank, site, value, scale, window, position, first, activations], documents, places) {
+  const [document, texts, starts, ends] = (await mine(`windows/${Math.floor(window / places.windows)}`))[window];
   const there = decoded(activations).map((code, j) => [first + j, code]).filter(([at, code]) => code !== -128 && at < texts.length);
   const known = there.filter(([at]) => starts[at] >= 0);
   return {
-    end, half, rank, run, site, value, scale, window, position, centre: Math.max(0, there.findIndex(([at]) => at === position)),
-    pieces: there.map(([at]) => texts[at]), codes: there.map(([, code]) => code), document, name: documents[document][2], label: documents[document][3],
+    end, half, rank, site, value, scale, window, position, centre: Math.max(0, there.findIndex(([at]) => at === position)),
+    pieces: there.map(([at]) => texts[at]), codes: there.map(([, code]) => code), document, name: documents[document][1], label: documents[document][2],
     begin: known.length ? Math.min(...known.map(([at]) => starts[at])) : null, finish: known.length ? Math.max(...known.map(([at]) => ends[at])) : null,
   };
 }
 
 // Characters are counted as code points, as in the tables.
-async function document_(context) {
-  const places = await shard("places"), [run, , name, label, half, tokens, length] = (await shard("documents"))[context.document];
+async function document_(mine, run, context) {
+  const places = await shard("places"), [, name, label, half, tokens, length] = (await mine("documents"))[context.document];
   if (length === null) throw { what: "This document", why: "its text is not in this atlas", instead: "open another context" };
   const begin = context.begin ?? 0, finish = context.finish ?? begin, left = Math.max(0, begin - 3000), right = Math.min(length, finish + 3000);
   const numbers = [];
   for (let n = Math.floor(left / places.piece); n <= Math.floor(Math.max(left, right - 1) / places.piece); n += 1) numbers.push(n);
-  const pieces = await Promise.all(numbers.map((n) => shard(`documents/${context.document}/${n}`)));
+  const pieces = await Promise.all(numbers.map((n) => mine(`documents/${context.document}/${n}`)));
   const letters = Array.from(pieces.join("")), from = numbers[0] * places.piece;
   const cut = (a, b) => letters.slice(a - from, b - from).join("");
   const text = [[left, begin, false], [begin, finish, true], [finish, right, false]].filter(([a, b]) => b > a).map(([a, b, hit]) => ({ text: cut(a, b), hit }));
@@ -156,14 +163,18 @@ async function document_(context) {
 
 export function staticSource() {
   return {
-    sql: false,
     live: false,
-    progress: async () => ({ signature: (await shard("summary")).signature, progress: null }),
-    summary: () => shard("summary"),
-    findings: () => shard("findings"),
-    layers: () => shard("layers"),
-    units,
-    unit,
-    document: document_,
+    of: (run) => {
+      const mine = async (path) => (await folder(run))(path);
+      return {
+        sql: false,
+        summary: () => mine("summary"),
+        findings: () => mine("findings"),
+        layers: () => mine("layers"),
+        units: (query) => units(mine, query),
+        unit: (address) => unit(mine, address),
+        document: (context) => document_(mine, run, context),
+      };
+    },
   };
 }

@@ -1,6 +1,6 @@
 // Findings first: what survives its control, most telling first, and what is absent and why.
 
-import { h, empty, problem } from "./dom.js";
+import { coded, h, empty } from "./dom.js";
 import { brief, capital, count, qvalue } from "./format.js";
 import { against } from "./glyphs.js";
 import { href, unitHref, amend } from "./router.js";
@@ -25,11 +25,11 @@ export async function render({ source, summary, params, el }) {
       : "What stands out against its control appears here first."));
   if (!findings.length) {
     el.append(empty(summary.complete
-      ? "No result of this atlas survives its control, or none of its lenses writes findings."
-      : "Nothing yet: this atlas is still being built. The other views show what is there."));
+      ? "No result of this run survives its control, or none of its lenses writes findings."
+      : "Nothing yet: this run is not complete. The other views show what is there."));
   }
   for (const lens of lenses) el.append(section(lens, findings.filter((each) => each.lens === lens), params));
-  if (summary.absent.length) el.append(absent(summary.absent));
+  if (summary.absent.length) el.append(absent(summary));
 }
 
 const order = (lens) => { const place = Object.keys(LENSES).indexOf(lens); return place < 0 ? 99 : place; };
@@ -81,15 +81,10 @@ function place(finding) {
   return /^(resid|embed|final_norm|attn|mlp|pos_embed|logits)/.test(finding.subject) ? href("layers") : null;
 }
 
-function absent(rows) {
+function absent(summary) {
   return h("section", { class: "lens" },
-    h("div", { class: "lenshead" }, h("h2", {}, "Not in this atlas"), h("p", { class: "soft" }, "And why, or how to have it.")),
-    h("dl", { class: "absent" }, rows.map((each) => [h("dt", {}, spell(each.what)), h("dd", {}, commands(each.why))])));
+    h("div", { class: "lenshead" }, h("h2", {}, missing(summary)), h("p", { class: "soft" }, "And why, or how to have it.")),
+    h("dl", { class: "absent" }, summary.absent.map((each) => [h("dt", {}, spell(each.what)), h("dd", {}, coded(each.why, spell))])));
 }
 
-// Text with `commands` in code type.
-export function commands(text) {
-  return text.split("`").map((part, n) => (n % 2 ? h("code", {}, part) : spell(part)));
-}
-
-export const problems = (list) => list.map((each) => problem(each));
+export const missing = (summary) => (summary.runs.length > 1 ? "Not in this run" : "Not in this atlas");

@@ -11,14 +11,11 @@ const FIRST_STATS = ["density", "kurtosis", "skewness", "std", "mean"];
 export async function render({ source, summary, params, el }) {
   const layers = await source.layers();
   el.append(h("h1", {}, "By layer"), h("p", { class: "lede" }, "Point at a chart, or focus it and use the arrow keys, to read its numbers."));
-  const runs = [...new Set([...layers.shares, ...layers.losses].map((row) => row.run))];
-  const run = params.get("run") || runs[0];
-  if (runs.length > 1) el.append(choice("Run", runs, run, (value) => go(href("layers", "", { ...Object.fromEntries(params), run: value }))));
   const grid = h("div", { class: "figures2" });
-  shares(grid, layers.shares.filter((row) => row.run === run), params);
-  losses(grid, layers.losses.filter((row) => row.run === run));
+  shares(grid, layers.shares, params);
+  losses(grid, layers.losses);
   stats(grid, layers.stats, params, summary.bases);
-  el.append(grid.children.length ? grid : empty("Nothing is measured by layer in this atlas yet: it may still be being built, or hold weights only."));
+  el.append(grid.children.length ? grid : empty("Nothing is measured by layer in this run: it may still be being built, or be of the weights alone."));
 }
 
 function choice(label, options, chosen, change, words = (value) => value) {

@@ -1,23 +1,23 @@
 // The model card: what model, what text, how it ran, and the certificate that the numbers are the model's own.
 
-import { h, empty } from "./dom.js";
+import { coded, h, empty } from "./dom.js";
 import { capital, count, number, plural } from "./format.js";
 import { href } from "./router.js";
 import { spell } from "./tokens.js";
-import { commands } from "./view_findings.js";
+import { missing } from "./view_findings.js";
 
 export async function render({ source, summary, el }) {
   el.append(h("h1", {}, spell(summary.name || "Model")));
   el.append(h("p", { class: "lede" }, lede(summary)));
-  el.append(h("div", { class: "cards" }, summary.sections.map(card), summary.bases.length ? unitsCard(summary) : null));
-  for (const each of summary.certificates) el.append(certificate(each, summary.certificates.length > 1));
-  if (!summary.certificates.length) el.append(h("h2", {}, "Certificate"), empty("No certificate is recorded in this atlas."));
+  el.append(h("div", { class: "cards" }, summary.sections.map(card), summary.bases.length ? unitsCard(summary) : null, summary.runs.length > 1 ? runsCard(summary) : null));
+  if (summary.certificate) el.append(certificate(summary.certificate));
+  else el.append(h("h2", {}, "Certificate"), empty("No certificate is recorded for this run."));
   if (summary.skipped.length) el.append(skipped(summary.skipped));
   if (summary.absent.length) {
-    el.append(h("h2", {}, "Not in this atlas"), h("dl", { class: "absent" }, summary.absent.map((each) => [h("dt", {}, spell(each.what)), h("dd", {}, commands(each.why))])));
+    el.append(h("h2", {}, missing(summary)), h("dl", { class: "absent" }, summary.absent.map((each) => [h("dt", {}, spell(each.what)), h("dd", {}, coded(each.why, spell))])));
   }
   el.append(h("h2", {}, "Tables"), h("p", { class: "read" }, source.sql
-    ? "An atlas is a folder of Parquet files. Anything that reads Parquet reads it; `microtome sql` asks DuckDB.".replaceAll("`", "")
+    ? coded("An atlas is a folder of Parquet files. Anything that reads Parquet reads it; `microtome sql` asks DuckDB.")
     : "This is a static copy: every page works, but SQL needs the atlas folder itself."),
   h("div", { class: "scroll" }, h("table", { class: "plain narrow" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Table"), h("th", { scope: "col", class: "num" }, "Rows"))),
@@ -25,7 +25,7 @@ export async function render({ source, summary, el }) {
 }
 
 function lede(summary) {
-  const checks = summary.certificates.flatMap((each) => each.checks);
+  const checks = summary.certificate?.checks ?? [];
   const passed = checks.filter((check) => check.passed).length;
   const parts = [];
   if (checks.length) parts.push(passed === checks.length ? `All ${count(checks.length)} identities checked at load hold within tolerance.` : `${passed} of ${plural(checks.length, "identity", "identities")} hold.`);
@@ -53,8 +53,15 @@ function unitsCard(summary) {
   ])));
 }
 
-function certificate(record, named) {
-  const box = h("section", {}, h("h2", {}, named ? `Certificate of run ${record.run}` : "Certificate"),
+function runsCard(summary) {
+  return h("section", { class: "panel" }, h("h2", {}, "Runs"), h("dl", { class: "facts" }, summary.runs.map((run) => [
+    h("dt", {}, run.name === summary.run ? h("b", {}, run.name) : h("a", { href: href("model", "", { run: run.name }) }, run.name)),
+    h("dd", {}, run.text === null ? "weights alone" : ["over ", h("bdi", {}, spell(run.text))], run.complete ? "" : ", not complete"),
+  ])));
+}
+
+function certificate(record) {
+  const box = h("section", {}, h("h2", {}, "Certificate"),
     h("p", { class: "read" }, "Identities that tie what is measured to what the model computes, checked on this model before anything was measured. Error is relative; the bar is its place on a logarithmic scale, the tick the tolerance."));
   if (record.facts.length) box.append(h("div", { class: "narrowfacts" }, facts(record.facts)));
   if (record.checks.length) box.append(h("div", { class: "scroll" }, h("table", { class: "plain certificate" },

@@ -46,7 +46,7 @@ function keys(unit, params, signal) {
 
 function contexts(unit, params, source, summary) {
   const box = h("section", { class: "block" }, h("h2", {}, "Fires on"));
-  if (!unit.contexts.length) return append(box, [empty(summary.tables.contexts ? `No contexts are kept for the units of ${unit.basis}.` : "No contexts: this atlas was made from the weights alone, or its contexts are not written yet.")]);
+  if (!unit.contexts.length) return append(box, [empty(summary.tables.contexts ? `No contexts are kept for the units of ${unit.basis}.` : nothing(unit, summary))]);
   const groups = { top: unit.contexts.filter((each) => each.end === "top"), bottom: unit.contexts.filter((each) => each.end === "bottom"), deciles: unit.contexts.filter((each) => each.end.startsWith("decile")) };
   const there = Object.keys(ENDS).filter((end) => groups[end].length);
   const limit = Math.max(...unit.contexts.map((each) => Math.abs(each.value ?? 0)), 1e-12);
@@ -80,6 +80,16 @@ function contexts(unit, params, source, summary) {
     tabs, list]);
   show(there.includes(params.get("end")) ? params.get("end") : there[0]);
   return box;
+}
+
+// Why there is no context at all in this run, and in which runs there may be some.
+function nothing(unit, summary) {
+  const run = summary.runs.find((each) => each.name === summary.run);
+  const others = summary.runs.filter((each) => each.name !== summary.run && each.text !== null && each.complete);
+  const why = run?.text === null ? "this run is of the weights alone, and read no text."
+    : summary.complete ? "the table that held them cannot be read." : "this run is not complete, and they are not written yet.";
+  return [`No contexts: ${why}`, others.length ? " The same unit over a text: " : null,
+    others.map((each, n) => [n ? ", " : "", h("a", { href: unitHref(unit.unit, { run: each.name }) }, each.name)]), others.length ? "." : null];
 }
 
 const sortedByValue = (rows, end) => [...rows].sort((a, b) => (end === "bottom" ? a.value - b.value : b.value - a.value));
@@ -128,8 +138,8 @@ function writes(unit) {
 
 function stats(unit) {
   if (!unit.stats.length) return h("section", { class: "block" }, h("h2", {}, "Statistics"), empty("No statistics of this unit are written."));
-  const sites = new Set(unit.stats.map((each) => each.site).filter(Boolean)), runs = new Set(unit.stats.map((each) => each.run));
-  const where = (each) => [sites.size > 1 ? each.site : "", runs.size > 1 ? each.run : ""].filter(Boolean).join(", ");
+  const sites = new Set(unit.stats.map((each) => each.site).filter(Boolean));
+  const where = (each) => (sites.size > 1 ? each.site : "");
   const controlled = unit.stats.filter((each) => each.control !== null), plain = unit.stats.filter((each) => each.control === null);
   controlled.sort((a, b) => Number(a.stat.endsWith("bottom")) - Number(b.stat.endsWith("bottom")));
   return h("section", { class: "block" }, h("h2", {}, "Statistics"),
@@ -138,10 +148,10 @@ function stats(unit) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Against a control"), h("th", { scope: "col", class: "num" }, "Value"), h("th", { scope: "col", class: "wide" }, ""), h("th", { scope: "col", class: "num" }, "Control"), h("th", { scope: "col", class: "num" }, "q"))),
       h("tbody", {}, controlled.map((each) => h("tr", {},
         h("th", { scope: "row" }, each.label, where(each) ? h("span", { class: "soft" }, ` ${where(each)}`) : null, each.meaning ? h("div", { class: "soft small" }, each.meaning) : null),
-        h("td", { class: "num" }, h("b", {}, number(each.value))),
+        h("td", { class: "num", "data-label": "value" }, h("b", {}, number(each.value))),
         h("td", { class: "wide" }, against(each.value, each.control)),
-        h("td", { class: "num soft", title: each.control_kind || null }, number(each.control), each.lo !== null && each.hi !== null ? h("div", { class: "small" }, `${number(each.lo)} to ${number(each.hi)}`) : null),
-        h("td", { class: "num soft" }, qvalue(each.q)?.replace("q = ", "").replace("q ", "") ?? "")))))) : null,
+        h("td", { class: "num soft", title: each.control_kind || null, "data-label": "control" }, number(each.control), each.lo !== null && each.hi !== null ? h("div", { class: "small" }, `${number(each.lo)} to ${number(each.hi)}`) : null),
+        h("td", { class: "num soft", "data-label": each.q === null ? null : "q" }, qvalue(each.q)?.replace("q = ", "").replace("q ", "") ?? "")))))) : null,
     plain.length ? h("dl", { class: "statgrid" }, plain.map((each) => h("div", { title: each.meaning || null }, h("dt", {}, each.label, where(each) ? ` ${where(each)}` : ""), h("dd", {}, number(each.value))))) : null);
 }
 

@@ -17,7 +17,7 @@ export async function render({ source, summary, params, el, signal }) {
   }
   const state = read(summary, params);
   const result = await source.units({ ...state, offset: state.page * PAGE, limit: PAGE }, signal);
-  el.append(h("h1", {}, "Units"), lede(state, result), filters(summary, state, result));
+  el.append(h("h1", {}, "Units"), lede(state, result, summary), filters(summary, state, result));
   if (result.search) el.append(suggestions(result.search, state));
   if (!result.rows.length) {
     el.append(empty(state.token && !result.search?.tokens.length
@@ -52,10 +52,10 @@ const link = (state, change = {}) => {
   });
 };
 
-function lede(state, result) {
+function lede(state, result, summary) {
   const words = [plural(result.total, "unit")];
   if (state.token) words.push(" whose tokens or top contexts have ", chip(state.token));
-  return h("p", { class: "lede" }, words, ". Open one to see what it fires on and what it writes.");
+  return h("p", { class: "lede" }, words, `. Open one to see what it ${summary.tables.contexts ? "fires on and what it " : ""}writes.`);
 }
 
 function filters(summary, state, result) {
@@ -82,7 +82,7 @@ function suggestions(search, state) {
 
 function table(result, state) {
   const ranked = [...SHOWN, ...result.columns.map((column) => column.name)];
-  const chosen = [...new Set([state.sort, ...ranked])].filter((name) => result.columns.some((column) => column.name === name)).slice(0, 5);
+  const chosen = [...new Set([state.sort, ...ranked])].filter((name) => result.columns.some((column) => column.name === name)).slice(0, state.token ? 4 : 5);
   const columns = result.columns.map((column, n) => ({ ...column, n })).filter((column) => chosen.includes(column.name));
   const head = (column) => h("th", { scope: "col", class: "num", title: column.meaning || null, "aria-sort": state.sort === column.name ? (state.order === "up" ? "ascending" : "descending") : null },
     h("a", { href: link(state, { sort: column.name, order: state.sort === column.name && state.order === "down" ? "up" : "down" }) }, column.label, state.sort === column.name ? (state.order === "up" ? " \u2191" : " \u2193") : ""));

@@ -1,0 +1,235 @@
+"""Do hidden states use all directions alike, or do a mean, a few coordinates or a few tokens carry them?
+
+Cosines and IsoScore measure it; massive activations and sinks are the usual cause. What to do about those (leave positions or tokens
+out, mask coordinates) belongs in the pass over the data.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from microtome.core import Refusal
+from microtome.geometry.measured import Measured, finite, undefined
+from microtome.numerics import resamples
+
+__all__ = [
+    "LARGE",
+    "MANY_MEDIANS",
+    "Concentration",
+    "IsoScore",
+    "Massive",
+    "concentration",
+    "isoscore",
+    "massive_coordinates",
+    "massive_rows",
+    "mean_cosine",
+    "mean_cosines",
+    "moment_cosine",
+    "partition_isotropy",
+    "sinks",
+]
+
+LARGE = 100.0
+MANY_MEDIANS = 1000.0
+"""A massive activation is larger than `LARGE` and than `MANY_MEDIANS` times the median magnitude."""
+
+_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class IsoScore:
+    """`score` as published, beside the score that an isotropic cloud of as many rows would get (`score.control`).
+
+    `corrected` estimates the score of the population: few rows make any cloud look anisotropic.
+    """
+
+    score: Measured
+    corrected: float
+
+
+@dataclass(frozen=True, eq=False)
+class Massive:
+    """Coordinates with massive activations, and every coordinate's largest magnitude in units of the median magnitude."""
+
+    coordinates: tuple[int, ...]
+    ratio: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How much of the sum of squares of position sits in one position and in one coordinate; controls: shared out evenly."""
+
+    position: int
+    position_share: Measured
+    coordinate: int
+    coordinate_share: Measured
+
+
+def mean_cosine(
+    rows: Float[Tensor, "row d_model"], window: Int[Tensor, " row"], *, draws: int = 1000, seed: int = 0
+) -> Measured:
+    """Mean cosine between hidden states of different windows; 0 by chance. The interval resamples windows.
+
+        ( ||sum_i u_i||^2 - sum_c ||sum_{i in c} u_i||^2 ) / ( n^2 - sum_c n_c^2 ),   u_i = h_i / ||h_i||
+
+    Leaving out the pairs of one window takes the diagonal out, and what tokens of one context share. Rows of length 0 have no
+    direction and are left out. Pass windows as `torch.arange` where rows are independent.
+    Cost: row d_model, and windows d_model per draw.
+    Source: Ethayarajh 2019, arXiv:1909.00512, on anisotropy.
+    """
+    finite("mean cosine", rows)
+    norms = rows.double().norm(dim=1)
+    directed = norms > 0
+    units = rows[directed].double() / norms[directed, None]
+    windows, place = torch.unique(window[directed], return_inverse=True)
+    if len(windows) < 2:
+        return undefined("fewer than two windows have hidden states other than 0")
+    sums = torch.zeros(len(windows), rows.shape[1], dtype=torch.float64).index_add_(0, place, units)
+    sizes = torch.bincount(place).double()
+    low, high = torch.nanquantile(_between(sums, sizes, resamples(len(windows), draws, seed)), _ENDS).tolist()
+    once = torch.ones(1, len(windows), dtype=torch.int64)
+    return Measured(float(_between(sums, sizes, once)), low, high, control=0.0)
+
+
+def mean_cosines(
+    rows: Float[Tensor, "row d_model"],
+    window: Int[Tensor, " row"],
+    position: Int[Tensor, " row"],
+    mu: Float[Tensor, " d_model"],
+    pos: Float[Tensor, "token d_model"],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Measured]:
+    """`mean_cosine` of hidden states as they are ("raw"), without mu ("mu removed"), and without mu and pos ("pos removed")."""
+    finite("mean cosine", mu, pos)
+    centred = rows.double() - mu.double()
+    versions = {"raw": rows.double(), "mu removed": centred, "pos removed": centred - pos.double()[position]}
+    return {name: mean_cosine(version, window, draws=draws, seed=seed) for name, version in versions.items()}
+
+
+def moment_cosine(mean: Float[Tensor, " d_model"], second: Float[Tensor, "d_model d_model"], count: int) -> float:
+    """Mean inner product of different rows over the mean squared length: (n ||mean||^2 - tr S) / ((n - 1) tr S), S the mean of h h'.
+
+    What second moments alone can say: the mean cosine, each pair weighted by its lengths. Equal lengths give `mean_cosine` of
+    independent rows. Not: corrected for tokens of one window. NaN for fewer than two rows, or rows of length 0.
+    """
+    finite("mean cosine", mean, second)
+    trace = float(second.double().trace())
+    if count < 2 or not trace > 0:
+        return math.nan
+    return (count * float(mean.double().square().sum()) - trace) / ((count - 1) * trace)
+
+
+def isoscore(variances: Float[Tensor, " d_model"], count: int) -> IsoScore:
+    """IsoScore of a cloud with these variances along its principal axes, 1 isotropic, 0 a line; k of d equal ones: (k - 1) / (d - 1).
+
+        lhat = sqrt(d) variances / ||variances||             delta = ||lhat - 1|| / sqrt(2 (d - sqrt d))
+        phi = (d - delta^2 (d - sqrt d))^2 / d^2             score = (d phi - 1) / (d - 1)
+
+    As phi = (sum variances)^2 / (d sum variances^2), the score is the participation ratio on another scale, and what `count`
+    normal rows do to it is known: `corrected` puts unbiased estimates of tr(C)^2 and tr(C^2) in, the control the expectations
+    for C = I. Not: aware that tokens of a window resemble each other; a count of windows in place of tokens is the safe one.
+    Source: Rudman et al. 2022, arXiv:2108.07344, on IsoScore.
+    """
+    finite("IsoScore", variances)
+    d, freedom = len(variances), count - 1
+    first, second = float(variances.double().sum()), float(variances.double().square().sum())
+    if d < 2 or freedom < 2 or not first > 0:
+        why = (
+            "one coordinate has one direction"
+            if d < 2
+            else "the rows are all the same"
+            if freedom > 1
+            else f"{count} rows are too few"
+        )
+        return IsoScore(undefined(why), math.nan)
+    fair = freedom**2 / ((freedom - 1) * (freedom + 2)) * (second - first**2 / freedom)
+    corrected = _from_participation((first**2 - 2 * fair / freedom) / fair, d) if fair > 0 else math.nan
+    chance = _from_participation((d + 2 / freedom) / (1 + (1 + d) / freedom), d)
+    return IsoScore(Measured(_from_participation(first**2 / second, d), control=chance), corrected)
+
+
+def partition_isotropy(rows: Float[Tensor, "row d_model"]) -> float:
+    """The ratio min F / max F of F(a) = sum_i exp(<a, h_i>) over a = +- the eigenvectors of H'H; 1 isotropic.
+
+    Not: invariant to scale. Both signs, because the sign of an eigenvector is arbitrary and F is not even. Cost: row d_model^2.
+    Source: Mu and Viswanath 2018, arXiv:1702.01417, on the partition function.
+    """
+    finite("partition isotropy", rows)
+    _, axes = torch.linalg.eigh(rows.double().T @ rows.double())
+    along = rows.double() @ axes
+    partition = torch.cat([torch.logsumexp(along, 0), torch.logsumexp(-along, 0)])
+    return math.exp(float(partition.min() - partition.max()))
+
+
+def massive_coordinates(largest: Float[Tensor, " d_model"], median: float) -> Massive:
+    """Coordinates whose largest magnitude over tokens is massive, from streamed extremes and the median magnitude of all entries.
+
+    Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
+    """
+    finite("massive activations", largest)
+    if not median >= 0:
+        raise Refusal(f"a median magnitude of {median}", why="magnitudes are not negative", instead="pass the median of |h|")
+    sizes = largest.double().abs()
+    found = (sizes > LARGE) & (sizes > MANY_MEDIANS * median)
+    return Massive(tuple(found.nonzero().flatten().tolist()), sizes / median)
+
+
+def massive_rows(rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, "row d_model"]:
+    """Which entries are massive beside the median magnitude of their own hidden state. A row with any is a sink candidate.
+
+    Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
+    """
+    finite("massive activations", rows)
+    sizes = rows.double().abs()
+    return (sizes > LARGE) & (sizes > MANY_MEDIANS * sizes.quantile(0.5, dim=1, keepdim=True))
+
+
+def sinks(norms: Float[Tensor, " token"], factor: float = 3.0) -> tuple[int, ...]:
+    """Positions whose typical norm is more than `factor` times the median over positions; the factor is ours.
+
+    With root mean square norms, a position where one token in ten is ten times as long as the others is just found.
+    """
+    finite("sinks", norms)
+    return tuple((norms.double() > factor * norms.double().quantile(0.5)).nonzero().flatten().tolist())
+
+
+def concentration(
+    pos: Float[Tensor, "token d_model"], counts: Int[Tensor, " token"], other: Float[Tensor, "token d_model"] | None = None
+) -> Concentration:
+    """Shares of SS_pos = sum_t n_t ||pos_t||^2 in its largest position and coordinate.
+
+    With `other`, the part estimated from other documents, squares become products of the two, which noise does not add to; a
+    share may then be over 1. A share near 1 says that position, as measured, is one outlier.
+    """
+    finite("concentration", pos)
+    energy = counts.double()[:, None] * pos.double() * (pos if other is None else other).double()
+    total = float(energy.sum())
+    if not total > 0:
+        nothing = undefined("there is no sum of squares of position")
+        return Concentration(-1, nothing, -1, nothing)
+    by_position, by_coordinate = energy.sum(1) / total, energy.sum(0) / total
+    place, coordinate = int(by_position.argmax()), int(by_coordinate.argmax())
+    return Concentration(
+        place,
+        Measured(float(by_position[place]), control=1 / len(by_position)),
+        coordinate,
+        Measured(float(by_coordinate[coordinate]), control=1 / len(by_coordinate)),
+    )
+
+
+def _between(
+    sums: Float[Tensor, "window d_model"], sizes: Float[Tensor, " window"], times: Int[Tensor, "draw window"]
+) -> Float[Tensor, " draw"]:
+    """Mean inner product over pairs of different windows, each window taken `times` over."""
+    weights = times.double()
+    pairs = (weights @ sizes).square() - weights.square() @ sizes.square()
+    return ((weights @ sums).square().sum(1) - weights.square() @ sums.square().sum(1)) / pairs
+
+
+def _from_participation(ratio: float, d: int) -> float:
+    return (ratio - 1) / (d - 1)

@@ -1,0 +1,51 @@
+"""The page at an address: from the server, and as a static export behind a plain web server."""
+
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from microtome.web import create_app
+from tests.real.chromium import Browser
+
+__all__ = ["serve", "serve_folder"]
+
+
+@contextlib.contextmanager
+def serve(atlas: Path, *, watch: bool = False, browser: Browser | None = None) -> Iterator[str]:
+    """The address of a server of `atlas`, which compares bytes where `watch`; a `browser` is forgiven for missing it after."""
+    import uvicorn
+
+    app = create_app(atlas)
+    if watch:
+        app.state.reader.damage.watch()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+        if browser is not None:
+            browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve_folder(folder: Path) -> Iterator[str]:
+    """The address of a web server that knows nothing but the files of `folder`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder)) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}/"
+        web.shutdown()
+        thread.join()
