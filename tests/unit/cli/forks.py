@@ -83,12 +83,13 @@ def _serve() -> None:
     import microtome.capture.run
     import microtome.cli.verbs
     from microtome.model import load
+    from microtome.model.quiet import quiet
     from tests import toys
 
     answers = os.fdopen(os.dup(1), "w")
     for descriptor in (1, 2):  # training a tokenizer writes to both
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         load(toys.save_checkpoint(Path(folder)))  # what is imported and compiled for it need not be again
     assert threading.active_count() == 1, "a fork has no other threads"
     microtome.capture.run.windows_per_unit = lambda *_: 120  # a toy's unit of work would be the whole text

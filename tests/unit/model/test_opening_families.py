@@ -60,6 +60,21 @@ def test_headers_alone_say_what_transformers_says_of_the_loaded_model(
     assert lacking > 10
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert", "electra", "distilbert"])
+def test_norms_by_the_names_of_old_checkpoints(name: str, tmp_path: Path) -> None:
+    def old(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            renamed = key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors[renamed] = tensors.pop(key)
+
+    TINY[name]().save_pretrained(tmp_path)
+    edit_weights(tmp_path, old)
+    disk, model = open_checkpoint(tmp_path), load(tmp_path)
+    for layer in range(disk.shape.layers):
+        assert torch.equal(disk.weights.norm("mlp_norm_post", layer).gain, model.weights.norm("mlp_norm_post", layer).gain)
+    assert torch.equal(disk.weights.norm("embed_norm").gain, model.weights.norm("embed_norm").gain)
+
+
 def test_experts_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
     TINY["mixtral"]().save_pretrained(tmp_path)
     victim = "model.layers.1.block_sparse_moe.experts.2.w1.weight"

@@ -148,6 +148,7 @@ ALBERT = Family(
     heads={"ForMaskedLM": _whole_head("predictions"), "ForPreTraining": _whole_head("predictions", output="prediction_logits")},
     dims={"layers": lambda config: config.num_hidden_layers * config.inner_group_num},
     variants=(_factorised,),
+    disk=_OLD_NORMS,
     place=_albert_place,
 )
 
@@ -165,6 +166,7 @@ DISTILBERT = Family(
     layout=BERT.layout,
     heads={"ForMaskedLM": _masked_head("vocab_transform act vocab_layer_norm vocab_projector")},
     dims={"d_mlp": lambda config: config.hidden_dim},
+    disk=_OLD_NORMS,
 )
 
 MODERNBERT = Family(
