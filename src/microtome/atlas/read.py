@@ -23,6 +23,8 @@ __all__ = ["Atlas", "damaged"]
 _WIDE: Final = ("units", "unit_stats")
 """The tables that the view `units_wide` is made of."""
 
+_QUERY: Final = f"query the tables {', '.join(TABLES)}"
+
 _Mark = tuple[int, int]
 """Size and time of change of a file whose bytes were found to be right."""
 
@@ -104,7 +106,9 @@ class Atlas:
                 rows = connection.sql(query, params=list(parameters))
                 table = None if rows is None else rows.to_arrow_table()
             except duckdb.Error as error:
-                raise Refusal("the query", why=str(error), instead=f"query the tables {', '.join(TABLES)}") from error
+                unread = isinstance(error, duckdb.IOException)
+                instead = "run the same `microtome build` again, or check the files it names" if unread else _QUERY
+                raise Refusal("the query", why=str(error), instead=instead) from error
         if table is None:
             raise Refusal("the query", why="it is empty", instead="write for example: select * from findings")
         return table

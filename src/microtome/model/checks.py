@@ -82,7 +82,7 @@ def _made_of_pieces(name: str, wanted: list[tuple[str, int]], stored: Weights, b
             if not stored.has(weight, layer):
                 return False
             found = stored.get(weight, layer)
-        except RuntimeError as error:  # pieces that do not fit together
+        except (RuntimeError, AssertionError) as error:  # pieces that do not fit together; older torch asserts
             raise Refusal(f"model {name}", why=f"{what} is no weight in its files: {error}", instead=_RIGHT_CONFIG) from error
         _require_same(name, what, found, built.get(weight, layer))
     return bool(wanted)

@@ -106,6 +106,19 @@ def test_a_run_that_is_being_built_is_read_as_far_as_it_is(folder: Path) -> None
         Atlas(folder).sql("select * from units")
 
 
+def test_a_query_that_fails_says_what_to_do(built: Path) -> None:
+    for query, message in [
+        ("select nothing from units", "nothing.*; query the tables units, unit_stats"),
+        (
+            "from read_parquet('nowhere.parquet')",
+            "nowhere.*; run the same `microtome build` again, or check the files it names",
+        ),
+        (" ", "it is empty; write for example: select"),
+    ]:
+        with pytest.raises(Refusal, match=f"(?s)the query: .*{message}"):
+            Atlas(built).sql(query)
+
+
 def test_statistics_may_have_any_name(folder: Path) -> None:
     name = 'it\'s "odd"; --'
     rows = {"unit": "neurons.0/0", "site": "mlp_act", "stat": name, "value": 2.5, "control": None, "control_kind": None}
