@@ -8,9 +8,10 @@ estimates belong in `estimate`.
 import importlib.metadata
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
 from microtome.atlas.read import Atlas, damaged
@@ -21,6 +22,7 @@ from microtome.core import Refusal
 from microtome.corpus import Reading, Source
 from microtome.geometry import GeometryLens
 from microtome.model import Checkpoint, Model, load, open_checkpoint
+from microtome.model.allocator import give_back_freed_memory
 from microtome.neurons import NeuronsLens
 from microtome.store import (
     TABLES,
@@ -43,25 +45,39 @@ _log = logging.getLogger(__name__)
 LENSES: Final[tuple[Lens, ...]] = (GeometryLens(), NeuronsLens(), VocabularyLens())
 """Every lens that a build runs. A new lens is a new entry."""
 
+_DEPTHS: Final[tuple[Depth, ...]] = get_args(Depth)
+"""Shallow first: a deeper one has all that a shallower one has."""
 
 _NOT_YET: Final = {"factors": "sparse dictionaries of hidden states are not part of this version"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is, besides its model and its text."""
+    """What a run is, besides its model and its text. `lenses` are those to run, by name: none named is all."""
 
     run: str = "main"
     depth: Depth = "quick"
     seed: int = 0
     window: int = 256
+    lenses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
-        if self.depth != "quick":
-            raise Refusal(f"depth {self.depth}", why="this version computes the quick depth", instead="use --depth quick")
+        if self.depth == "full":
+            raise Refusal("depth full", why="this version has no random-weight twin", instead="use --depth standard")
+        if unknown := [name for name in self.lenses if name not in _names(LENSES)]:
+            raise Refusal(f"lens {unknown[0]}", why="there is none of that name", instead=f"name {', '.join(_names(LENSES))}")
         if not 0 <= self.seed < 2**63:
             raise Refusal(f"seed {self.seed}", why="it is negative or needs more than 63 bits", instead="use 0, 1, 2, ...")
+
+    @property
+    def asked(self) -> dict[str, Depth]:
+        """The depth that each lens is asked for."""
+        return dict.fromkeys(self.lenses or _names(LENSES), self.depth)
+
+
+def _names(lenses: Sequence[Lens]) -> tuple[str, ...]:
+    return tuple(lens.name for lens in lenses)
 
 
 def build(
@@ -114,30 +130,88 @@ def _build(
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
     card = card_for(run, settings, manifest)
     spoilt = [file for file in damaged(output) if file in card.files] if card.status == "complete" else []
-    if card.status == "complete" and not spoilt:
+    plan = _plan(card, settings, anew=bool(spoilt))
+    if not plan:
         _drop_work(output, settings.run)
         watch.finish()
         return Atlas(output)
     for file in spoilt:
         _log.warning("%s is missing or damaged (not the bytes that were written); it is made anew", file)
-    card = card.model_copy(update={"status": "building", "files": {}})
+    kept = {} if spoilt else {file: sha for file, sha in card.files.items() if _writer(file) in set(card.depths) - set(plan)}
+    card = card.model_copy(update={"status": "building", "pending": plan, "files": kept})
     manifest.runs[settings.run] = card
     write_manifest(output, manifest)
     files: list[Path] = []
     if material is not None and corpus is not None:
         corpus, files = adopt(material, corpus, output)
         run = replace(run, corpus=corpus)
-    results = run_stages(run, LENSES, output / "work" / settings.run, watch)
-    watch.step("writing tables")
-    files += _write_lenses(output, run, results)
+    for depth in _DEPTHS:
+        if lenses := tuple(lens for lens in LENSES if plan.get(lens.name) == depth):
+            files += _observe(output, replace(run, depth=depth), lenses, watch)
+    depths: dict[str, Depth] = {**card.depths, **plan}
     card = card.model_copy(
-        update={"status": "complete", "files": {str(file.relative_to(output)): digest(file) for file in sorted(files)}}
+        update={
+            "status": "complete",
+            "depths": depths,
+            "pending": {},
+            "absent": _absent(run, depths),
+            "files": kept | {str(file.relative_to(output)): digest(file) for file in files},
+        }
     )
     manifest.runs[settings.run] = card
     write_manifest(output, manifest)
     _drop_work(output, settings.run)
     watch.finish()
     return Atlas(output)
+
+
+def _plan(card: RunCard, settings: Settings, *, anew: bool) -> dict[str, Depth]:
+    """Which lenses to run, and how deep: those that are asked for deeper than they stand, or (`anew`) also those that stand.
+
+    Errors: `Refusal` where the run was interrupted over something else.
+    """
+    standing: dict[str, Depth] = {name: depth for name, depth in card.depths.items() if name in _names(LENSES)}
+    wanted: dict[str, Depth] = {
+        name: depth
+        for name, depth in settings.asked.items()
+        if name not in standing or _DEPTHS.index(depth) > _DEPTHS.index(standing[name])
+    }
+    if card.pending and wanted != card.pending:
+        raise Refusal(
+            f"run {settings.run}",
+            why=f"it is unfinished: {_described(card.pending)} was begun, and {_described(wanted) or 'nothing'} is to be made now",
+            instead="run the command that was interrupted again, use --run NAME for another run, or another folder",
+        )
+    return {**standing, **wanted} if anew else wanted
+
+
+def _described(plan: Mapping[str, str]) -> str:
+    return ", ".join(f"{lens} at depth {depth}" for lens, depth in plan.items())
+
+
+def _writer(file: str) -> str:
+    """The lens that wrote a table: files are named for it, and for the run."""
+    return Path(file).name.split(".")[0]
+
+
+def _observe(output: Path, run: Run, lenses: Sequence[Lens], watch: Watched) -> list[Path]:
+    """Run the stages of lenses and write their tables."""
+    results = run_stages(run, lenses, output / "work" / run.name, watch)
+    watch.step("writing tables")
+    files = _write_lenses(output, run, lenses, results)
+    _drop_stages(output, run.name)
+    return files
+
+
+def _absent(run: Run, depths: Mapping[str, Depth]) -> dict[str, str]:
+    """What this run lacks and why, lens by lens at the depth it has."""
+    missing = {}
+    for lens in LENSES:
+        if lens.name in depths:
+            missing |= lens.absent(replace(run, depth=depths[lens.name]))
+        else:
+            missing[lens.name] = "not part of this run: microtome build MODEL TEXT -o ATLAS, with the same text"
+    return missing | _NOT_YET
 
 
 def manifest_for(subject: Model | Checkpoint, output: Path) -> Manifest:
@@ -173,23 +247,20 @@ def card_for(run: Run, settings: Settings, manifest: Manifest) -> RunCard:
     execution = execution_class(run.model) if isinstance(run.model, Model) else {}
     parts = {
         "text": run.corpus.fingerprint if run.corpus else "none",
-        "depth": settings.depth,
         "seed": str(settings.seed),
         "window": str(settings.window),
         **execution,
     }
     identity = fingerprint((run.model.fingerprint, parts))
-    absent = {name: why for lens in LENSES for name, why in lens.absent(run).items()} | _NOT_YET
     card = RunCard(
         status="building",
         identity=identity,
-        depth=settings.depth,
         seed=settings.seed,
         window=settings.window,
         execution=execution,
         certificate=run.model.certificate.to_json() if isinstance(run.model, Model) else {},
         corpus=corpus_card(run.corpus) if run.corpus else None,
-        absent=absent,
+        absent=_absent(run, settings.asked),
     )
     if existing is None:
         return card
@@ -207,7 +278,6 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     if (existing.corpus is None) != (card.corpus is None):
         return "it is a run of the weights alone" if existing.corpus is None else f"it is a run over {inputs}s"
     pairs: dict[str, tuple[Any, Any]] = {
-        "depth": (existing.depth, card.depth),
         "seed": (existing.seed, card.seed),
         "window": (existing.window, card.window),
         **{key: (existing.execution.get(key), card.execution.get(key)) for key in {*existing.execution, *card.execution}},
@@ -216,14 +286,21 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     return "; ".join(changed) or ("its images were others" if inputs == "image" else "its text was another one")
 
 
-def _write_lenses(output: Path, run: Run, results: Results) -> list[Path]:
-    """Write the tables of every lens; rows that hold for any run of the model are written under the lens's name alone."""
+def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results) -> list[Path]:
+    """Write the tables of lenses; rows that hold for any run of the model are written under the lens's name alone."""
     files = []
-    for lens in LENSES:
+    for lens in lenses:
         for name, rows in lens.tables(run, results).items():
             per_run = "run" in TABLES[name].schema.names
             files.append(write_table(output, name, f"{lens.name}.{run.name}" if per_run else lens.name, rows))
+            give_back_freed_memory()
     return files
+
+
+def _drop_stages(output: Path, run: str) -> None:
+    """States whose results are in tables: the next stages of this name may be of another depth."""
+    for work in (output / "work" / run).glob("*/work.json"):
+        shutil.rmtree(work.parent, ignore_errors=True)
 
 
 def _drop_work(output: Path, run: str) -> None:

@@ -8,7 +8,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ import torch
 from microtome.atlas.build import LENSES, Settings, card_for, manifest_for
 from microtome.atlas.folder import require_usable
 from microtome.atlas.texts import material_of, writing_to
-from microtome.capture import MAIN, Results, Run, Stage, fold_batch, tokens_per_batch
+from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, tokens_per_batch
 from microtome.capture.execution import flops_per_token
 from microtome.core import Fold, State
 from microtome.corpus import Corpus, Reading, Source
@@ -89,7 +89,9 @@ def estimate(
         run = Run(settings.run, model, corpus, settings.seed, settings.depth)
         if output is not None:
             card_for(run, settings, manifest_for(model, Path(output)))
-        stages = {stage: _trial(run, stage, results) for results in [Results()] for stage in _stages(run)}
+        lenses = [lens for lens in LENSES if lens.name in settings.asked]
+        results = Results()
+        stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
     return _extrapolate(run, corpus, stages, text_bytes)
 
@@ -102,17 +104,17 @@ class _Trial:
     state_bytes: int
 
 
-def _stages(run: Run) -> list[Stage]:
-    return sorted({stage for lens in LENSES for stage in lens.stages(run)})
+def _stages(run: Run, lenses: Sequence[Lens]) -> list[Stage]:
+    return sorted({stage for lens in lenses for stage in lens.stages(run)})
 
 
-def _trial(run: Run, stage: Stage, results: Results) -> _Trial:
+def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> _Trial:
     """Fold the first batches of the text as the stage would; later stages' folds read what the trial found."""
     model, corpus = run.model, run.corpus
     assert isinstance(model, Model), "a trial needs a model that was built"
     assert corpus is not None, "a trial needs text"
     folds: dict[str, Fold] = {}
-    for lens in LENSES:
+    for lens in lenses:
         if stage in lens.stages(run):
             folds |= lens.folds(stage, run, results)
     states: Mapping[str, State] = {name: fold.init() for name, fold in folds.items()}

@@ -5,19 +5,18 @@ folds. A later stage may use what earlier ones found (pilot quantiles, say). Run
 writing an atlas in `atlas`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from microtome.core import Fold
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
+from microtome.store import Depth
 
-__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Rows", "Run", "Stage"]
-
-Depth = Literal["quick", "standard", "full"]
+__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Rows", "Run", "Stage", "sampled_windows"]
 
 Rows = pa.Table | Iterable[pa.Table]
 """Rows of a table, whole or in pieces: see `store.write_table`."""
@@ -40,6 +39,11 @@ class Stage:
 PILOT = Stage(0, "pilot", sample=32)
 MAIN = Stage(1, "main")
 MASKED = Stage(2, "masked", masked=True)
+
+
+def sampled_windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
+    """The windows that a stage passes over, in their order."""
+    return range(corpus.windows) if stage.sample is None else sorted(corpus.sample(stage.sample, seed))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from microtome.capture.execution import execution_class, tokens_per_batch, windows_per_unit
-from microtome.capture.lens import Lens, Results, Run, Stage
+from microtome.capture.lens import Lens, Results, Run, Stage, sampled_windows
 from microtome.capture.progress import Progress
 from microtome.core import Batch, ExpertRows, Fold, Refusal, Site, State
 from microtome.corpus import Corpus
 from microtome.engine import States
 from microtome.engine import run as run_units
 from microtome.model import Model, observe
+from microtome.model.allocator import give_back_freed_memory
 from microtome.store import fingerprint
 
 __all__ = ["StageWork", "fold_batch", "run_stages"]
@@ -43,20 +44,17 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
                 folds |= lens.folds(stage, run, results)
         if not folds or run.corpus is None:
             continue
-        work = StageWork(run, stage, folds, tuple(_windows(run.corpus, stage, run.seed)), progress)
+        work = StageWork(run, stage, folds, tuple(sampled_windows(run.corpus, stage, run.seed)), progress)
         progress.begin(stage.name, len(work.windows))
         states = run_units(work, folder / stage.name, work.note)
         for name, fold in folds.items():
             results.add(stage, name, functools.partial(_result, fold, states, name))
+        give_back_freed_memory()
     return results
 
 
 def _result(fold: Fold, states: States, name: str) -> Any:
     return fold.result(states[name])
-
-
-def _windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
-    return range(corpus.windows) if stage.sample is None else sorted(corpus.sample(stage.sample, seed))
 
 
 @dataclass(eq=False)
@@ -106,6 +104,7 @@ class StageWork:
         """The states of all folds over one unit's windows."""
         model = self._model
         self._computed.add(unit)
+        give_back_freed_memory()
         states = {name: fold.init() for name, fold in self.folds.items()}
         for batch in self._corpus.batches(self._slice(unit), tokens_per_batch(model), model.device):
             seen = self._corpus.mask(batch, model.tokenizer.mask_token_id, self.of.seed) if self.stage.masked else batch

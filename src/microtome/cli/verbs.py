@@ -1,12 +1,18 @@
 """The verbs of `microtome`. Option names are a promise: a test freezes them."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from microtome.core import Refusal
+
+if TYPE_CHECKING:
+    from microtome.atlas import Settings
+    from microtome.corpus import Reading
+    from microtome.model import Model as BuiltModel
 
 __all__ = ["app"]
 
@@ -34,53 +40,117 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free 
 AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
 
 
+Text = Annotated[
+    str | None,
+    typer.Argument(
+        help="File, folder, JSONL, CSV, Parquet, image folder, hf:DATASET, - for standard input, or `sample`. "
+        "Without it: only what the weights tell."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")]
+RunName = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can hold several.")]
+Depth = Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")]
+Seed = Annotated[int, typer.Option(help="Seed of every sample that is taken.")]
+Window = Annotated[int, typer.Option(help="Tokens in a window.")]
+Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column or field that holds a label.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")]
+
+
 @app.command()
 def build(
     model: Model,
-    text: Annotated[
-        str | None,
-        typer.Argument(
-            help="File, folder, JSONL, CSV, Parquet, image folder, hf:DATASET, - for standard input, or `sample`. "
-            "Without it: only what the weights tell."
-        ),
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")] = Path(
-        "atlas"
-    ),
-    run: Annotated[str, typer.Option(help="Name of this run; an atlas can hold several.")] = "main",
-    depth: Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")] = "quick",
-    seed: Annotated[int, typer.Option(help="Seed of every sample that is taken.")] = 0,
-    window: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
-    encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
-    text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column or field that holds a label.")] = None,
+    text: Text = None,
+    output: Output = Path("atlas"),
+    run: RunName = "main",
+    depth: Depth = "quick",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Turn a model and a text into an atlas; run again to continue after an interruption."""
-    from microtome.atlas import Settings, estimate
-    from microtome.atlas import build as build_atlas
-    from microtome.atlas.folder import require_usable
-    from microtome.cli.progress import Bar
-    from microtome.corpus import Reading
-    from microtome.model import load, open_checkpoint
+    from microtome.atlas import Settings
 
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
-    reading = Reading(encoding=encoding, text_column=text_column, label_column=label_column)
+    reading = _reading(encoding, text_column, label_column)
+    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@app.command()
+def geometry(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="As in `microtome build`.")],
+    output: Output = Path("atlas"),
+    run: RunName = "main",
+    depth: Depth = "standard",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: DryRun = False,
+) -> None:
+    """Split hidden states into mean, position, context and residual, and measure each: into a new atlas, or into one of the same text."""
+    from microtome.atlas import Settings
+
+    settings = Settings(run=run, depth=depth, seed=seed, window=window, lenses=("geometry",))
+    reading = _reading(encoding, text_column, label_column)
+    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A model as it was named, and how to open it."""
+
+    name: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    device: str
+    remote_code: Literal["refuse", "allow"]
+
+    def load(self) -> "BuiltModel":
+        """Opened and built."""
+        from microtome.model import load
+
+        return load(self.name, dtype=self.dtype, device=self.device, remote_code=self.remote_code)
+
+
+def _reading(encoding: str, text_column: str | None, label_column: str | None) -> "Reading":
+    from microtome.corpus import Reading
+
+    return Reading(encoding=encoding, text_column=text_column, label_column=label_column)
+
+
+def _build(
+    opening: _Opening, text: str | None, output: Path, settings: "Settings", reading: "Reading", *, dry_run: bool
+) -> None:
+    """Build, or say what it would take."""
+    from microtome.atlas import build as build_atlas
+    from microtome.atlas import estimate
+    from microtome.atlas.folder import require_usable
+    from microtome.cli.progress import Bar
+    from microtome.model import open_checkpoint
+
     require_usable(output)
     if dry_run:
         if text is None:
             raise Refusal(
                 "--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out"
             )
-        subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
-        typer.echo(estimate(subject, text, output=output, settings=settings, reading=reading).describe())
+        typer.echo(estimate(opening.load(), text, output=output, settings=settings, reading=reading).describe())
         return
     with Bar() as bar:
-        bar.step(f"opening {Path(model).name}")
-        subject = open_checkpoint(model) if text is None else load(model, dtype=dtype, device=device, remote_code=remote_code)
+        bar.step(f"opening {Path(opening.name).name}")
+        subject = open_checkpoint(opening.name) if text is None else opening.load()
         atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
     typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
 

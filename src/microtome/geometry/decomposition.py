@@ -29,6 +29,7 @@ _GROUPS: Final = 0x6E0
 """Sets the hash of groups apart from that of halves."""
 _HALVES: Final = len(Half)
 _LENGTH_AXIS: Final = {"lengths": 0, "windows": 1, "squares": 1, "mean_squares": 1, "means": 1, "group_means": 1}
+_EXTREMES: Final = {"lowest": torch.minimum, "highest": torch.maximum}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Parts:
     `halves` are the fits of the two halves of the documents apart, and `agreed` the share of the variance that position has in both
     (`jackknife.cross_validated`); None and NaN where a half is empty. `agreed_ctx` is the share of context that even and odd blocks
     of windows agree on (of those with all of the blocks): neighbouring tokens resemble each other, which the plain share credits to the window.
+    `lengths` is the root mean square length of hidden states by position, `lowest` and `highest` their extreme coordinates.
     """
 
     site: Site
@@ -56,6 +58,9 @@ class Parts:
     halves: tuple[Fit, Fit] | None = None
     agreed: float = math.nan
     agreed_ctx: float = math.nan
+    lengths: Float[Tensor, " token"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    lowest: Float[Tensor, " d_model"] = field(default_factory=lambda: torch.zeros(0))
+    highest: Float[Tensor, " d_model"] = field(default_factory=lambda: torch.zeros(0))
     uncertainty: Spread = field(default_factory=lambda: Spread(dict.fromkeys(PARTS, math.nan), math.nan, 0, "not computed"))
 
 
@@ -113,7 +118,7 @@ class Decomposition:
     """
 
     kind: ClassVar[str] = "geometry.decomposition"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     site: Site
     origin: Float[Tensor, " d_model"]
@@ -137,6 +142,9 @@ class Decomposition:
             "lengths": torch.zeros(0, dtype=torch.int64),
             **{name: torch.zeros(self.groups, rows, dtype=dtype) for name, (rows, dtype) in empty.items()},
             "sums": torch.zeros(_HALVES, self.window, width, dtype=torch.float64),
+            "token_squares": torch.zeros(self.window, dtype=torch.float64),
+            "lowest": torch.full((width,), math.inf, dtype=torch.float64),
+            "highest": torch.full((width,), -math.inf, dtype=torch.float64),
             "means": torch.zeros(_HALVES, 0, width, dtype=torch.float64),
             "group_sums": torch.zeros(self.groups, self.window, sketched, dtype=torch.float64),
             "group_means": torch.zeros(self.groups, 0, sketched, dtype=torch.float64),
@@ -161,6 +169,10 @@ class Decomposition:
             shifted = tile - origin
             mean = shifted.sum(1).double() / length
             norms = torch.linalg.vector_norm(shifted, dim=-1).double()
+            state["token_squares"][:length] += norms.square().sum(0)
+            low, high = shifted.flatten(0, 1).aminmax(dim=0)
+            torch.minimum(state["lowest"], low, out=state["lowest"])
+            torch.maximum(state["highest"], high, out=state["highest"])
             half, group = halves[rows], groups[rows]
             state["windows"][:, row] += torch.bincount(group, minlength=self.groups)
             state["squares"][:, row].index_add_(0, group, norms.square().sum(1))
@@ -185,7 +197,9 @@ class Decomposition:
             added = tensor.to(state[name].device)
             if name == "lengths":
                 continue
-            if name in _LENGTH_AXIS:
+            if name in _EXTREMES:
+                state[name] = _EXTREMES[name](state[name], added)
+            elif name in _LENGTH_AXIS:
                 state[name].index_add_(1, rows, added)
             else:
                 state[name] += added
@@ -198,10 +212,11 @@ class Decomposition:
             raise Refusal(f"geometry of {self.site}", why="no token was counted", instead="give it text with ordinary tokens")
         for tensor in state.values():
             _finite(self.site, tensor)
+        origin = self.origin.double()
         sides = [range(side, self.groups, _HALVES) for side in range(_HALVES)]
         halves = [_moments(state, list(groups), state["sums"][side], state["means"][side]) for side, groups in enumerate(sides)]
         whole = fit(_moments(state, list(range(self.groups)), state["sums"].sum(0), state["means"].sum(0)))
-        mu = whole.mu + self.origin.double()
+        mu = whole.mu + origin
         norm = {"mu": float(mu.norm())} | whole.norm
         assert set(norm) == {"mu", *PARTS}
         apart = None
@@ -221,6 +236,9 @@ class Decomposition:
             halves=apart,
             agreed=cross_validated(*apart, whole.total) if apart else math.nan,
             agreed_ctx=_agreed_blocks(state, whole),
+            lengths=_lengths(state, whole, origin),
+            lowest=state["lowest"] + origin,
+            highest=state["highest"] + origin,
             uncertainty=self._uncertainty(state, sides),
         )
 
@@ -282,6 +300,14 @@ def _add_blocks(state: State, shifted: Float[Tensor, "window token d_model"]) ->
     state["block_windows"] += windows
     state["block_sums"] += blocks.sum(0)
     state["block_product"] += (blocks[:, 0] * blocks[:, 1]).sum()
+
+
+def _lengths(state: State, whole: Fit, origin: Float[Tensor, " d_model"]) -> Float[Tensor, " token"]:
+    """Root mean square ||h|| by position, from ||h - o||^2 and the sums of h - o."""
+    tokens = len(whole.counts)
+    cross = state["sums"].sum(0)[:tokens] @ origin
+    total = state["token_squares"][:tokens] + 2 * cross + whole.counts * origin.dot(origin)
+    return (total / whole.counts).clamp(min=0).sqrt()
 
 
 def _agreed_blocks(state: State, whole: Fit) -> float:

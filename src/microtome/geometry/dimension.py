@@ -264,9 +264,7 @@ def _of_normal(n: int, width: int, most: int, seed: int) -> Float[Tensor, "row n
     return torch.from_numpy(np.concatenate(found))
 
 
-def _estimate(
-    estimator: Callable[[Tensor], float], distance: Tensor, normal: Tensor, halves: Sequence[Float[Tensor, "row neighbour"]]
-) -> Estimate:
+def _estimate(estimator: Callable[[Tensor], float], distance: Tensor, normal: Tensor, halves: Sequence[Tensor]) -> Estimate:
     value = estimator(distance)
     if math.isnan(value):
         return Estimate(value, undefined="neighbours are all equally far")

@@ -16,7 +16,7 @@ from microtome.core import Batch, ExpertRows, Refusal, Role, Site
 from microtome.corpus.tokenising import Wrapping, wrapping
 from microtome.model import Model, observe
 
-__all__ = ["BEHAVIOURS", "Behaviour", "HeadBehaviour", "head_behaviours", "repeated_tokens"]
+__all__ = ["BEHAVIOURS", "Behaviour", "HeadBehaviour", "fitting_block", "head_behaviours", "repeated_tokens"]
 
 Behaviour = Literal["previous_token", "duplicate_token", "induction"]
 BEHAVIOURS: Final[tuple[Behaviour, ...]] = get_args(Behaviour)
@@ -45,6 +45,15 @@ class HeadBehaviour:
         return torch.quantile(self.draws, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
 
 
+def fitting_block(model: Model, *, repeats: int = 3, most: int = 32) -> int:
+    """How many different tokens, up to `most`, can be said `repeats` times over in the model's context; 0 where it reads no text."""
+    if model.family.inputs != "text":
+        return 0
+    around = _around(model)
+    room = most if model.shape.context is None else (model.shape.context - len(around.before) - len(around.after)) // repeats
+    return min(most, room, len(_ordinary(model, around)))
+
+
 def repeated_tokens(model: Model, *, sequences: int = 16, block: int = 32, repeats: int = 3, seed: int = 0) -> Batch:
     """Windows of `block` different random ordinary tokens, said `repeats` times over, between the tokenizer's special tokens.
 
@@ -53,7 +62,7 @@ def repeated_tokens(model: Model, *, sequences: int = 16, block: int = 32, repea
     """
     if model.family.inputs != "text":
         raise Refusal(f"repeated tokens for {model.name}", why="it reads images", instead="use a model that reads text")
-    around = Wrapping((), (), frozenset(), 0) if model.tokenizer is None else wrapping(model.tokenizer)
+    around = _around(model)
     length = len(around.before) + block * repeats + len(around.after)
     if model.shape.context is not None and length > model.shape.context:
         raise Refusal(
@@ -114,6 +123,11 @@ def head_behaviours(
     wanted = range(model.shape.layers) if layers is None else layers
     observe(model, batch, [Site("attn_probs", layer) for layer in wanted], receive)
     return sorted(found, key=lambda each: (each.layer, BEHAVIOURS.index(each.behaviour)))
+
+
+def _around(model: Model) -> Wrapping:
+    """The special tokens around a window."""
+    return Wrapping((), (), frozenset(), 0) if model.tokenizer is None else wrapping(model.tokenizer)
 
 
 def _ordinary(model: Model, around: Wrapping) -> Int[Tensor, " vocab"]:

@@ -1,43 +1,60 @@
 """The geometry lens: which passes it wants, and its rows of the atlas.
 
-What the parts are and how they are found belongs in `decomposition` and `anova`.
+What is measured of a site is gathered in `sites`, of heads and between sites in `layers`; rows are made in `rows`, sentences in
+`findings`.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import torch
 
-from microtome.capture.lens import MAIN, PILOT, Results, Run, Stage
+from microtome.capture.execution import tokens_per_batch
+from microtome.capture.folds import SiteGram
+from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage, sampled_windows
 from microtome.core import Fold, Site
 from microtome.geometry.anova import PARTS
+from microtome.geometry.attention import QKSplit, readings
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
-from microtome.model import Shape
-from microtome.numerics import benjamini_hochberg
-from microtome.store.tables import TABLES
+from microtome.geometry.findings import CONTROLS, findings, interval
+from microtome.geometry.heads import fitting_block, head_behaviours
+from microtome.geometry.layers import alignment_rows, attention_rows, behaviour_rows, form_rows, split_rows
+from microtome.geometry.rows import (
+    cosine_rows,
+    frequency_rows,
+    position_rows,
+    spectrum_rows,
+    stat_table,
+    stats_of,
+    table,
+    window_rows,
+)
+from microtome.geometry.sample import WindowSample
+from microtome.geometry.sites import DRAWS, SiteGeometry, measure_site
+from microtome.geometry.weights import PositionalForm, positional_basis, positional_form, qk_factors
+from microtome.model import Model, Shape
+from microtome.model.model import why_absent
+from microtome.store.schemas import TABLES
 
-__all__ = ["CONTROLS", "GeometryLens", "findings", "shares_table", "stream"]
+__all__ = ["SPLIT", "GeometryLens", "shares_table", "stream"]
 
-CONTROLS = {
-    "pos": "tokens reordered inside windows",
-    "ctx": "tokens assigned to random windows",
-    "resid": "tokens assigned to random windows and positions",
-}
-"""What each control is the exact expectation under; with windows of one length, reordering is as good as circular shifts."""
+SPLIT = Stage(3, "split", sample=64)
+"""The pass that takes scores of attention apart, with the means of the main pass: a few times as dear as the others, hence a sample."""
 
-_LARGEST_Q = 0.01
-_DISTINCT = 2.0
-"""Where there are too few documents for a test, a share below this many times its chance level is called chance."""
+_DEEPER = "it takes a pass of its own: microtome geometry MODEL TEXT -o ATLAS"
 
 
 @dataclass(frozen=True)
 class GeometryLens:
-    """Shares of variance and norms of mu, pos, ctx and resid for the whole residual stream, on all counted tokens.
+    """Hidden states of the whole residual stream split into mu, pos, ctx and resid, and the geometry of each part.
 
-    Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
+    Shares of variance and norms are of all counted tokens; second moments of about `rows_per_dimension` tokens for each dimension of
+    the stream; what needs single windows or tokens of `windows` windows.
+    Source: Song & Zhong 2023, arXiv:2310.04861, all sections.
     """
+
+    windows: int = 256
+    rows_per_dimension: int = 32
 
     @property
     def name(self) -> str:
@@ -45,40 +62,141 @@ class GeometryLens:
         return "geometry"
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pilot for the origin, then everything; neither where there is no text."""
-        return () if run.corpus is None else (PILOT, MAIN)
+        """A pilot for the origin, then everything; beyond the quick depth a third for attention; none where there is no text."""
+        if run.corpus is None:
+            return ()
+        return (PILOT, MAIN) if run.depth == "quick" or _why_no_split(run) else (PILOT, MAIN, SPLIT)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
-        """The centre of every site in the pilot, its decomposition after it."""
+        """The centre of every site in the pilot, its moments and samples in the main pass, scores of every layer after it."""
         assert run.corpus is not None, "a stage has a corpus"
-        sites, corpus = stream(run.model.shape), run.corpus
+        sites, corpus, width = stream(run.model.shape), run.corpus, run.model.shape.d_model
         if stage == PILOT:
-            return {f"geometry.centre.{site}": Centre(site, run.model.shape.d_model) for site in sites}
+            return {_centre(site): Centre(site, width) for site in sites}
+        if stage == SPLIT:
+            return self._splits(run, [earlier.of(MAIN, _parts(site)) for site in sites[:-1]])
         cluster = "window" if corpus.shared_halves else "document"
-        return {
-            f"geometry.parts.{site}": Decomposition(
-                site, earlier.of(PILOT, f"geometry.centre.{site}"), corpus.window, cluster, seed=run.seed
-            )
-            for site in sites
-        }
+        rate = min(1.0, self.rows_per_dimension * width / max(corpus.tokens, 1))
+        picks = 1 if run.depth == "quick" else 4
+        folds: dict[str, Fold] = {}
+        for site in sites:
+            origin = earlier.of(PILOT, _centre(site))
+            folds[_parts(site)] = Decomposition(site, origin, corpus.window, cluster, seed=run.seed)
+            folds[_gram(site)] = SiteGram(site, origin, rate, run.seed)
+            folds[_windows(site)] = WindowSample(site, width, self.windows, picks, run.seed)
+        return folds
 
-    def tables(self, run: Run, results: Results) -> Mapping[str, pa.Table]:
-        """geometry_shares and findings; nothing without a corpus."""
+    def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
+        """The tables `geometry_*`, rows of `unit_stats` for heads, and findings; nothing without a corpus."""
         if run.corpus is None:
             return {}
-        parts = [results.of(MAIN, f"geometry.parts.{site}") for site in stream(run.model.shape)]
-        return {"geometry_shares": shares_table(parts, run.name), "findings": findings(parts, run.name)}
+        sites = self.measured(run, results)
+        labels, name = run.corpus.labels, run.name
+        splits = [results.of(SPLIT, split) for split in results.names(SPLIT) if split.startswith("geometry.")]
+        tables: dict[str, Rows] = {
+            "geometry_shares": shares_table([site.parts for site in sites], name),
+            "geometry_stats": stat_table([stat for site in sites for stat in stats_of(site)], name),
+            "geometry_positions": _pieces("geometry_positions", sites, lambda site: position_rows(site, name)),
+            "geometry_spectra": _pieces("geometry_spectra", sites, lambda site: spectrum_rows(site, name)),
+            "geometry_frequencies": _pieces("geometry_frequencies", sites, lambda site: frequency_rows(site, name)),
+            "geometry_windows": _pieces("geometry_windows", sites, lambda site: window_rows(site, name, labels)),
+            "geometry_cosines": _pieces("geometry_cosines", sites, lambda site: cosine_rows(site, name)),
+            "geometry_alignment": table("geometry_alignment", alignment_rows(sites, name, seed=run.seed)),
+            "findings": findings(sites, splits, name),
+        }
+        if run.depth != "quick" and not _why_no_split(run):
+            assert isinstance(run.model, Model), "a split needs a model that was built"
+            tables["geometry_attention"] = table("geometry_attention", attention_rows(splits, name))
+            rows = [*split_rows(splits, name), *form_rows(_forms(run.model, sites, run.seed), name)]
+            if block := fitting_block(run.model):
+                rows += behaviour_rows(head_behaviours(run.model, block=block, draws=DRAWS, seed=run.seed), name)
+            tables["unit_stats"] = table("unit_stats", rows)
+        return tables
+
+    def measured(self, run: Run, results: Results) -> list[SiteGeometry]:
+        """The measures of every site of the stream, in order."""
+        return [
+            measure_site(
+                results.of(MAIN, _parts(site)),
+                results.of(MAIN, _gram(site)),
+                results.of(MAIN, _windows(site)),
+                depth=run.depth,
+                seed=run.seed,
+            )
+            for site in stream(run.model.shape)
+        ]
 
     def absent(self, run: Run) -> Mapping[str, str]:
-        """What needs text, where there is none, and which sites are left out."""
+        """What needs text, where there is none, what this depth leaves out, and which sites are left out."""
         if run.corpus is None:
-            return {"geometry_shares": "it splits hidden states, and without a text there are none; build with a text"}
-        return {"geometry_shares of resid_mid and of branches": "this version splits resid_pre.0 and every resid_post"}
+            return {"geometry": "it splits hidden states, and without a text there are none; build with a text"}
+        missing = {"geometry of resid_mid and of branches": "this version splits resid_pre.0 and every resid_post"}
+        why = _why_no_split(run)
+        if run.depth == "quick":
+            missing["clusters, dimensions and probes of hidden states"] = (
+                "not part of depth quick: microtome geometry MODEL TEXT -o ATLAS"
+            )
+            missing["geometry_attention"] = why or f"not part of depth quick: {_DEEPER}"
+        elif why:
+            missing["geometry_attention"] = why
+        return missing
+
+    def _splits(self, run: Run, parts: Sequence[Parts]) -> dict[str, Fold]:
+        model, corpus = run.model, run.corpus
+        assert isinstance(model, Model)
+        assert corpus is not None
+        windows = sampled_windows(corpus, SPLIT, run.seed)
+        batch = next(iter(corpus.batches(windows, tokens_per_batch(model), model.device)))
+        read = readings(model, batch, range(model.shape.layers))
+        return {
+            f"geometry.split.{layer:04}": QKSplit(layer, reading, parts[layer].mu, parts[layer].pos, seed=run.seed)
+            for layer, reading in read.items()
+        }
+
+
+def _centre(site: Site) -> str:
+    return f"geometry.centre.{site}"
+
+
+def _parts(site: Site) -> str:
+    return f"geometry.parts.{site}"
+
+
+def _gram(site: Site) -> str:
+    return f"geometry.gram.{site}"
+
+
+def _windows(site: Site) -> str:
+    return f"geometry.windows.{site}"
 
 
 def stream(shape: Shape) -> tuple[Site, ...]:
     """The residual stream from the embeddings on: resid_pre.0, then every resid_post."""
     return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(shape.layers)))
+
+
+def _why_no_split(run: Run) -> str:
+    """Why scores cannot be taken apart; empty where they can."""
+    if not isinstance(run.model, Model):
+        return "the model was not built"
+    return next((why for site in ("q_rot", "attn_scores") if (why := why_absent(run.model, site))), "")
+
+
+def _forms(model: Model, sites: Sequence[SiteGeometry], seed: int) -> dict[int, PositionalForm]:
+    """W_QK of every layer in the positional basis of what enters it, where position has leading directions there."""
+    found = {}
+    for layer, site in enumerate(sites[:-1]):
+        rank = site.incoherence.ranks[0]
+        if 0 < rank < model.shape.d_model:
+            factors = qk_factors(model.weights, layer, model.shape)
+            found[layer] = positional_form(factors, positional_basis(site.parts.pos), rank, draws=DRAWS, seed=seed)
+    return found
+
+
+def _pieces(name: str, sites: Sequence[SiteGeometry], rows) -> Iterable[pa.Table]:
+    """A table in pieces, one site after the other in the order of their names."""
+    for site in sorted(sites, key=lambda each: str(each.site)):
+        yield table(name, rows(site))
 
 
 def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
@@ -92,8 +210,8 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
             "share": each.share.get(part),
             "control": each.control.get(part),
             "control_kind": CONTROLS.get(part),
-            "lo": _interval(each, part)[0],
-            "hi": _interval(each, part)[1],
+            "lo": interval(each, part)[0],
+            "hi": interval(each, part)[1],
             "norm": each.norm[part],
             "windows": each.windows,
             "tokens": each.tokens,
@@ -102,66 +220,3 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
         for part in ("mu", *PARTS)
     ]
     return pa.Table.from_pylist(rows, TABLES["geometry_shares"].schema)
-
-
-def _interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
-    """A 95 % interval of a share over documents; None where there is none."""
-    error = parts.uncertainty.share.get(part, math.nan)
-    if math.isnan(error) or part not in parts.share:
-        return None, None
-    reach = parts.uncertainty.reach * error
-    return max(parts.share[part] - reach, 0.0), min(parts.share[part] + reach, 1.0)
-
-
-def findings(parts: Sequence[Parts], run: str) -> pa.Table:
-    """Rows of the table `findings`: where position and where context weigh most."""
-    found = [_peak(parts, "pos", "position"), _peak(parts, "ctx", "context")]
-    rows = [row | {"run": run, "rank": rank, "lens": "geometry"} for rank, row in enumerate(found)]
-    return pa.Table.from_pylist(rows, TABLES["findings"].schema)
-
-
-def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
-    """Where a part's share is largest, and whether it is there at all; q is corrected over the sites that compete."""
-    place = max(range(len(parts)), key=lambda each: parts[each].share[part])
-    top, first, last = parts[place], parts[0], parts[-1]
-    share, control, q = top.share[part], top.control[part], _q(parts, part)[place]
-    low, high = _interval(top, part)
-    spread = "" if low is None or high is None else f", 95 % interval over documents {_percent(low)} to {_percent(high)}"
-    doubtful = share < _DISTINCT * control if math.isnan(q) else q > _LARGEST_Q
-    if doubtful:
-        sentence = (
-            f"the {name} of a token explains no more of the variance of hidden states than chance may, at any layer: "
-            f"at most {_percent(share)} ({top.site}; chance {_percent(control)}{spread})"
-        )
-    else:
-        sentence = (
-            f"the {name} of a token explains most at {top.site}: {_percent(share)} of the variance of hidden states "
-            f"(chance {_percent(control)}{spread}); {_percent(first.share[part])} at {first.site}, "
-            f"{_percent(last.share[part])} at {last.site}"
-        )
-    return {
-        "kind": f"{name} share",
-        "subject": str(top.site),
-        "sentence": sentence,
-        "value": share,
-        "control": control,
-        "control_kind": CONTROLS[part],
-        "q": None if math.isnan(q) else q,
-    }
-
-
-def _q(parts: Sequence[Parts], part: str) -> list[float]:
-    """q-value of a part at every site, NaN where there are too few documents.
-
-    Position is tested by what two halves of the documents agree on, which is 0 on average where it does nothing; context by how far its
-    share is above that of random windows, in standard errors over documents.
-    """
-    if part == "pos":
-        p = [each.uncertainty.p_positive(each.agreed) for each in parts]
-    else:
-        p = [each.uncertainty.p_above(part, each.share[part] - each.control[part]) for each in parts]
-    return benjamini_hochberg(torch.tensor(p, dtype=torch.float64)).tolist()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _NO_SHAPE = "all positions have the same mean"
+_NO_DRAWS = Cut.absent("no draws of this matrix were made")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def position(
     Source: Song & Zhong 2023, arXiv:2310.04861, rank of the positional basis.
     """
     here = centred(pos)
-    null = flipped(here, draws, seed) if len(here) > 1 else None
+    null = flipped(here, draws, seed) if draws and len(here) > 1 else None
     naive = _of_matrix(here, norm, k, null)
     tokens, width = here.shape
     if halves is None:
@@ -175,7 +176,7 @@ def _of_matrix(pos: Float[Tensor, "token d_model"], norm: float, k: int, null: F
     top = float(values[0])
     if not top > 0:
         return _without_shape(0.0, norm, "there is one position" if tokens < 2 else _NO_SHAPE)
-    noisy = Cut.absent("no draws of this matrix were made") if null is None else parallel(values[: null.shape[1]], null)
+    noisy = _NO_DRAWS if null is None else parallel(values[: null.shape[1]], null)
     found = screenot(values, (tokens, width), k)
     white = gavish_donoho(values[: min(tokens - 1, width)], (tokens - 1, width))
     return Ranks(
@@ -217,7 +218,7 @@ def _of_halves(halves: Halves, found: Measured, norm: float, k: int, draws: int,
         _over(top, norm),
         cut,
         Cut.absent("the noise of a cross-validated Gram matrix does not follow the law that the threshold is for"),
-        parallel_of_halves(product, widening=widening(halves), most=k, draws=draws, seed=seed),
+        parallel_of_halves(product, widening=widening(halves), most=k, draws=draws, seed=seed) if draws else _NO_DRAWS,
         *(shape if not why else [math.nan] * 5),
         clipped=negative / float(size.sum()),
         undefined=why,

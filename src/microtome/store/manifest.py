@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from microtome.core import Refusal
 from microtome.store.files import committed
 
-__all__ = ["SCHEMA_VERSION", "Manifest", "ModelCard", "RunCard", "manifest_path", "read_manifest", "write_manifest"]
+__all__ = ["SCHEMA_VERSION", "Depth", "Manifest", "ModelCard", "RunCard", "manifest_path", "read_manifest", "write_manifest"]
 
 SCHEMA_VERSION: Final = 1
 """Raised whenever a table or the manifest changes in a way that older readers misread."""
+
+
+Depth = Literal["quick", "standard", "full"]
+"""How much of a lens is computed: each has all of the one before."""
 
 
 class _Record(BaseModel):
@@ -33,11 +37,15 @@ class ModelCard(_Record):
 
 
 class RunCard(_Record):
-    """One run: a corpus, a plan and a seed, and what came of them."""
+    """One run: a corpus and a seed, and what came of them.
+
+    `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed.
+    """
 
     status: Literal["building", "complete"]
     identity: str
-    depth: str
+    depths: dict[str, Depth] = Field(default_factory=dict)
+    pending: dict[str, Depth] = Field(default_factory=dict)
     seed: int
     window: int
     execution: dict[str, Any]

@@ -27,7 +27,7 @@ from microtome.readout import (
     texts_of,
     unigram_entropy,
 )
-from microtome.store.tables import TABLES
+from microtome.store.schemas import TABLES
 from microtome.vocabulary.findings import (
     COMPOSED,
     ROTATED,

@@ -31,7 +31,7 @@ from microtome.readout import (
     top_tokens,
     written,
 )
-from microtome.store.tables import TABLES
+from microtome.store.schemas import TABLES
 
 __all__ = [
     "CONTROL",

@@ -90,13 +90,19 @@ def _sections(view: View, manifest: Manifest) -> list[Section]:
         note="The numbers of a run can be repeated bit by bit under the same execution.",
         facts=[
             Fact(name="Status", value=run.status),
-            Fact(name="Depth", value=run.depth),
+            Fact(name="Depth", value=_depth(run)),
             Fact(name="Seed", value=str(run.seed)),
             Fact(name="Identity", value=run.identity, mono=True),
             *_facts(run.execution),
         ],
     )
     return [*sections, _corpus(view, run), ran]
+
+
+def _depth(run: RunCard) -> str:
+    """One word where all lenses went equally deep."""
+    depths = run.depths | run.pending
+    return next(iter(depths.values())) if len(set(depths.values())) == 1 else ", ".join(f"{k} {v}" for k, v in depths.items())
 
 
 def _shape(shape: Mapping[str, Any]) -> list[Fact]:

@@ -1,6 +1,7 @@
 """Whole builds on toy models: contents, resuming to the same bytes, and refusals that leave nothing behind."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,5 +173,53 @@ def test_without_text_only_the_weights_are_read(tmp_path: Path) -> None:
 
 
 def test_a_depth_that_is_not_computed_is_refused() -> None:
-    with pytest.raises(Refusal, match="depth full: this version computes the quick depth; use --depth quick"):
+    with pytest.raises(Refusal, match="depth full: this version has no random-weight twin; use --depth standard"):
         Settings(depth="full")
+    with pytest.raises(Refusal, match="lens geometries: there is none of that name; name geometry, neurons, vocabulary"):
+        Settings(lenses=("geometries",))
+
+
+def _digests(atlas: Path) -> dict[str, str]:
+    return {path.relative_to(atlas).as_posix(): digest(path) for path in sorted(atlas.rglob("*.parquet"))}
+
+
+def test_a_lens_goes_deeper_in_an_atlas_that_is_there(tmp_path: Path) -> None:
+    """One lens deepened in place is that lens built deep at once; the tables of the others stay, byte for byte."""
+    model, text = toys.save_checkpoint(tmp_path / "model"), toys.toy_texts(documents=24)
+    deep = Settings(depth="standard", window=24, lenses=("geometry",))
+    first = build(model, text, output=tmp_path / "both", settings=Settings(window=24))
+    before = _digests(tmp_path / "both")
+    assert first.manifest.runs["main"].depths == dict.fromkeys(("geometry", "neurons", "vocabulary"), "quick")
+    assert "geometry_attention" in first.manifest.runs["main"].absent
+    card = build(model, text, output=tmp_path / "both", settings=deep).manifest.runs["main"]
+    after = _digests(tmp_path / "both")
+    assert card.depths == {"geometry": "standard", "neurons": "quick", "vocabulary": "quick"}
+    assert "geometry_attention" not in card.absent
+    assert (card.status, card.pending) == ("complete", {})
+    assert set(card.files) == set(after)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed
+    assert all(Path(name).name.startswith("geometry.") for name in changed)
+    alone = build(model, text, output=tmp_path / "alone", settings=deep)
+    assert alone.manifest.runs["main"].depths == {"geometry": "standard"}
+    assert "neurons" in alone.manifest.runs["main"].absent
+    deepened = {name: sha for name, sha in after.items() if Path(name).name.startswith("geometry.")}
+    assert deepened == {name: sha for name, sha in _digests(tmp_path / "alone").items() if name in deepened}
+    build(model, text, output=tmp_path / "both", settings=Settings(window=24))
+    assert _digests(tmp_path / "both") == after, "what stands deeper stays"
+
+
+def test_an_unfinished_run_is_continued_by_its_own_command_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = toys.save_checkpoint(tmp_path / "model"), toys.toy_texts(documents=24)
+    settings = Settings(window=24, lenses=("geometry",))
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["microtome.atlas.build"], "run_stages", fail)
+        with pytest.raises(KeyboardInterrupt):
+            build(model, text, output=tmp_path / "atlas", settings=settings)
+    with pytest.raises(Refusal, match="unfinished: geometry at depth quick was begun, and geometry at depth quick, neurons"):
+        build(model, text, output=tmp_path / "atlas", settings=Settings(window=24))
+    assert build(model, text, output=tmp_path / "atlas", settings=settings).manifest.runs["main"].status == "complete"

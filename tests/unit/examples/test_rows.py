@@ -9,7 +9,8 @@ import pytest
 from microtome.core import Half
 from microtome.examples import UnitSurvey, contexts_table, in_order_of_text, units_table
 from microtome.neurons.basis import Neurons
-from microtome.store.tables import TABLES, write_table
+from microtome.store.schemas import TABLES
+from microtome.store.tables import write_table
 from tests.unit.examples.planted import Plain, cut, folded, plant
 
 

@@ -117,3 +117,13 @@ def test_what_cannot_be_repeated_is_refused() -> None:
         repeated_tokens(opened("llama"), block=60, repeats=1)
     with pytest.raises(Refusal, match="repeated tokens for vit: it reads images"):
         repeated_tokens(opened("vit"))
+
+
+def test_a_block_fits_the_context_and_the_vocabulary() -> None:
+    model = opened("gpt2")
+    assert model.shape.context is not None
+    room = heads.fitting_block(model)
+    assert 0 < room <= min(32, model.shape.context // 3)
+    assert len(head_behaviours(model, sequences=1, block=room)) == 3 * model.shape.layers
+    assert heads.fitting_block(model, most=2) == 2
+    assert heads.fitting_block(opened("vit")) == 0

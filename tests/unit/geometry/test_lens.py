@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from microtome.capture import SiteGram
 from microtome.capture.lens import MAIN, PILOT, Results, Run
 from microtome.core import Site
 from microtome.corpus import Corpus
 from microtome.geometry import Centre, Decomposition, GeometryLens, Parts
-from microtome.geometry.lens import findings, shares_table, stream
-from microtome.store.tables import TABLES
+from microtome.geometry.findings import share_findings
+from microtome.geometry.lens import shares_table, stream
+from microtome.geometry.sample import WindowSample
+from microtome.store.schemas import TABLES
 from tests.toys import toy_decoder
 
 
@@ -25,6 +28,7 @@ def corpus() -> Corpus:
     """What the lens asks of a corpus: how long windows are, and whether documents are torn between the halves."""
     made = object.__new__(Corpus)
     object.__setattr__(made, "window", 32)
+    object.__setattr__(made, "tokens", 3200)
     object.__setattr__(made, "_index", SimpleNamespace(half=np.zeros(3, np.uint8)))
     return made
 
@@ -55,8 +59,8 @@ def test_table_has_a_row_per_site_and_part() -> None:
 
 def test_findings_name_the_peak_and_its_chance() -> None:
     found = [parts(LAYERS[0], 0.5, 0.01), parts(LAYERS[1], 0.1, 0.01, mean=9.0), parts(LAYERS[2], 0.02, 0.01)]
-    rows = findings(found, "text").to_pylist()
-    assert [(row["rank"], row["kind"]) for row in rows] == [(0, "position share"), (1, "context share")]
+    rows = share_findings(found)
+    assert [row["kind"] for row in rows] == ["position share", "context share"]
     assert rows[0]["sentence"] == (
         "the position of a token explains most at resid_pre.0: 50 % of the variance of hidden states (chance 1 %); "
         "50 % at resid_pre.0, 2 % at resid_post.1"
@@ -65,7 +69,7 @@ def test_findings_name_the_peak_and_its_chance() -> None:
 
 
 def test_a_share_close_to_chance_is_called_that() -> None:
-    rows = findings([parts(site, 0.011, 0.01) for site in LAYERS], "text").to_pylist()
+    rows = share_findings([parts(site, 0.011, 0.01) for site in LAYERS])
     assert len(rows) == 2
     assert (
         "the position of a token explains no more of the variance of hidden states than chance may, at any layer"
@@ -85,10 +89,11 @@ def test_folds_use_the_pilot_centre() -> None:
         assert isinstance(fold, Centre)
         results.add(PILOT, name, functools.partial(torch.full, (24,), float(index)))
     main = lens.folds(MAIN, run, results)
-    for index, fold in enumerate(main.values()):
-        assert isinstance(fold, Decomposition)
-        assert fold.sites == (STREAM[index],)
-        assert float(fold.origin[0]) == index
+    parted = [fold for fold in main.values() if isinstance(fold, Decomposition)]
+    assert [fold.sites for fold in parted] == [(site,) for site in STREAM]
+    assert [float(fold.origin[0]) for fold in parted] == [0, 1, 2, 3]
+    assert [float(fold.shift[0]) for fold in main.values() if isinstance(fold, SiteGram)] == [0, 1, 2, 3]
+    assert [fold.picks for fold in main.values() if isinstance(fold, WindowSample)] == [1] * 4
 
 
 def test_without_text_there_is_nothing_and_a_reason() -> None:
@@ -96,7 +101,7 @@ def test_without_text_there_is_nothing_and_a_reason() -> None:
     lens = GeometryLens()
     assert lens.stages(run) == ()
     assert lens.tables(run, Results()) == {}
-    assert "build with a text" in lens.absent(run)["geometry_shares"]
+    assert "build with a text" in lens.absent(run)["geometry"]
     assert stream(run.model.shape) == tuple(STREAM)
 
 

@@ -23,12 +23,15 @@ def test_parts_of_sampled_windows_are_those_of_the_whole() -> None:
     contexts = found.split(solved)
     for row, window in enumerate(found.window.tolist()):
         h = windows[window].double()
-        place = int(found.place[row])
         assert int(found.length[row]) == LENGTHS[window]
         torch.testing.assert_close(found.mean[row].double(), h.mean(0), atol=1e-6, rtol=0)
-        torch.testing.assert_close(found.state[row].double(), h[place], atol=1e-6, rtol=0)
-        again = solved.mu + solved.pos[place] + contexts.ctx[row] + contexts.resid[row]
-        torch.testing.assert_close(again, h[place], atol=1e-6, rtol=0)
+        mine = (contexts.tokens.window == row).nonzero()[:, 0]
+        places = contexts.tokens.place[mine]
+        assert len(places) == min(LENGTHS[window], 4)
+        assert len(places.unique()) == len(places)
+        torch.testing.assert_close(contexts.tokens.state[mine], h[places], atol=1e-6, rtol=0)
+        again = solved.mu + solved.pos[places] + contexts.ctx[row] + contexts.tokens.resid[mine]
+        torch.testing.assert_close(again, h[places], atol=1e-6, rtol=0)
 
 
 def test_which_windows_depends_on_the_seed_and_windows_without_counted_tokens_stay_out() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from microtome.readout import Reader, chance, random_directions, read_random, tokens_table, top_tokens
-from microtome.store.tables import TABLES
+from microtome.store.schemas import TABLES
 
 
 def reader_of(matrix: torch.Tensor, tokens: torch.Tensor | None = None) -> Reader:

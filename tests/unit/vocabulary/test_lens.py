@@ -17,7 +17,8 @@ from microtome.core import Batch, Fold, Role, Site
 from microtome.corpus import Corpus
 from microtome.model import Model, capture, load, wrap
 from microtome.readout import LayerLoss, TargetCounts, TokenSample, texts_of
-from microtome.store.tables import TABLES, write_table
+from microtome.store.schemas import TABLES
+from microtome.store.tables import write_table
 from microtome.vocabulary import VocabularyLens
 from microtome.vocabulary.findings import in_turn, loss_findings
 from microtome.vocabulary.lens import loss_rows

@@ -17,7 +17,7 @@ from transformers import (
 
 from microtome.model import Model, wrap
 from microtome.readout import RandomDirections, TopTokens, output_reader
-from microtome.store.tables import TABLES
+from microtome.store.schemas import TABLES
 from microtome.vocabulary.findings import readable_findings, value_findings
 from microtome.vocabulary.values import (
     LEAST_DRAWS,

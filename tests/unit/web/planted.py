@@ -233,7 +233,8 @@ def _manifest(layers: int, width: int, vocab: int, contexts: bool) -> Manifest:
     ]
     identities = [row | {"tolerance": 1e-5, "passed": True} for row in identities]
     run = RunCard(
-        status="complete", identity="9f" * 32, depth="quick", seed=0, window=64,
+        status="complete", identity="9f" * 32, seed=0, window=64,
+        depths=dict.fromkeys(("geometry", "neurons", "vocabulary"), "quick"),
         execution={"device": "cpu", "dtype": "float32", "threads": 2, "torch": "2.13.0"},
         certificate={
             "model": "planted/toy", "dtype": "bfloat16", "identities": identities,

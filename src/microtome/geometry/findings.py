@@ -1,0 +1,210 @@
+"""Findings of the geometry lens: sentences about parts and layers, each with what it was compared with."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import torch
+
+from microtome.geometry.attention import HeadSplit
+from microtome.geometry.decomposition import Parts
+from microtome.geometry.sites import SiteGeometry
+from microtome.geometry.terms import PIECES
+from microtome.numerics import benjamini_hochberg
+from microtome.store.schemas import TABLES
+
+__all__ = ["CONTROLS", "FindingRow", "findings", "interval", "share_findings"]
+
+CONTROLS: Final = {
+    "pos": "tokens reordered inside windows",
+    "ctx": "tokens assigned to random windows",
+    "resid": "tokens assigned to random windows and positions",
+}
+"""What each control is the exact expectation under; with windows of one length, reordering is as good as circular shifts."""
+
+_LARGEST_Q: Final = 0.01
+_LARGEST_Q_OF_DRAWS: Final = 0.05
+"""A hundred draws have no p-value below 0.01."""
+_DISTINCT: Final = 2.0
+"""Where there are too few documents for a test, a share below this many times its chance level is called chance."""
+_HEADS: Final = 5
+
+FindingRow = dict[str, Any]
+
+
+def findings(sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], run: str) -> pa.Table:
+    """Rows of the table `findings`: where position and context weigh most, how position lies, massive activations, heads that read position."""
+    found = share_findings([each.parts for each in sites])
+    found += [*_smooth(sites), *_incoherent(sites), *_massive(sites), *_heads(splits)]
+    rows = [row | {"run": run, "rank": rank, "lens": "geometry"} for rank, row in enumerate(found)]
+    return pa.Table.from_pylist(rows, TABLES["findings"].schema)
+
+
+def share_findings(parts: Sequence[Parts]) -> list[FindingRow]:
+    """Where position weighs most, and where context does, or that neither is more than chance."""
+    return [_peak(parts, "pos", "position"), _peak(parts, "ctx", "context")]
+
+
+def interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
+    """A 95 % interval of a share over documents; None where there is none."""
+    error = parts.uncertainty.share.get(part, math.nan)
+    if math.isnan(error) or part not in parts.share:
+        return None, None
+    reach = parts.uncertainty.reach * error
+    return max(parts.share[part] - reach, 0.0), min(parts.share[part] + reach, 1.0)
+
+
+def _smooth(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
+    """Where the low frequencies of position stand out most from a random order."""
+    known = [each for each in sites if each.smoothness.corrected is not None and not each.smoothness.corrected.undefined]
+    measured = [(each, each.smoothness.corrected.lfe.get(10)) for each in known if each.smoothness.corrected is not None]
+    usable = [(each, found) for each, found in measured if found is not None and not math.isnan(found.value)]
+    if not usable:
+        return []
+    q = benjamini_hochberg(torch.tensor([found.p for _, found in usable], dtype=torch.float64)).tolist()
+    place = max(range(len(usable)), key=lambda index: usable[index][1].value)
+    (site, found), quality = usable[place], q[place]
+    rank = site.position.corrected.screenot.rank if site.position.corrected is not None else math.nan
+    lies = "" if math.isnan(rank) else f" and lies in {rank:.0f} directions"
+    if quality > _LARGEST_Q_OF_DRAWS:
+        return []
+    sentence = (
+        f"the position part changes slowly at {site.site}: {_percent(min(found.value, 1.0))} of it is in the 10 lowest of "
+        f"{site.smoothness.tokens} frequencies (positions in random order: {_percent(found.control)}){lies}"
+    )
+    return [_row("smooth position", site, sentence, found.value, found.control, "positions in random order", quality)]
+
+
+def _incoherent(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
+    """Where position and context are closest to orthogonal, beside unrelated vectors of the same space."""
+    return _extreme(
+        sites,
+        lambda each: (each.incoherence.in_space.value, each.incoherence.in_space.control, each.incoherence.in_space.p),
+        "incoherent parts",
+        "position and context are nearly orthogonal at {site}: mean |cos| {value:.3f} (unrelated vectors of that space: {control:.3f})",
+        "unrelated vectors in a space as anisotropic",
+    )
+
+
+def _extreme(
+    sites: Sequence[SiteGeometry],
+    read: Callable[[SiteGeometry], tuple[float, float, float]],
+    kind: str,
+    says: str,
+    control_kind: str,
+) -> list[FindingRow]:
+    """The site furthest below its control, if that is no accident."""
+    usable = [(each, *read(each)) for each in sites if not math.isnan(read(each)[2])]
+    if not usable:
+        return []
+    q = benjamini_hochberg(torch.tensor([each[3] for each in usable], dtype=torch.float64)).tolist()
+    place = min(range(len(usable)), key=lambda index: usable[index][1] / usable[index][2])
+    site, value, control, _ = usable[place]
+    if q[place] > _LARGEST_Q_OF_DRAWS or value >= control:
+        return []
+    sentence = says.format(site=site.site, value=value, control=control)
+    return [_row(kind, site, sentence, value, control, control_kind, q[place])]
+
+
+def _massive(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
+    """The coordinates with massive activations, at the site where they are largest."""
+    found = [each for each in sites if each.massive.coordinates]
+    if not found:
+        return []
+    site = max(found, key=lambda each: float(each.massive.ratio.max()))
+    named = ", ".join(str(each) for each in site.massive.coordinates[:5])
+    sentence = (
+        f"{len(site.massive.coordinates)} of {len(site.massive.ratio)} coordinates have massive activations at {site.site}: {named}"
+        f"; the largest is {float(site.massive.ratio.max()):,.0f} times the median magnitude, at {len(found)} of {len(sites)} sites"
+    )
+    return [_row("massive activations", site, sentence, float(site.massive.ratio.max()), None, None, None)]
+
+
+def _heads(splits: Sequence[HeadSplit]) -> list[FindingRow]:
+    """The heads whose scores are told most by position."""
+    place = PIECES.index("pos")
+    ranked = sorted(
+        (
+            (float(split.part_share[head, place]), float(split.part_share_control[head, place]), split.layer, head)
+            for split in splits
+            for head in range(len(split.part_share))
+            if not math.isnan(float(split.part_share[head, place]))
+        ),
+        reverse=True,
+    )
+    return [
+        {
+            "kind": "head that reads position",
+            "subject": f"heads.{layer}/{head}",
+            "sentence": f"heads.{layer}/{head} looks by position: it makes {_percent(share)} of the variance of its scores "
+            f"(queries turned at random: {_percent(control)})",
+            "value": share,
+            "control": control,
+            "control_kind": "queries turned at random inside the head",
+            "q": None,
+        }
+        for share, control, layer, head in ranked[:_HEADS]
+        if share > max(_DISTINCT * control, 0.25)
+    ]
+
+
+def _row(
+    kind: str, site: SiteGeometry, sentence: str, value: float, control: float | None, control_kind: str | None, q: float | None
+) -> FindingRow:
+    return {
+        "kind": kind,
+        "subject": str(site.site),
+        "sentence": sentence,
+        "value": value,
+        "control": control,
+        "control_kind": control_kind,
+        "q": q,
+    }
+
+
+def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
+    """Where a part's share is largest, and whether it is there at all; q is corrected over the sites that compete."""
+    place = max(range(len(parts)), key=lambda each: parts[each].share[part])
+    top, first, last = parts[place], parts[0], parts[-1]
+    share, control, q = top.share[part], top.control[part], _q(parts, part)[place]
+    low, high = interval(top, part)
+    spread = "" if low is None or high is None else f", 95 % interval over documents {_percent(low)} to {_percent(high)}"
+    doubtful = share < _DISTINCT * control if math.isnan(q) else q > _LARGEST_Q
+    if doubtful:
+        sentence = (
+            f"the {name} of a token explains no more of the variance of hidden states than chance may, at any layer: "
+            f"at most {_percent(share)} ({top.site}; chance {_percent(control)}{spread})"
+        )
+    else:
+        sentence = (
+            f"the {name} of a token explains most at {top.site}: {_percent(share)} of the variance of hidden states "
+            f"(chance {_percent(control)}{spread}); {_percent(first.share[part])} at {first.site}, "
+            f"{_percent(last.share[part])} at {last.site}"
+        )
+    return {
+        "kind": f"{name} share",
+        "subject": str(top.site),
+        "sentence": sentence,
+        "value": share,
+        "control": control,
+        "control_kind": CONTROLS[part],
+        "q": None if math.isnan(q) else q,
+    }
+
+
+def _q(parts: Sequence[Parts], part: str) -> list[float]:
+    """q-value of a part at every site, NaN where there are too few documents.
+
+    Position is tested by what two halves of the documents agree on, which is 0 on average where it does nothing; context by how far its
+    share is above that of random windows, in standard errors over documents.
+    """
+    if part == "pos":
+        p = [each.uncertainty.p_positive(each.agreed) for each in parts]
+    else:
+        p = [each.uncertainty.p_above(part, each.share[part] - each.control[part]) for each in parts]
+    return benjamini_hochberg(torch.tensor(p, dtype=torch.float64)).tolist()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
