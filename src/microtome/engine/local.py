@@ -58,12 +58,11 @@ def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
         for unit in node.units(work.units):
             done(unit)
     covered = {unit for node in finished for unit in node.units(work.units)}
-    whole: States | None = None
     for unit in range(work.units):
         if unit not in covered:
-            whole = _climb(work, folder, finished, Node(0, unit), work.run(unit))
+            _climb(work, folder, finished, Node(0, unit), work.run(unit))
             done(unit)
-    return _read(folder, root(work.units)) if whole is None else whole
+    return _read(folder, root(work.units))
 
 
 def _claim(work: Work, folder: Path) -> None:
@@ -122,10 +121,10 @@ def _finished(folder: Path, units: int) -> set[Node]:
     return kept
 
 
-def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: dict[str, State]) -> States | None:
+def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: dict[str, State]) -> None:
     """Merge a new subtree with finished neighbours as far up as they go, commit the result, remove what it holds.
 
-    The states where that is the root; else nothing is kept in memory.
+    Nothing is kept in memory.
     """
     replaced: list[Node] = []
     while node != root(work.units):
@@ -146,7 +145,6 @@ def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: di
     for old in replaced:
         finished.discard(old)
         delete_states(folder / str(old))
-    return states if node == root(work.units) else None
 
 
 def _read(folder: Path, node: Node) -> States:

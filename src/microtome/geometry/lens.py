@@ -33,6 +33,7 @@ from microtome.geometry.sample import WindowSample
 from microtome.geometry.sites import DRAWS, SiteGeometry, measure_site
 from microtome.geometry.weights import PositionalForm, positional_basis, positional_form, qk_factors
 from microtome.model import Model, Shape
+from microtome.model.allocator import give_back_freed_memory
 from microtome.model.model import why_absent
 from microtome.store.schemas import TABLES
 
@@ -115,16 +116,12 @@ class GeometryLens:
 
     def measured(self, run: Run, results: Results) -> list[SiteGeometry]:
         """The measures of every site of the stream, in order."""
-        return [
-            measure_site(
-                results.of(MAIN, _parts(site)),
-                results.of(MAIN, _gram(site)),
-                results.of(MAIN, _windows(site)),
-                depth=run.depth,
-                seed=run.seed,
-            )
-            for site in stream(run.model.shape)
-        ]
+        found = []
+        for site in stream(run.model.shape):
+            give_back_freed_memory()
+            names = (_parts(site), _gram(site), _windows(site))
+            found.append(measure_site(*(results.of(MAIN, name) for name in names), depth=run.depth, seed=run.seed))
+        return found
 
     def absent(self, run: Run) -> Mapping[str, str]:
         """What needs text, where there is none, what this depth leaves out, and which sites are left out."""

@@ -15,6 +15,7 @@ from microtome.capture.lens import MAIN, MASKED, Results, Rows, Run, Stage
 from microtome.core import Fold, Site, UnitAddress
 from microtome.corpus.corpus import MASKED_SHARE
 from microtome.model import Checkpoint, Model, Shape, Weights, final_norm, unembed
+from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import (
     LayerLoss,
@@ -170,6 +171,7 @@ def all_head_scores(weights: Weights, shape: Shape, reader: Reader, draws: int, 
     tokens = embedded(weights, reader)
     found: list[HeadScores] = []
     for layer in range(shape.layers):
+        give_back_freed_memory()
         turns = Rotations(draws, shape.heads, shape.d_head, seed=int(hash_parts(seed, layer)))
         found += score_heads(head_weights(weights, layer, shape), tokens, turns)
         if weights.has("W_pos"):

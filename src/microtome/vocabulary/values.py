@@ -19,6 +19,7 @@ from torch import Tensor
 
 from microtome.core import UnitAddress
 from microtome.model import Shape, Weights
+from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import (
     RandomDirections,
@@ -96,6 +97,7 @@ def read_values(weights: Weights, shape: Shape, reader: Reader, k: int, directio
     """
     draws = max(LEAST_DRAWS, -(-directions // shape.layers))
     for layer in range(shape.layers):
+        give_back_freed_memory()
         rows = weights.get("W_out", layer)
         random = read_random(_mixtures(weights, layer, rows, draws, int(hash_parts(seed, layer))), reader, k)
         for expert in range(shape.experts) if shape.experts else (None,):
