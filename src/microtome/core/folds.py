@@ -25,7 +25,8 @@ class Fold(Protocol):
 
     Laws, tested for every implementation (`tests/contract/test_folds.py`):
     the parts' states merged in order = one pass over the whole (bitwise for selections and counts, 1e-9 relative for sums);
-    `update` neither keeps nor changes the tensors it is given; states are float64, integers or selected values.
+    `update` neither keeps nor changes the tensors it is given; states are float64, integers or selected values. States are compared
+    as merged with nothing: what a state puts off (sorting, rows that wait for others) is done by then.
     """
 
     kind: ClassVar[str]

@@ -110,7 +110,7 @@ class WindowSample:
         hashes = hash_parts(self.seed, _WINDOWS, batch.window)
         counted = batch.counted(self.roles)
         length = counted.sum(1)
-        enters = ((hashes < state["hash"][-1].to(hashes.device)) & (length > 0)).nonzero()[:, 0]
+        enters = ((hashes < state["hash"].max().to(hashes.device)) & (length > 0)).nonzero()[:, 0]
         if not len(enters):
             return
         place, mean, picked = (
@@ -127,7 +127,7 @@ class WindowSample:
             "mean": mean,
             "state": picked,
         }
-        state.update(self._lowest(state, {name: tensor.cpu() for name, tensor in new.items()}))
+        _admit(state, {name: tensor.cpu() for name, tensor in new.items()})
 
     def _row(
         self, x: Float[Tensor, "window token d_model"], counted: Tensor, batch: Batch, row: int
@@ -144,7 +144,9 @@ class WindowSample:
 
     def merge(self, state: State, later: State) -> State:
         """The lowest hashes of both."""
-        return self._lowest(state, later)
+        _admit(state, later)
+        order = state["hash"].argsort(stable=True)
+        return {name: tensor[order] for name, tensor in state.items()}
 
     def result(self, state: State) -> Windows:
         """The windows there are, in the order of the corpus."""
@@ -152,7 +154,13 @@ class WindowSample:
         order = order[state["hash"][order] < _LAST]
         return Windows(self.site, **{name: tensor[order] for name, tensor in state.items() if name != "hash"})
 
-    def _lowest(self, state: State, later: State) -> State:
-        both = {name: torch.cat([state[name], later[name]]) for name in state}
-        order = both["hash"].argsort(stable=True)[: self.rows]
-        return {name: tensor[order] for name, tensor in both.items()}
+
+def _admit(state: State, new: State) -> None:
+    """Put the new windows with the lowest hashes in the places of those with the highest; only the rows that change are written."""
+    rows = len(state["hash"])
+    kept = torch.cat([state["hash"], new["hash"]]).argsort(stable=True)[:rows]
+    leaving = torch.ones(rows, dtype=torch.bool)
+    leaving[kept[kept < rows]] = False
+    entering = kept[kept >= rows] - rows
+    for name, tensor in state.items():
+        tensor[leaving] = new[name][entering]

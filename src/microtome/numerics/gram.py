@@ -19,6 +19,8 @@ __all__ = ["Gram", "init", "merge", "result", "update"]
 
 _ROWS = 1024
 """Rows of a tile: enough that the product costs more than adding its result to the state."""
+_HELD = 256
+"""Rows that a sparse sample waits for on a CPU, for the same reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ def init(d: int, shift: Float[Tensor, " d"] | None = None, device: torch.device 
         "shift": zeros.clone() if shift is None else shift.to(device=device, dtype=torch.float32).double(),
         "sum": zeros,
         "gram": torch.zeros(d, d, dtype=torch.float64, device=device),
+        "held": torch.zeros((), dtype=torch.int64, device=device),
+        "rows": torch.zeros(_HELD, d, dtype=torch.float32, device=device),
     }
 
 
@@ -51,20 +55,51 @@ def update(state: State, x: Float[Tensor, "row d"] | Float[Tensor, "window token
     shift = state["shift"].to(torch.float32)
     for part, _ in row_tiles(x, counted, room=_ROWS * d):
         y = part - shift
-        state["gram"] += y.T @ y
-        state["sum"] += y.sum(0, dtype=torch.float64)
         state["count"] += len(y)
+        if y.device.type == "cpu" and len(y) < _HELD:
+            _hold(state, y)
+        else:
+            _add(state, y)
+
+
+def _hold(state: State, y: Float[Tensor, "row d"]) -> None:
+    """Keep a few rows until there are enough of them."""
+    held = int(state["held"])
+    if held + len(y) > _HELD:
+        _flush(state)
+        held = 0
+    state["rows"][held : held + len(y)] = y
+    state["held"].fill_(held + len(y))
+
+
+def _flush(state: State) -> None:
+    """Add the rows that are held, in float64: which rows wait together must not show."""
+    held = int(state["held"])
+    if held:
+        _add(state, state["rows"][:held].double())
+    state["held"].zero_()
+    state["rows"].zero_()
+
+
+def _add(state: State, y: Float[Tensor, "row d"]) -> None:
+    """Sums and products; those of float32 rows join in float64."""
+    state["gram"] += y.T @ y
+    state["sum"] += y.sum(0, dtype=torch.float64)
 
 
 def merge(state: State, later: State) -> State:
     """The state of both streams; their shifts must be the same."""
     later = {name: value.to(state["sum"].device) for name, value in later.items()}
     assert torch.equal(state["shift"], later["shift"]), "second moments with different shifts do not merge"
-    return {"shift": state["shift"]} | {name: state[name] + later[name] for name in ("count", "sum", "gram")}
+    for each in (state, later):
+        _flush(each)
+    return state | {name: state[name] + later[name] for name in ("count", "sum", "gram")}
 
 
 def result(state: State) -> Gram:
     """Mean, second moment about zero, and covariance (divided by the count); NaN where nothing was counted."""
+    state = {name: value.clone() for name, value in state.items()}
+    _flush(state)
     count = int(state["count"])
     rest = state["sum"] / count
     covariance = state["gram"] / count - torch.outer(rest, rest)

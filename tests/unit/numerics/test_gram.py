@@ -36,6 +36,7 @@ def test_any_split_is_one_pass(sizes: list[int], seed: int):
         single = gram.init(4, shift=torch.ones(4))
         gram.update(single, part)
         merged = gram.merge(merged, single)
+    whole = gram.merge(whole, gram.init(4, shift=torch.ones(4)))
     assert all(torch.equal(whole[name], merged[name]) for name in whole)
     assert torch.equal(whole["gram"], (x.double() - 1).T @ (x.double() - 1))
 
