@@ -15,6 +15,7 @@ from microtome.core import Batch, ExpertRows, Fold, Role, Site
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
 from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition
+from microtome.geometry.handling import Handled
 from microtome.geometry.sample import WindowSample
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
@@ -76,6 +77,16 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase(
         "query-key split",
         lambda: QKSplit(2, _reading(), torch.full((SIZES["d_model"],), 0.1), _drawn(LONGEST, SIZES["d_model"]), queries=5),
+    ),
+    FoldCase(
+        "handled decomposition",
+        lambda: Handled(
+            Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST),
+            dropped=2,
+            masked=(1,),
+            low=torch.full((SIZES["d_model"],), -1.0),
+            high=torch.full((SIZES["d_model"],), 1.0),
+        ),
     ),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),
     FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),

@@ -15,9 +15,9 @@ from typing import Any, Final, get_args
 
 from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
 from microtome.atlas.read import Atlas, damaged
-from microtome.atlas.texts import adopt, corpus_card, material_of, stage
+from microtome.atlas.texts import adopt, corpus_card, stage
 from microtome.atlas.watch import Watched
-from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, run_stages
+from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, material_of, run_stages
 from microtome.core import Refusal
 from microtome.corpus import Reading, Source
 from microtome.geometry import GeometryLens
@@ -63,6 +63,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
+        if self.depth not in _DEPTHS:
+            raise Refusal(f"depth {self.depth}", why="there is none of that name", instead="use quick or standard")
         if self.depth == "full":
             raise Refusal("depth full", why="this version has no random-weight twin", instead="use --depth standard")
         if unknown := [name for name in self.lenses if name not in _names(LENSES)]:
@@ -168,6 +170,7 @@ def _build(
 def _plan(card: RunCard, settings: Settings, *, anew: bool) -> dict[str, Depth]:
     """Which lenses to run, and how deep: those that are asked for deeper than they stand, or (`anew`) also those that stand.
 
+    A run that was interrupted goes on with what was begun, of which lenses that stand as deep already were to be made anew.
     Errors: `Refusal` where the run was interrupted over something else.
     """
     standing: dict[str, Depth] = {name: depth for name, depth in card.depths.items() if name in _names(LENSES)}
@@ -176,7 +179,9 @@ def _plan(card: RunCard, settings: Settings, *, anew: bool) -> dict[str, Depth]:
         for name, depth in settings.asked.items()
         if name not in standing or _DEPTHS.index(depth) > _DEPTHS.index(standing[name])
     }
-    if card.pending and wanted != card.pending:
+    if card.pending and wanted == {name: depth for name, depth in card.pending.items() if depth != standing.get(name)}:
+        return card.pending
+    if card.pending:
         raise Refusal(
             f"run {settings.run}",
             why=f"it is unfinished: {_described(card.pending)} was begun, and {_described(wanted) or 'nothing'} is to be made now",

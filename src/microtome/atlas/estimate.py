@@ -17,8 +17,7 @@ import torch
 
 from microtome.atlas.build import LENSES, Settings, card_for, manifest_for
 from microtome.atlas.folder import require_usable
-from microtome.atlas.texts import material_of, writing_to
-from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, tokens_per_batch
+from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
 from microtome.capture.execution import flops_per_token
 from microtome.core import Fold, State
 from microtome.corpus import Corpus, Reading, Source

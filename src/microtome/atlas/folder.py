@@ -28,7 +28,7 @@ def require_run_name(run: str) -> None:
         raise Refusal(
             f"run {run!r}",
             why="names of runs become names of files",
-            instead="use at most 64 letters, digits, _ and -, beginning with a letter or digit",
+            instead="use at most 64 letters, digits, _ and -, not beginning with -",
         )
 
 

@@ -74,7 +74,10 @@ class Atlas:
             connection.close()
             if found := self.damaged():
                 raise _refusal(self.path, found) from error
-            raise Refusal(str(self.path), why=str(error), instead="run the same `microtome build` again") from error
+            instead = (
+                "remove the file it names, which no run of this atlas has recorded, or run the same `microtome build` again"
+            )
+            raise Refusal(str(self.path), why=str(error), instead=instead) from error
         return connection
 
     def _add_views(self, connection: "duckdb.DuckDBPyConnection") -> None:

@@ -14,6 +14,9 @@ from microtome.capture.lens import Lens as Lens
 from microtome.capture.lens import Results as Results
 from microtome.capture.lens import Run as Run
 from microtome.capture.lens import Stage as Stage
+from microtome.capture.material import Material as Material
+from microtome.capture.material import material_of as material_of
+from microtome.capture.material import writing_to as writing_to
 from microtome.capture.progress import Progress as Progress
 from microtome.capture.progress import Silent as Silent
 from microtome.capture.run import fold_batch as fold_batch

@@ -178,9 +178,8 @@ def export(
     """Write the pages of an atlas as a static folder that any web server can serve."""
     from microtome.web import export as export_pages
 
-    typer.echo(
-        f"{export_pages(atlas, output)} can be served by any web server, for example: python3 -m http.server -d {output}"
-    )
+    pages, folder = export_pages(atlas, output), shlex.quote(str(output))
+    typer.echo(f"{pages} can be served by any web server, for example: python3 -m http.server -d {folder}")
 
 
 @app.command()

@@ -60,7 +60,8 @@ class HeadSplit:
 
     Controls are the same head with its queries turned at random in its own d_head dimensions before they meet the keys: sizes
     stay, what they say to each other goes. Those of energies and shares are ratios of exact expectations; `kl_control` is the
-    mean over one draw per window, and `kl_error` the standard error of `kl` - `kl_control` over windows. The bias has none.
+    mean over one draw per window, and `gap_error` the standard error of `kl` - `kl_control` over windows. The bias has neither.
+    `kl_error` is the standard error of `kl` itself.
     Where the model soft-caps scores, energies and shares are of scores before the cap. `error` is the largest difference between
     the sum of all terms and the model's own scores, relative to the largest score: rounding. Nothing is defined, and `undefined` says
     why, where no query sees two counted keys.
@@ -76,6 +77,7 @@ class HeadSplit:
     kl: Float[Tensor, "head piece"]
     kl_control: Float[Tensor, "head piece"]
     kl_error: Float[Tensor, "head piece"]
+    gap_error: Float[Tensor, "head piece"]
     windows: int
     rows: int
     error: float
@@ -170,7 +172,7 @@ class QKSplit:
     """
 
     kind: ClassVar[str] = "geometry.qk_split"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     layer: int
     reading: Reading
@@ -189,7 +191,7 @@ class QKSplit:
         """No window."""
         heads, terms, pieces = len(self.reading.query.weight), len(TERMS), len(PIECES)
         sums = {"gram": (heads, terms, terms), "gram_control": (heads, terms, terms)}
-        sums |= dict.fromkeys(("kl", "kl_control", "kl_squares"), (heads, pieces))
+        sums |= dict.fromkeys(("kl", "kl_control", "kl_squares", "gap_squares"), (heads, pieces))
         counts = {name: torch.zeros((), dtype=torch.int64) for name in ("windows", "rows")}
         shapes = sums | {"error": ()}
         return counts | {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -240,8 +242,8 @@ class QKSplit:
         state["rows"] += rows
         for name in ("gram", "gram_control", "kl", "kl_control"):
             state[name] += torch.cat([getattr(each, name) for each in found]).to(state[name])
-        difference = torch.cat([each.kl - each.kl_control for each in found]).to(state["kl_squares"])
-        state["kl_squares"] += difference.square()
+        state["kl_squares"] += torch.cat([each.kl for each in found]).to(state["kl_squares"]).square()
+        state["gap_squares"] += torch.cat([each.kl - each.kl_control for each in found]).to(state["gap_squares"]).square()
         state["error"] = torch.cat([state["error"][None], *(each.error.to(state["error"]) for each in found)]).amax()
 
     def merge(self, state: State, later: State) -> State:
@@ -252,10 +254,10 @@ class QKSplit:
     def result(self, state: State) -> HeadSplit:
         """Shares, divergences and their controls."""
         windows = int(state["windows"])
-        kl, kl_control, squares = (_mean(state[name], windows) for name in ("kl", "kl_control", "kl_squares"))
-        spread = (squares - (kl - kl_control).square()).clamp(min=0)
-        kl_error = (spread / (windows - 1)).sqrt() if windows > 1 else torch.full_like(spread, torch.nan)
-        for tensor in (kl_control, kl_error):
+        kl, kl_control = (_mean(state[name], windows) for name in ("kl", "kl_control"))
+        kl_error = _error(kl, state["kl_squares"], windows)
+        gap_error = _error(kl - kl_control, state["gap_squares"], windows)
+        for tensor in (kl_control, gap_error):
             tensor[:, PIECES.index("bias")] = torch.nan
         energy, share, part_share = shares(state["gram"])
         energy_control, share_control, part_share_control = shares(state["gram_control"])
@@ -270,6 +272,7 @@ class QKSplit:
             kl=kl,
             kl_control=kl_control,
             kl_error=kl_error,
+            gap_error=gap_error,
             windows=windows,
             rows=int(state["rows"]),
             error=float(state["error"]),
@@ -303,6 +306,15 @@ def qk_split(
     state = fold.init()
     fold.update(state, capture(model, batch, fold.sites), batch)
     return fold.result(state)
+
+
+def _error(
+    mean: Float[Tensor, "head piece"], squares: Float[Tensor, "head piece"], windows: int
+) -> Float[Tensor, "head piece"]:
+    """The standard error of a mean over windows, from the sum of squares; NaN for fewer than two."""
+    if windows < 2:
+        return torch.full_like(mean, torch.nan)
+    return ((squares / windows - mean.square()).clamp(min=0) / (windows - 1)).sqrt()
 
 
 def _mean(total: Float[Tensor, "head piece"], windows: int) -> Float[Tensor, "head piece"]:

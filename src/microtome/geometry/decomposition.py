@@ -9,7 +9,7 @@ noise, and groups of documents in a sketch, for intervals (`jackknife`). Solving
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Refusal, Role, Site, State
 from microtome.geometry.anova import PARTS, Fit, Moments, fit
 from microtome.geometry.jackknife import Spread, cross_validated, directions, spread_of
+from microtome.geometry.measured import ROUNDING
 from microtome.numerics import hash_parts
 
 __all__ = ["BLOCK", "Centre", "Decomposition", "Parts"]
@@ -43,6 +44,7 @@ class Parts:
     (`jackknife.cross_validated`); None and NaN where a half is empty. `agreed_ctx` is the share of context that even and odd blocks
     of windows agree on (of those with all of the blocks): neighbouring tokens resemble each other, which the plain share credits to the window.
     `lengths` is the root mean square length of hidden states by position, `lowest` and `highest` their extreme coordinates.
+    Where hidden states differ by rounding only, shares are NaN and position is 0; `undefined` says so.
     """
 
     site: Site
@@ -62,6 +64,7 @@ class Parts:
     lowest: Float[Tensor, " d_model"] = field(default_factory=lambda: torch.zeros(0))
     highest: Float[Tensor, " d_model"] = field(default_factory=lambda: torch.zeros(0))
     uncertainty: Spread = field(default_factory=lambda: Spread(dict.fromkeys(PARTS, math.nan), math.nan, 0, "not computed"))
+    undefined: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,11 @@ class Decomposition:
         apart = None
         if all(int(half.windows.sum()) for half in halves):
             apart = (fit(halves[0]), fit(halves[1]))
+        lengths = _lengths(state, whole, origin)
+        spread = (max(whole.total, 0.0) / whole.tokens) ** 0.5
+        still = spread <= ROUNDING * float((whole.counts.double() @ lengths.square() / whole.tokens).sqrt())
+        if still:
+            whole, apart = _of_rounding(whole), apart and (_of_rounding(apart[0]), _of_rounding(apart[1]))
         return Parts(
             site=self.site,
             mu=mu,
@@ -232,14 +240,15 @@ class Decomposition:
             share=whole.share,
             control=whole.control,
             norm=norm,
-            spread=(max(whole.total, 0.0) / whole.tokens) ** 0.5,
+            spread=spread,
             halves=apart,
-            agreed=cross_validated(*apart, whole.total) if apart else math.nan,
-            agreed_ctx=_agreed_blocks(state, whole),
-            lengths=_lengths(state, whole, origin),
+            agreed=cross_validated(*apart, whole.total) if apart and not still else math.nan,
+            agreed_ctx=_agreed_blocks(state, whole) if not still else math.nan,
+            lengths=lengths,
             lowest=state["lowest"] + origin,
             highest=state["highest"] + origin,
             uncertainty=self._uncertainty(state, sides),
+            undefined="hidden states do not vary" if still else "",
         )
 
     def _uncertainty(self, state: State, sides: list[range]) -> Spread:
@@ -268,6 +277,11 @@ class Decomposition:
 def _moments(state: State, groups: list[int], sums: Tensor, means: Tensor) -> Moments:
     scalars = {name: state[name][groups].sum(0) for name in ("windows", "squares", "mean_squares")}
     return Moments(lengths=state["lengths"], sums=sums, means=means, **scalars)
+
+
+def _of_rounding(found: Fit) -> Fit:
+    """A fit of hidden states that do not vary: no shares, no position."""
+    return replace(found, pos=torch.zeros_like(found.pos), share=dict.fromkeys(PARTS, math.nan))
 
 
 def _finite(site: Site, tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Findings of the geometry lens: sentences about parts and layers, each with what it was compared with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ _LARGEST_Q_OF_DRAWS: Final = 0.05
 _DISTINCT: Final = 2.0
 """Where there are too few documents for a test, a share below this many times its chance level is called chance."""
 _HEADS: Final = 5
+_FREQUENCIES: Final = 10
 
 FindingRow = dict[str, Any]
 
@@ -36,80 +37,101 @@ FindingRow = dict[str, Any]
 def findings(sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], run: str) -> pa.Table:
     """Rows of the table `findings`: where position and context weigh most, how position lies, massive activations, heads that read position."""
     found = share_findings([each.parts for each in sites])
-    found += [*_smooth(sites), *_incoherent(sites), *_massive(sites), *_heads(splits)]
+    found += [*_onset(sites), *_smooth(sites), *_incoherent(sites), *_massive(sites), *_heads(splits)]
     rows = [row | {"run": run, "rank": rank, "lens": "geometry"} for rank, row in enumerate(found)]
     return pa.Table.from_pylist(rows, TABLES["findings"].schema)
 
 
 def share_findings(parts: Sequence[Parts]) -> list[FindingRow]:
-    """Where position weighs most, and where context does, or that neither is more than chance."""
-    return [_peak(parts, "pos", "position"), _peak(parts, "ctx", "context")]
+    """Where position weighs most, and where context does, or that neither is more than chance; nothing where there is one of them."""
+    varied = [each for each in parts if not each.undefined]
+    placed = [each for each in varied if len(each.counts) > 1]
+    among = [each for each in varied if each.windows > 1]
+    found = [_peak(placed, "pos", "position")] if placed else []
+    return [*found, _peak(among, "ctx", "context")] if among else found
 
 
 def interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
     """A 95 % interval of a share over documents; None where there is none."""
     error = parts.uncertainty.share.get(part, math.nan)
-    if math.isnan(error) or part not in parts.share:
+    if math.isnan(error) or math.isnan(parts.share.get(part, math.nan)):
         return None, None
     reach = parts.uncertainty.reach * error
     return max(parts.share[part] - reach, 0.0), min(parts.share[part] + reach, 1.0)
 
 
+def _onset(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
+    """From which site on hidden states tell position, where they do not from the beginning (rotary and relative positions)."""
+    tested = [(each, each.position.effect) for each in sites]
+    known = [(site, effect) for site, effect in tested if effect is not None and not math.isnan(effect.p)]
+    if len(known) < len(sites) or not known:
+        return []
+    q = benjamini_hochberg(torch.tensor([effect.p for _, effect in known], dtype=torch.float64)).tolist()
+    told = [value <= _LARGEST_Q for value in q]
+    first = next((place for place in range(len(told)) if all(told[place:])), 0)
+    if not first:
+        return []
+    (site, effect), (before, _) = known[first], known[first - 1]
+    sentence = (
+        f"hidden states tell position from {site.site} on: two halves of the documents agree on "
+        f"{_percent(max(site.parts.agreed, 0.0))} of the variance there; at {before.site} on no more than noise would (q {q[first - 1]:.2g})"
+    )
+    return [
+        _row(
+            "onset of position",
+            site,
+            sentence,
+            effect.value,
+            effect.control,
+            "positions of the halves paired at random",
+            q[first],
+        )
+    ]
+
+
 def _smooth(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
-    """Where the low frequencies of position stand out most from a random order."""
-    known = [each for each in sites if each.smoothness.corrected is not None and not each.smoothness.corrected.undefined]
-    measured = [(each, each.smoothness.corrected.lfe.get(10)) for each in known if each.smoothness.corrected is not None]
-    usable = [(each, found) for each, found in measured if found is not None and not math.isnan(found.value)]
+    """Where the largest share of position lies in its low frequencies, if that is no accident."""
+    corrected = [(each, each.smoothness.corrected) for each in sites]
+    measured = [(each, found.lfe[_FREQUENCIES]) for each, found in corrected if found is not None]
+    usable = [(each, found) for each, found in measured if not math.isnan(found.p)]
     if not usable:
         return []
     q = benjamini_hochberg(torch.tensor([found.p for _, found in usable], dtype=torch.float64)).tolist()
     place = max(range(len(usable)), key=lambda index: usable[index][1].value)
     (site, found), quality = usable[place], q[place]
-    rank = site.position.corrected.screenot.rank if site.position.corrected is not None else math.nan
-    lies = "" if math.isnan(rank) else f" and lies in {rank:.0f} directions"
     if quality > _LARGEST_Q_OF_DRAWS:
         return []
+    rank = site.position.corrected.screenot.rank if site.position.corrected is not None else math.nan
+    lies = "" if math.isnan(rank) else f" and lies in {rank:.0f} directions"
     sentence = (
-        f"the position part changes slowly at {site.site}: {_percent(min(found.value, 1.0))} of it is in the 10 lowest of "
+        f"the position part changes slowly at {site.site}: {_percent(min(found.value, 1.0))} of it is in the {_FREQUENCIES} lowest of "
         f"{site.smoothness.tokens} frequencies (positions in random order: {_percent(found.control)}){lies}"
     )
     return [_row("smooth position", site, sentence, found.value, found.control, "positions in random order", quality)]
 
 
 def _incoherent(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
-    """Where position and context are closest to orthogonal, beside unrelated vectors of the same space."""
-    return _extreme(
-        sites,
-        lambda each: (each.incoherence.in_space.value, each.incoherence.in_space.control, each.incoherence.in_space.p),
-        "incoherent parts",
-        "position and context are nearly orthogonal at {site}: mean |cos| {value:.3f} (unrelated vectors of that space: {control:.3f})",
-        "unrelated vectors in a space as anisotropic",
-    )
-
-
-def _extreme(
-    sites: Sequence[SiteGeometry],
-    read: Callable[[SiteGeometry], tuple[float, float, float]],
-    kind: str,
-    says: str,
-    control_kind: str,
-) -> list[FindingRow]:
-    """The site furthest below its control, if that is no accident."""
-    usable = [(each, *read(each)) for each in sites if not math.isnan(read(each)[2])]
+    """Where position and context are closest to orthogonal, beside unrelated vectors of the same space, if that is no accident."""
+    measured = [(each, each.incoherence.in_space) for each in sites]
+    usable = [(each, found) for each, found in measured if not math.isnan(found.p)]
     if not usable:
         return []
-    q = benjamini_hochberg(torch.tensor([each[3] for each in usable], dtype=torch.float64)).tolist()
-    place = min(range(len(usable)), key=lambda index: usable[index][1] / usable[index][2])
-    site, value, control, _ = usable[place]
-    if q[place] > _LARGEST_Q_OF_DRAWS or value >= control:
+    q = benjamini_hochberg(torch.tensor([found.p for _, found in usable], dtype=torch.float64)).tolist()
+    place = min(range(len(usable)), key=lambda index: usable[index][1].value / usable[index][1].control)
+    (site, found), quality = usable[place], q[place]
+    if quality > _LARGEST_Q_OF_DRAWS or found.value >= found.control:
         return []
-    sentence = says.format(site=site.site, value=value, control=control)
-    return [_row(kind, site, sentence, value, control, control_kind, q[place])]
+    sentence = (
+        f"position and context are nearly orthogonal at {site.site}: mean |cos| {found.value:.3f} "
+        f"(unrelated vectors of that space: {found.control:.3f})"
+    )
+    control = "unrelated vectors in a space as anisotropic"
+    return [_row("incoherent parts", site, sentence, found.value, found.control, control, quality)]
 
 
 def _massive(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     """The coordinates with massive activations, at the site where they are largest."""
-    found = [each for each in sites if each.massive.coordinates]
+    found = [each for each in sites if each.massive.coordinates and math.isfinite(float(each.massive.ratio.max()))]
     if not found:
         return []
     site = max(found, key=lambda each: float(each.massive.ratio.max()))
@@ -163,7 +185,7 @@ def _row(
     }
 
 
-def _peak(parts: Sequence[Parts], part: str, name: str) -> dict[str, object]:
+def _peak(parts: Sequence[Parts], part: str, name: str) -> FindingRow:
     """Where a part's share is largest, and whether it is there at all; q is corrected over the sites that compete."""
     place = max(range(len(parts)), key=lambda each: parts[each].share[part])
     top, first, last = parts[place], parts[0], parts[-1]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.geometry.measured import Measured, against, finite, undefined
+from microtome.geometry.measured import Measured, against, cleared, finite, undefined
 from microtome.geometry.shuffles import orders
 
 __all__ = ["LEVEL", "Halves", "centred", "cross_gram", "cross_product", "effect", "indistinct", "noise", "widening"]
@@ -71,9 +71,12 @@ def cross_gram(halves: Halves) -> Float[Tensor, "token token"]:
 def noise(halves: Halves) -> Float[Tensor, "token d_model"]:
     """A matrix with the distribution of the noise in P and nothing of the effect: sqrt(share (1 - share)) (P1 - P2).
 
-    P is share P1 + (1 - share) P2. What is measured on this matrix is what P would give without an effect of position.
+    P is share P1 + (1 - share) P2. What is measured on this matrix is what P would give without an effect of position. 0 where
+    the halves differ by rounding.
     """
-    return (halves.share * (1 - halves.share)) ** 0.5 * (centred(halves.first) - centred(halves.second))
+    one, other = centred(halves.first), centred(halves.second)
+    size = float(one.square().sum(1).mean().sqrt())
+    return (halves.share * (1 - halves.share)) ** 0.5 * cleared(one - other, size)
 
 
 def effect(halves: Halves, *, draws: int = 1000, seed: int = 0) -> Measured:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.geometry.measured import Measured, finite, undefined
+from microtome.geometry.measured import Measured, cleared, finite, undefined
 from microtome.numerics import resamples
 
 __all__ = [
@@ -104,10 +104,15 @@ def mean_cosines(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Measured]:
-    """`mean_cosine` of hidden states as they are ("raw"), without mu ("mu removed"), and without mu and pos ("pos removed")."""
-    finite("mean cosine", mu, pos)
-    centred = rows.double() - mu.double()
-    versions = {"raw": rows.double(), "mu removed": centred, "pos removed": centred - pos.double()[position]}
+    """`mean_cosine` of hidden states as they are ("raw"), without mu ("mu removed"), and without mu and pos ("pos removed").
+
+    What is left of a hidden state after that may be rounding, which has no direction.
+    """
+    finite("mean cosine", rows, mu, pos)
+    states = rows.double()
+    size, about = float(states.square().sum(1).mean().sqrt()), states - mu.double()
+    versions = {"raw": states, "mu removed": cleared(about, size)}
+    versions["pos removed"] = cleared(about - pos.double()[position], size)
     return {name: mean_cosine(version, window, draws=draws, seed=seed) for name, version in versions.items()}
 
 

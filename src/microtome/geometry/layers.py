@@ -6,7 +6,6 @@ What these numbers are is said in `alignment`, `attention`, `heads` and `weights
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,10 +15,11 @@ from microtome.geometry.attention import HeadSplit
 from microtome.geometry.halves import centred, cross_gram
 from microtome.geometry.heads import HeadBehaviour
 from microtome.geometry.measured import Measured, undefined
-from microtome.geometry.rows import Row, known, q_values
+from microtome.geometry.rows import Row, known, numbers, q_values
 from microtome.geometry.sites import DRAWS, SiteGeometry, halves_of
 from microtome.geometry.terms import PIECES, TERMS
 from microtome.geometry.weights import PositionalForm
+from microtome.readout import pooled_chance
 
 __all__ = ["alignment_rows", "attention_rows", "behaviour_rows", "form_rows", "split_rows"]
 
@@ -27,6 +27,7 @@ _ORDERED = "rows of one side in random order"
 _SPANS = "random directions"
 _TURNED = "queries turned at random inside the head"
 _EARLIER = "random earlier tokens"
+_NOISE_ALONE = "rows of a side differ by no more than noise would make them"
 
 
 def alignment_rows(sites: Sequence[SiteGeometry], run: str, *, seed: int = 0) -> Iterator[Row]:
@@ -40,30 +41,16 @@ def alignment_rows(sites: Sequence[SiteGeometry], run: str, *, seed: int = 0) ->
             ctx = linear_alignment(one.contexts.ctx, other.contexts.ctx)
             found.append(("pos", "cka", one, other, pos.plain, _ORDERED))
             found.append(("ctx", "cka", one, other, ctx.plain, _ORDERED))
-            found.append(("ctx", "cka_debiased", one, other, Measured(ctx.debiased, control=0.0), "independent rows"))
+            why = ctx.plain.undefined or (_NOISE_ALONE if math.isnan(ctx.debiased) else "")
+            debiased = Measured(ctx.debiased, control=0.0, undefined=why)
+            found.append(("ctx", "cka_debiased", one, other, debiased, "independent rows"))
         if place + 1 < len(sites):
             for subject, each in _angles(one, sites[place + 1], seed).items():
                 found.append((subject, "mean_square_cosine_of_angles", one, sites[place + 1], each, _SPANS))
-    families: dict[tuple[str, str], list[int]] = {}
-    for index, each in enumerate(found):
-        families.setdefault(each[:2], []).append(index)
-    q = [math.nan] * len(found)
-    for members in families.values():
-        for index, value in zip(members, q_values([found[member][4].p for member in members]), strict=True):
-            q[index] = value
+    q = q_values([((subject, stat), measured.p) for subject, stat, _, _, measured, _ in found])
     for (subject, stat, one, other, measured, kind), value in zip(found, q, strict=True):
-        yield {
-            "run": run,
-            "subject": subject,
-            "stat": stat,
-            "site": str(one.site),
-            "other": str(other.site),
-            "value": known(measured.value),
-            "control": known(measured.control),
-            "control_kind": kind if not math.isnan(measured.control) else None,
-            "q": known(value),
-            "undefined": measured.undefined or None,
-        }
+        about = {"run": run, "subject": subject, "stat": stat, "site": str(one.site), "other": str(other.site)}
+        yield about | numbers(measured, kind, value)
 
 
 def _position_gram(site: SiteGeometry) -> Float[Tensor, "token token"]:
@@ -105,71 +92,75 @@ def attention_rows(splits: Sequence[HeadSplit], run: str) -> Iterator[Row]:
                     "energy_control": known(float(split.energy_control[head, term])),
                     "share": known(float(split.share[head, term])),
                     "share_control": known(float(split.share_control[head, term])),
-                    "control_kind": _TURNED,
+                    "control_kind": _TURNED if math.isfinite(float(split.energy_control[head, term])) else None,
                 }
 
 
 def split_rows(splits: Sequence[HeadSplit], run: str) -> Iterator[Row]:
-    """Rows of `unit_stats`: by head, each piece's share of the variance of scores, and the divergence when it is taken out."""
-    from scipy.stats import norm
+    """Rows of `unit_stats`: by head, each piece's share of the variance of scores, and the divergence when it is taken out.
+
+    The q of a divergence is of a t test over windows that it differs from that without turned queries, its interval its own.
+    """
+    from scipy.stats import t
 
     for piece, name in enumerate(PIECES):
         if not any(bool((split.part_share[:, piece] != 0).any()) for split in splits):
             continue  # a model without a bias on its scores has none to take out
-        gaps = [(split.kl[:, piece] - split.kl_control[:, piece]) / split.kl_error[:, piece] for split in splits]
-        p = torch.cat(gaps).abs() if gaps else torch.zeros(0)
-        q = iter(q_values([2 * float(norm.sf(value)) if math.isfinite(value) else math.nan for value in p.tolist()]))
+        tests = [
+            (name, 2 * float(t.sf(abs(gap), split.windows - 1)) if math.isfinite(gap) else math.nan)
+            for split in splits
+            for gap in ((split.kl - split.kl_control) / split.gap_error)[:, piece].tolist()
+        ]
+        q = iter(q_values(tests))
         for split in splits:
             for head in range(len(split.kl)):
-                kl, error = float(split.kl[head, piece]), float(split.kl_error[head, piece])
-                quality = next(q)
+                kl, quality = float(split.kl[head, piece]), next(q)
                 share = float(split.part_share[head, piece])
-                if math.isnan(share) and math.isnan(kl):
+                if math.isnan(share) or math.isnan(kl):
                     continue
                 control = float(split.part_share_control[head, piece])
                 yield _unit(run, split.layer, head, f"score_share_of_{name}", share, control, _TURNED)
-                without = f"kl_without_{name}"
-                mean = float(split.kl_control[head, piece])
-                ends = {"lo": known(kl - 1.96 * error), "hi": known(kl + 1.96 * error), "q": known(quality)}
-                yield _unit(run, split.layer, head, without, kl, mean, _TURNED) | ends
+                control, reach = float(split.kl_control[head, piece]), float(t.ppf(0.975, max(split.windows - 1, 1)))
+                reach *= float(split.kl_error[head, piece])
+                ends = {"lo": known(max(kl - reach, 0.0)), "hi": known(kl + reach), "q": known(quality)}
+                yield _unit(run, split.layer, head, f"kl_without_{name}", kl, control, _TURNED) | ends
 
 
 def behaviour_rows(found: Sequence[HeadBehaviour], run: str) -> Iterator[Row]:
     """Rows of `unit_stats`: attention of every head to what a behaviour says, over repeated random tokens."""
-    by_stat: Mapping[str, list[HeadBehaviour]] = {}
+    chances = pooled_chance([each.values for each in found], [each.draws for each in found], "greater") if found else []
+    tests = [(each.behaviour, p) for each, chance in zip(found, chances, strict=True) for p in chance.tolist()]
+    q = iter(q_values(tests))
     for each in found:
-        by_stat.setdefault(each.behaviour, []).append(each)
-    for behaviour, layers in by_stat.items():
-        p = [
-            (1 + float((each.draws[:, head] >= each.values[head]).sum())) / (1 + len(each.draws))
-            for each in layers
-            for head in range(len(each.values))
-        ]
-        q = iter(q_values(p))
-        for each in layers:
-            for head in range(len(each.values)):
-                value, control = float(each.values[head]), float(each.control[head])
-                row = _unit(run, each.layer, head, f"{behaviour}_attention", value, control, _EARLIER)
-                yield row | {"q": known(next(q))}
+        for head in range(len(each.values)):
+            value, control = float(each.values[head]), float(each.control[head])
+            row = _unit(run, each.layer, head, f"{each.behaviour}_attention", value, control, _EARLIER)
+            yield row | {"q": known(next(q))}
 
 
 def form_rows(forms: Mapping[int, PositionalForm], run: str) -> Iterator[Row]:
-    """Rows of `unit_stats`: how far W_QK of every head is a diagonal and a few large entries among leading positions."""
+    """Rows of `unit_stats`: how far W_QK of every head is a diagonal and a few large entries among leading positions.
+
+    None of a head whose weights are 0.
+    """
     for stat, value, control, p in (
         ("qk_position_survivors", "inside", "inside_control", "inside_p"),
         ("qk_position_energy", "energy", "energy_control", "energy_p"),
     ):
-        q = iter(q_values([each for form in forms.values() for each in getattr(form, p).tolist()]))
+        q = iter(q_values([(stat, each) for form in forms.values() for each in getattr(form, p).tolist()]))
         for layer, form in forms.items():
             for head, found in enumerate(getattr(form, value).tolist()):
                 row = _unit(run, layer, head, stat, found, float(getattr(form, control)[head]), "a random basis")
-                yield row | {"q": known(next(q))}
+                row["q"] = known(next(q))
+                if math.isfinite(found):
+                    yield row
     for layer, form in forms.items():
         for head in range(len(form.deviation)):
             fraction = float(form.fraction[head])
             if not math.isnan(fraction):
                 yield _unit(run, layer, head, "qk_survivors_at_leading_positions", fraction, form.chance, "survivors anywhere")
-            yield _unit(run, layer, head, "qk_diagonal_share", float(form.diagonal[head]), math.nan, "")
+            if math.isfinite(float(form.diagonal[head])):
+                yield _unit(run, layer, head, "qk_diagonal_share", float(form.diagonal[head]), math.nan, "")
 
 
 def _unit(run: str, layer: int, head: int, stat: str, value: float, control: float, kind: str) -> Row:

@@ -4,8 +4,9 @@ What is measured of a site is gathered in `sites`, of heads and between sites in
 `findings`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -14,14 +15,17 @@ from microtome.capture.folds import SiteGram
 from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage, sampled_windows
 from microtome.core import Fold, Site
 from microtome.geometry.anova import PARTS
-from microtome.geometry.attention import QKSplit, readings
+from microtome.geometry.attention import HeadSplit, QKSplit, readings
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
 from microtome.geometry.findings import CONTROLS, findings, interval
+from microtome.geometry.handling import HANDLINGS, handlings
 from microtome.geometry.heads import fitting_block, head_behaviours
 from microtome.geometry.layers import alignment_rows, attention_rows, behaviour_rows, form_rows, split_rows
 from microtome.geometry.rows import (
+    Row,
     cosine_rows,
     frequency_rows,
+    known,
     position_rows,
     spectrum_rows,
     stat_table,
@@ -32,15 +36,17 @@ from microtome.geometry.rows import (
 from microtome.geometry.sample import WindowSample
 from microtome.geometry.sites import DRAWS, SiteGeometry, measure_site
 from microtome.geometry.weights import PositionalForm, positional_basis, positional_form, qk_factors
-from microtome.model import Model, Shape
+from microtome.model import Model, Shape, patch_grid
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.model import why_absent
-from microtome.store.schemas import TABLES
 
-__all__ = ["SPLIT", "GeometryLens", "shares_table", "stream"]
+__all__ = ["SPLIT", "GeometryLens", "shares_table", "splits_of", "stream"]
 
 SPLIT = Stage(3, "split", sample=64)
 """The pass that takes scores of attention apart, with the means of the main pass: a few times as dear as the others, hence a sample."""
+
+HANDLED = Stage(4, "handled", sample=256)
+"""The pass that decomposes sites with massive activations again, under each handling of them."""
 
 _DEEPER = "it takes a pass of its own: microtome geometry MODEL TEXT -o ATLAS"
 
@@ -63,13 +69,15 @@ class GeometryLens:
         return "geometry"
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pilot for the origin, then everything; beyond the quick depth a third for attention; none where there is no text."""
+        """A pilot for the origin, then everything; beyond the quick depth passes for attention and for handlings; none without a text."""
         if run.corpus is None:
             return ()
-        return (PILOT, MAIN) if run.depth == "quick" or _why_no_split(run) else (PILOT, MAIN, SPLIT)
+        if run.depth == "quick":
+            return PILOT, MAIN
+        return (PILOT, MAIN, HANDLED) if _why_no_split(run) else (PILOT, MAIN, SPLIT, HANDLED)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
-        """The centre of every site in the pilot, its moments and samples in the main pass, scores of every layer after it."""
+        """The centre of every site in the pilot, its moments and samples in the main pass, scores and handlings after it."""
         assert run.corpus is not None, "a stage has a corpus"
         sites, corpus, width = stream(run.model.shape), run.corpus, run.model.shape.d_model
         if stage == PILOT:
@@ -77,6 +85,16 @@ class GeometryLens:
         if stage == SPLIT:
             return self._splits(run, [earlier.of(MAIN, _parts(site)) for site in sites[:-1]])
         cluster = "window" if corpus.shared_halves else "document"
+        if stage == HANDLED:
+            return {
+                _handled(site, name): fold
+                for site in sites
+                for name, fold in handlings(
+                    earlier.of(MAIN, _parts(site)),
+                    earlier.of(MAIN, _windows(site)),
+                    Decomposition(site, earlier.of(PILOT, _centre(site)), corpus.window, cluster, seed=run.seed),
+                ).items()
+            }
         rate = min(1.0, self.rows_per_dimension * width / max(corpus.tokens, 1))
         picks = 1 if run.depth == "quick" else 4
         folds: dict[str, Fold] = {}
@@ -91,9 +109,12 @@ class GeometryLens:
         """The tables `geometry_*`, rows of `unit_stats` for heads, and findings; nothing without a corpus."""
         if run.corpus is None:
             return {}
-        sites = self.measured(run, results)
+        return self.rows(run, self.measured(run, results), splits_of(results))
+
+    def rows(self, run: Run, sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit]) -> Mapping[str, Rows]:
+        """What was measured as tables."""
+        assert run.corpus is not None, "sites are measured over a corpus"
         labels, name = run.corpus.labels, run.name
-        splits = [results.of(SPLIT, split) for split in results.names(SPLIT) if split.startswith("geometry.")]
         tables: dict[str, Rows] = {
             "geometry_shares": shares_table([site.parts for site in sites], name),
             "geometry_stats": stat_table([stat for site in sites for stat in stats_of(site)], name),
@@ -116,11 +137,15 @@ class GeometryLens:
 
     def measured(self, run: Run, results: Results) -> list[SiteGeometry]:
         """The measures of every site of the stream, in order."""
-        found = []
+        found, grid = [], _grid(run)
         for site in stream(run.model.shape):
             give_back_freed_memory()
             names = (_parts(site), _gram(site), _windows(site))
-            found.append(measure_site(*(results.of(MAIN, name) for name in names), depth=run.depth, seed=run.seed))
+            parts, gram, windows = (results.of(MAIN, name) for name in names)
+            measured = measure_site(parts, gram, windows, depth=run.depth, grid=grid, seed=run.seed)
+            there = set(results.names(HANDLED))
+            named = {name: _handled(site, name) for name in HANDLINGS if _handled(site, name) in there}
+            found.append(replace(measured, handled={name: results.of(HANDLED, fold) for name, fold in named.items()}))
         return found
 
     def absent(self, run: Run) -> Mapping[str, str]:
@@ -136,6 +161,8 @@ class GeometryLens:
             missing["geometry_attention"] = why or f"not part of depth quick: {_DEEPER}"
         elif why:
             missing["geometry_attention"] = why
+        elif isinstance(run.model, Model) and not fitting_block(run.model):
+            missing["behaviours of heads"] = "they are observed on repeated words, which take a model that reads text"
         return missing
 
     def _splits(self, run: Run, parts: Sequence[Parts]) -> dict[str, Fold]:
@@ -167,9 +194,25 @@ def _windows(site: Site) -> str:
     return f"geometry.windows.{site}"
 
 
+def _handled(site: Site, handling: str) -> str:
+    return f"geometry.handled.{site}.{handling}"
+
+
 def stream(shape: Shape) -> tuple[Site, ...]:
     """The residual stream from the embeddings on: resid_pre.0, then every resid_post."""
     return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(shape.layers)))
+
+
+def _grid(run: Run) -> tuple[int, int] | None:
+    """Rows and columns of patches; None for text."""
+    if not isinstance(run.model, Model) or run.model.family.inputs != "image":
+        return None
+    return patch_grid(run.model.shape, run.model.processor)
+
+
+def splits_of(results: Results) -> list[HeadSplit]:
+    """The splits of scores, layer by layer; none where that pass was not made."""
+    return [results.of(SPLIT, name) for name in results.names(SPLIT) if name.startswith("geometry.")]
 
 
 def _why_no_split(run: Run) -> str:
@@ -190,23 +233,26 @@ def _forms(model: Model, sites: Sequence[SiteGeometry], seed: int) -> dict[int, 
     return found
 
 
-def _pieces(name: str, sites: Sequence[SiteGeometry], rows) -> Iterable[pa.Table]:
+def _pieces(name: str, sites: Sequence[SiteGeometry], rows: Callable[[SiteGeometry], Iterable[Row]]) -> Iterable[pa.Table]:
     """A table in pieces, one site after the other in the order of their names."""
     for site in sorted(sites, key=lambda each: str(each.site)):
         yield table(name, rows(site))
 
 
 def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
-    """Rows of the table `geometry_shares`. mu has a norm and no share; an interval is empty where there are too few documents."""
-    rows = [
+    """Rows of the table `geometry_shares`. mu has a norm and no share; an interval is empty where there are too few documents.
+
+    Where hidden states do not vary there is nothing to share, nor anything to compare with.
+    """
+    rows: list[Row] = [
         {
             "run": run,
             "site": str(each.site),
             "layer": each.site.layer,
             "part": part,
-            "share": each.share.get(part),
-            "control": each.control.get(part),
-            "control_kind": CONTROLS.get(part),
+            "share": known(each.share.get(part, math.nan)),
+            "control": None if each.undefined else each.control.get(part),
+            "control_kind": None if each.undefined else CONTROLS.get(part),
             "lo": interval(each, part)[0],
             "hi": interval(each, part)[1],
             "norm": each.norm[part],
@@ -216,4 +262,4 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
         for each in parts
         for part in ("mu", *PARTS)
     ]
-    return pa.Table.from_pylist(rows, TABLES["geometry_shares"].schema)
+    return table("geometry_shares", rows)

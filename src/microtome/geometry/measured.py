@@ -14,7 +14,10 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.numerics import permutation_p
 
-__all__ = ["Measured", "against", "finite", "undefined"]
+__all__ = ["ROUNDING", "Measured", "against", "cleared", "finite", "undefined"]
+
+ROUNDING = 1e-6
+"""A part this much shorter than hidden states is rounding of fp32: no direction or share is made of it."""
 
 _TAILS = (0.025, 0.975)
 
@@ -59,6 +62,11 @@ def against(
     p = permutation_p(observed[None], null[:, None], tail)
     mean = float(null.mean()) if control is None else control
     return Measured(value, control=mean, control_lo=float(ends[0]), control_hi=float(ends[1]), p=float(p))
+
+
+def cleared(rows: Float[Tensor, "row d_model"], size: float) -> Float[Tensor, "row d_model"]:
+    """Rows that are rounding beside hidden states of length `size` become 0, which every measure knows to have no direction."""
+    return rows * (rows.norm(dim=1, keepdim=True) > ROUNDING * size)
 
 
 def finite(what: str, *tensors: Float[Tensor, "..."]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.geometry.context import Topics, topics
-from microtome.geometry.measured import Measured, against, undefined
+from microtome.geometry.measured import ROUNDING, Measured, against, undefined
 from microtome.numerics import bootstrap_interval
 
 __all__ = ["Probe", "probe"]
@@ -118,7 +118,7 @@ def _with_two_documents(found: Topics) -> tuple[Topics, str]:
     rest = Topics(found.rows[kept], label, mine, tuple(names[enough].tolist()), left_out, "")
     if int(enough.sum()) < 2:
         return rest, f"{int(enough.sum())} labels have two documents or more, and telling labels apart takes two"
-    if not bool((rest.rows - rest.rows.mean(0)).any()):
+    if not float((rest.rows - rest.rows.mean(0)).abs().max()) > ROUNDING * float(rest.rows.abs().max()):
         return rest, "the vectors are all the same"
     return rest, ""
 

@@ -4,16 +4,17 @@ Every number that has a null stands beside it, and says which it is; a number th
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import torch
 
 from microtome.core import Site
+from microtome.geometry.decomposition import Parts
 from microtome.geometry.halves import centred, cross_gram, noise
-from microtome.geometry.measured import Measured
-from microtome.geometry.rank import Position, Ranks
+from microtome.geometry.measured import Measured, undefined
+from microtome.geometry.rank import Position, Ranks, stable_rank
 from microtome.geometry.sites import QUARTERS, SiteGeometry, halves_of
 from microtome.geometry.smoothness import Frequencies
 from microtome.geometry.thresholds import Cut
@@ -26,6 +27,7 @@ __all__ = [
     "cosine_rows",
     "frequency_rows",
     "known",
+    "numbers",
     "position_rows",
     "q_values",
     "spectrum_rows",
@@ -48,6 +50,14 @@ _UNRELATED = "unrelated directions"
 _PERMUTED = "labels permuted over documents"
 _CLOUDS = "clouds without clusters, as spread as the windows"
 _TASKS = "the same probe on permuted labels"
+
+_LEFT_BY_NOISE = "noise leaves nothing of the Gram matrix to measure"
+_DEGENERATE = {
+    "angle_r2": "the angle does not change along the curve",
+    "monotonicity": "all points of the curve are equally far from its middle",
+    "arc_chord": "the curve ends where it begins",
+}
+_NO_NUMBER = "its formula divides by 0 here"
 
 Row = dict[str, object]
 
@@ -84,6 +94,11 @@ def _all(site: SiteGeometry) -> Iterator[_Named]:
         if found is not None:
             yield from _frequencies(subject, found)
     yield from _spiral(site)
+    if site.grid is not None:
+        shares = {"row": site.grid.row, "column": site.grid.column, "interaction": site.grid.interaction}
+        for name, each in (shares | {"separable": site.grid.separable}).items():
+            yield "pos", f"grid_{name}_share", each, "patches in random order"
+    yield from _handlings(site)
     held = site.concentration
     yield "pos", "largest share of one position", held.position_share, _EVEN
     yield "pos", "largest share of one coordinate", held.coordinate_share, _EVEN
@@ -134,7 +149,8 @@ def _numbers(ranks: Ranks) -> Iterator[tuple[str, Measured]]:
         "explained_ratio_of_squares": ranks.explained_squares,
     }
     for name, value in plain.items():
-        yield name, Measured(value, undefined=(ranks.undefined or "not given") if math.isnan(value) else "")
+        why = ranks.undefined or (ranks.screenot.undefined if name.startswith("explained") else _LEFT_BY_NOISE)
+        yield name, Measured(value, undefined=why if math.isnan(value) else "")
     for name, cut in (
         ("screenot_rank", ranks.screenot),
         ("gavish_donoho_rank", ranks.gavish_donoho),
@@ -158,6 +174,36 @@ def _frequencies(subject: str, found: Frequencies) -> Iterator[_Named]:
     yield subject, "mean_frequency", found.centroid, _ORDERS
 
 
+def _handlings(site: SiteGeometry) -> Iterator[_Named]:
+    """Headline numbers under each handling of massive activations, beside those of the same windows as they are."""
+    if not site.handled:
+        return
+    before = dict(_headlines(site.handled["none"]))
+    for handling, parts in site.handled.items():
+        if handling != "none":
+            for (subject, stat), after in _headlines(parts):
+                measured = replace(after, control=before[subject, stat].value)
+                yield subject, f"{stat}, {handling}", measured, "the same windows as they are"
+
+
+def _headlines(parts: Parts) -> Iterator[tuple[tuple[str, str], Measured]]:
+    """Shares of position and of context, and whether one direction or one position makes the former."""
+    here = centred(parts.pos)
+    squares, lengths = torch.linalg.svdvals(here).square(), here.square().sum(1)
+    there = bool(squares.sum() > 0)
+    why = "" if there else "all positions have the same mean"
+    agreed = parts.agreed
+    yield ("pos", "share"), Measured(parts.share["pos"])
+    yield (
+        ("pos", "share that two halves of the documents agree on"),
+        Measured(agreed, undefined="a half of the documents is empty" if math.isnan(agreed) else ""),
+    )
+    yield ("pos", "stable_rank"), Measured(stable_rank(squares) if there else math.nan, undefined=why)
+    top = float(lengths.max() / lengths.sum()) if there else math.nan
+    yield ("pos", "largest share of one position"), Measured(top, undefined=why)
+    yield ("ctx", "share"), Measured(parts.share["ctx"])
+
+
 def _spiral(site: SiteGeometry) -> Iterator[_Named]:
     found = site.spiral
     curve = {
@@ -167,11 +213,15 @@ def _spiral(site: SiteGeometry) -> Iterator[_Named]:
         "arc_chord": found.arc_chord,
     }
     for name, each in curve.items():
-        yield "pos", f"spiral_{name}", each, _ENDS_KEPT
+        yield "pos", f"spiral_{name}", _of_curve(name, each), _ENDS_KEPT
     for name, value in found.noise.items():
-        yield "pos noise", f"spiral_{name}", Measured(value), None
+        yield "pos noise", f"spiral_{name}", _of_curve(name, Measured(value)), None
     for axis, value in enumerate(found.agreement, start=1):
         yield "pos", f"spiral_axis_{axis}_agreement_of_halves", Measured(value, control=0.0), "noise alone"
+
+
+def _of_curve(name: str, found: Measured) -> Measured:
+    return found if found.undefined or math.isfinite(found.value) else undefined(_DEGENERATE[name])
 
 
 def _context(site: SiteGeometry) -> Iterator[_Named]:
@@ -196,8 +246,8 @@ def _context(site: SiteGeometry) -> Iterator[_Named]:
         yield "ctx", "clusters", Measured(count, undefined=site.clusters.stability.undefined), None
         yield "ctx", "cluster_stability", site.clusters.stability, _CLOUDS
         yield "ctx", "cluster_silhouette", site.clusters.held_out, _CLOUDS
-    if site.map is not None:
-        yield "ctx", "map_trustworthiness", site.map.trustworthiness, "a random arrangement"
+    trusted = site.map.trustworthiness if site.map is not None else undefined("two windows have no arrangement")
+    yield "ctx", "map_trustworthiness", trusted, "a random arrangement"
 
 
 def _incoherence(site: SiteGeometry) -> Iterator[_Named]:
@@ -209,7 +259,8 @@ def _incoherence(site: SiteGeometry) -> Iterator[_Named]:
     yield "pos and ctx", "leak", found.leak, _ROTATED
     why = found.coherence.undefined
     yield "pos and ctx", "kernel_form_error", Measured(found.bound.form_error, undefined=why), None
-    yield "pos and ctx", "kernel_exact_norm", Measured(found.bound.exact_norm, undefined=why), None
+    meet = "leading directions of position and of context meet" if math.isinf(found.bound.exact_norm) else ""
+    yield "pos and ctx", "kernel_exact_norm", Measured(found.bound.exact_norm, undefined=why or meet), None
 
 
 def _states(site: SiteGeometry) -> Iterator[_Named]:
@@ -221,60 +272,51 @@ def _states(site: SiteGeometry) -> Iterator[_Named]:
         yield "states", f"mean_cosine, {name}", each, _UNRELATED
     ratio = site.massive.ratio
     yield "states", "massive_coordinates", Measured(float(len(site.massive.coordinates))), None
-    yield "states", "largest_over_median", Measured(float(ratio.max()) if len(ratio) else math.nan), None
+    largest = float(ratio.max())
+    halved = "" if math.isfinite(largest) else "the median magnitude of a coordinate is 0"
+    yield "states", "largest_over_median", Measured(largest, undefined=halved), None
     yield "states", "sink_positions", Measured(float(len(site.sinks))), None
 
 
-def q_values(p: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg over one family of p-values; NaN stays NaN and does not count."""
-    known = [index for index, value in enumerate(p) if not math.isnan(value)]
-    corrected = [math.nan] * len(p)
-    if known:
-        found = benjamini_hochberg(torch.tensor([p[index] for index in known], dtype=torch.float64)).tolist()
-        for index, value in zip(known, found, strict=True):
-            corrected[index] = value
-    return corrected
+def q_values(tests: Sequence[tuple[Hashable, float]]) -> list[float]:
+    """Benjamini-Hochberg of tests (family, p), inside each family; a NaN was not tested: it stays NaN and does not count."""
+    families: dict[Hashable, list[int]] = {}
+    for place, (family, _) in enumerate(tests):
+        families.setdefault(family, []).append(place)
+    p = torch.tensor([p for _, p in tests], dtype=torch.float64)
+    q = torch.full_like(p, math.nan)
+    for places in families.values():
+        q[places] = benjamini_hochberg(p[places])
+    return q.tolist()
 
 
 def stat_table(stats: Sequence[Stat], run: str) -> pa.Table:
     """Rows of `geometry_stats`; q is corrected over the sites of one subject and statistic."""
-    families: dict[tuple[str, str], list[int]] = {}
-    for index, each in enumerate(stats):
-        families.setdefault((each.subject, each.stat), []).append(index)
-    q = [math.nan] * len(stats)
-    for members in families.values():
-        for index, value in zip(members, q_values([stats[member].found.p for member in members]), strict=True):
-            q[index] = value
+    q = q_values([((each.subject, each.stat), each.found.p) for each in stats])
     return table("geometry_stats", (_row(each, value, run) for each, value in zip(stats, q, strict=True)))
 
 
 def _row(each: Stat, q: float, run: str) -> Row:
-    found = each.found
-    return {
-        "run": run,
-        "site": str(each.site),
-        "layer": each.site.layer,
-        "subject": each.subject,
-        "stat": each.stat,
-        "value": known(found.value),
-        "control": known(found.control),
-        "control_kind": each.kind if not math.isnan(found.control) else None,
-        "control_lo": known(found.control_lo),
-        "control_hi": known(found.control_hi),
-        "lo": known(found.lo),
-        "hi": known(found.hi),
-        "q": known(q),
-        "undefined": found.undefined or None,
-    }
+    return {**_at(each.site, run), "subject": each.subject, "stat": each.stat, **numbers(each.found, each.kind, q)}
+
+
+def numbers(found: Measured, kind: str | None, q: float) -> Row:
+    """The columns of a number and of all that stands beside it; where it means nothing, the reason and no number at all."""
+    columns = ("control", "control_lo", "control_hi", "lo", "hi")
+    if why := found.undefined or ("" if math.isfinite(found.value) else _NO_NUMBER):
+        return {**dict.fromkeys(("value", *columns, "control_kind", "q")), "undefined": why}
+    beside: Row = {name: known(getattr(found, name)) for name in columns}
+    compared = kind if beside["control"] is not None else None
+    return {"value": found.value, **beside, "control_kind": compared, "q": known(q), "undefined": None}
 
 
 def known(value: float) -> float | None:
     """A number of a table, empty where there is none."""
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def table(name: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:
-    """Rows in the schema of a table."""
+    """Rows in the schema of a table, which takes the columns that it has."""
     return pa.Table.from_pylist([dict(row) for row in rows], TABLES[name].schema)
 
 
@@ -283,10 +325,7 @@ def position_rows(site: SiteGeometry, run: str) -> Iterator[Row]:
     parts, coordinates = site.parts, site.spiral.coordinates
     for place, count in enumerate(parts.counts):
         axes = [float(value) for value in coordinates[place]] + [None] * 3
-        yield {
-            "run": run,
-            "site": str(site.site),
-            "layer": site.site.layer,
+        yield _at(site.site, run) | {
             "position": place,
             "windows": count,
             "norm": float(parts.pos[place].norm()),
@@ -309,7 +348,7 @@ def spectrum_rows(site: SiteGeometry, run: str) -> Iterator[Row]:
     spectra["states"] = site.spectrum.sqrt()
     for subject, values in spectra.items():
         for rank, value in enumerate(values.tolist()):
-            yield _at(site, run) | {"subject": subject, "rank": rank, "value": value}
+            yield _at(site.site, run) | {"subject": subject, "rank": rank, "value": value}
 
 
 def frequency_rows(site: SiteGeometry, run: str) -> Iterator[Row]:
@@ -318,10 +357,12 @@ def frequency_rows(site: SiteGeometry, run: str) -> Iterator[Row]:
     blocks = {"pos": found.naive.block, "cosines of pos": found.cosine_block}
     if found.corrected is not None:
         blocks["pos cross-validated"] = found.corrected.block
+    if site.grid is not None and not site.grid.row.undefined:
+        blocks["pos on the grid"] = site.grid.block
     for subject, block in blocks.items():
         for row, line in enumerate(block.tolist()):
             for column, value in enumerate(line):
-                yield _at(site, run) | {"subject": subject, "row": row, "column": column, "value": value}
+                yield _at(site.site, run) | {"subject": subject, "row": row, "column": column, "value": value}
 
 
 def window_rows(site: SiteGeometry, run: str, labels: Sequence[str]) -> Iterator[Row]:
@@ -329,11 +370,11 @@ def window_rows(site: SiteGeometry, run: str, labels: Sequence[str]) -> Iterator
     windows = site.windows
     for row, window in enumerate(windows.window.tolist()):
         label = int(windows.label[row])
-        yield _at(site, run) | {
+        yield _at(site.site, run) | {
             "window": window,
             "document": int(windows.document[row]),
             "label": labels[label] if label >= 0 else None,
-            "cluster": int(site.clusters.assignment[row]) if site.clusters is not None else None,
+            "cluster": int(site.clusters.assignment[row]) if site.clusters is not None and site.clusters.count else None,
             "norm": float(site.contexts.ctx[row].norm()),
             "x": float(site.map.points[row, 0]) if site.map is not None else None,
             "y": float(site.map.points[row, 1]) if site.map is not None else None,
@@ -343,8 +384,8 @@ def window_rows(site: SiteGeometry, run: str, labels: Sequence[str]) -> Iterator
 def cosine_rows(site: SiteGeometry, run: str) -> Iterator[Row]:
     """Rows of `geometry_cosines`: the joint cosines of positions and windows."""
     for row, ((subject, index), line) in enumerate(zip(site.joint_rows, site.joint.tolist(), strict=True)):
-        yield _at(site, run) | {"row": row, "subject": subject, "index": index, "cosines": line}
+        yield _at(site.site, run) | {"row": row, "subject": subject, "index": index, "cosines": line}
 
 
-def _at(site: SiteGeometry, run: str) -> Row:
-    return {"run": run, "site": str(site.site), "layer": site.site.layer}
+def _at(site: Site, run: str) -> Row:
+    return {"run": run, "site": str(site), "layer": site.layer}

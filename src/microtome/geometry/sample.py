@@ -16,6 +16,7 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Role, Site, State
 from microtome.geometry.decomposition import Parts
+from microtome.geometry.measured import cleared
 from microtome.numerics import hash_parts
 
 __all__ = ["Contexts", "Tokens", "WindowSample", "Windows"]
@@ -43,12 +44,14 @@ class Windows:
     state: Float[Tensor, "window pick d_model"]
 
     def split(self, parts: Parts) -> "Contexts":
-        """ctx_c = m_c - mu - mean of pos over the window, and resid = h - mu - pos_t - ctx_c, in float64."""
+        """ctx_c = m_c - mu - mean of pos over the window, and resid = h - mu - pos_t - ctx_c, in float64; 0 where that is rounding."""
         mean_pos = parts.pos.cumsum(0)[self.length - 1] / self.length[:, None].double()
-        ctx = self.mean.double() - parts.mu - mean_pos
         row, pick = (self.place != _NONE).nonzero(as_tuple=True)
         place, state = self.place[row, pick], self.state[row, pick].double()
-        return Contexts(ctx, Tokens(row, place, state, state - parts.mu - parts.pos[place] - ctx[row]))
+        size = float(state.square().sum(1).mean().sqrt())
+        ctx = cleared(self.mean.double() - parts.mu - mean_pos, size)
+        resid = cleared(state - parts.mu - parts.pos[place] - ctx[row], size)
+        return Contexts(ctx, Tokens(row, place, state, resid))
 
 
 @dataclass(frozen=True, eq=False)

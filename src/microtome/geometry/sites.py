@@ -6,7 +6,7 @@ belong in `rows`, passes over the data in `lens`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,11 @@ from microtome.capture.lens import Depth
 from microtome.core import Site
 from microtome.geometry.clusters import Clusters, context_clusters
 from microtome.geometry.context import Clustering, clustering, topics
-from microtome.geometry.decomposition import Parts
+from microtome.geometry.decomposition import BLOCK, Parts
 from microtome.geometry.dimension import Dimension, dimension
-from microtome.geometry.halves import Halves, centred
+from microtome.geometry.grid import GridPosition, grid_position
+from microtome.geometry.halves import Halves, centred, indistinct
+from microtome.geometry.handling import Handling
 from microtome.geometry.incoherence import Incoherence, incoherence, joint_cosines
 from microtome.geometry.isotropy import (
     Concentration,
@@ -30,7 +32,7 @@ from microtome.geometry.isotropy import (
     mean_cosines,
     sinks,
 )
-from microtome.geometry.measured import Measured, undefined
+from microtome.geometry.measured import ROUNDING, Measured, undefined
 from microtome.geometry.probe import Probe, probe
 from microtome.geometry.projection import ContextMap, context_map
 from microtome.geometry.rank import Position, position, states_norm
@@ -71,9 +73,10 @@ class Variance:
 
 @dataclass(frozen=True, eq=False)
 class SiteGeometry:
-    """The measures of one site. None: not part of the depth, or, for `clustering`, of a corpus without labels.
+    """The measures of one site. None: not part of the depth, or, for `clustering`, of a corpus without labels, for `grid`, of text.
 
     `probes` has, by what is told from what, the accuracy of linear probes: what the decomposition leaves in the residual.
+    `handled` has the parts under each handling of massive activations, over a sample of windows; empty where there are none.
     `joint` is the matrix of cosines between evenly spaced positions and windows (`joint_rows` says which), `spectrum` the
     principal variances of hidden states, largest first, `ctx_rank` the ScreeNOT rank of context parts.
     """
@@ -85,6 +88,7 @@ class SiteGeometry:
     position: Position
     smoothness: Smoothness
     spiral: Spiral
+    grid: GridPosition | None
     concentration: Concentration
     spectrum: Float[Tensor, " d_model"]
     sampled: int
@@ -102,6 +106,7 @@ class SiteGeometry:
     map: ContextMap | None
     dimensions: Mapping[str, Dimension]
     probes: Mapping[str, Probe]
+    handled: Mapping[Handling, Parts] = field(default_factory=dict)
 
     @property
     def site(self) -> Site:
@@ -123,20 +128,24 @@ def variance_of(parts: Parts) -> Variance:
 
     Source: Song & Zhong 2023, arXiv:2310.04861, the decomposition; Anderson 2001, doi:10.1111/j.1442-9993.2001.01070.pp.x, pseudo-F.
     """
-    positions, windows = len(parts.counts), parts.windows
-    freedom = parts.tokens - windows - positions + 1
+    positions = len(parts.counts)
+    freedom = parts.tokens - parts.windows - positions + 1
     agreed = Measured(
         parts.agreed,
         *_reach(parts.agreed, parts.uncertainty.reach * parts.uncertainty.cross_validated),
         control=0.0,
         p=parts.uncertainty.p_positive(parts.agreed),
-        undefined="" if not math.isnan(parts.agreed) else "a half of the documents is empty",
+        undefined=parts.undefined or ("a half of the documents is empty" if math.isnan(parts.agreed) else ""),
     )
-    why = "there are too few documents, and no window is long enough" if math.isnan(parts.agreed_ctx) else ""
-    agreed_ctx = Measured(parts.agreed_ctx, control=0.0, undefined=why)
-    if positions < 2 or freedom < 1 or not parts.share["resid"] > 0:
-        nothing = undefined("there is one position" if positions < 2 else "nothing is left over to compare with")
-        return Variance(nothing, nothing, agreed, agreed_ctx)
+    short = f"fewer than two windows are long enough to be cut into blocks of {BLOCK} tokens"
+    agreed_ctx = Measured(
+        parts.agreed_ctx, control=0.0, undefined=parts.undefined or (short if math.isnan(parts.agreed_ctx) else "")
+    )
+    why = parts.undefined or ("there is one position" if positions < 2 else "")
+    if not why and (freedom < 1 or parts.share["resid"] <= ROUNDING):
+        why = "nothing is left over to compare with"
+    if why:
+        return Variance(undefined(why), undefined(why), agreed, agreed_ctx)
     rest = parts.share["resid"] / freedom
     omega2 = (parts.share["pos"] - (positions - 1) * rest) / (1 + rest)
     return Variance(
@@ -151,16 +160,25 @@ def _reach(value: float, reach: float) -> tuple[float, float]:
     return (math.nan, math.nan) if math.isnan(reach) else (value - reach, value + reach)
 
 
-def measure_site(parts: Parts, gram: Gram, windows: Windows, *, depth: Depth = "standard", seed: int = 0) -> SiteGeometry:
+def measure_site(
+    parts: Parts,
+    gram: Gram,
+    windows: Windows,
+    *,
+    depth: Depth = "standard",
+    grid: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> SiteGeometry:
     """Every measure of one site that the depth includes.
 
-    `gram` holds the second moments of (a sample of) its tokens, `windows` a sample of its windows.
+    `gram` holds the second moments of (a sample of) its tokens, `windows` a sample of its windows; `grid` says how many rows and
+    columns positions are laid out in, where they are patches.
     Cost at width 576, 255 positions and 256 windows: about a second for "quick", some more for the others; see `make bench`.
     """
     halves, contexts, deep = halves_of(parts), windows.split(parts), depth != "quick"
     norm = states_norm(gram.second, len(parts.pos))
     place = position(parts.pos, halves, norm=norm, draws=DRAWS if deep else 0, seed=seed)
-    spectrum = torch.linalg.eigvalsh(gram.covariance).flip(0).clamp(min=0)
+    spectrum = torch.linalg.eigvalsh(gram.covariance).flip(0).clamp(min=0) * (not parts.undefined)
     ctx_values = torch.linalg.svdvals(contexts.ctx)
     ctx_rank = screenot(ctx_values, (contexts.ctx.shape[0], contexts.ctx.shape[1]))
     joint, joint_rows = _joint(parts, contexts, windows)
@@ -175,7 +193,8 @@ def measure_site(parts: Parts, gram: Gram, windows: Windows, *, depth: Depth = "
         position=place,
         smoothness=smoothness(parts.pos, halves, draws=DRAWS, seed=seed),
         spiral=spiral(parts.pos, halves, draws=DRAWS, seed=seed),
-        concentration=_concentration(parts),
+        grid=None if grid is None else grid_position(parts.pos, halves, grid, effect=place.effect, draws=DRAWS, seed=seed),
+        concentration=_concentration(parts, place),
         spectrum=spectrum,
         sampled=gram.count,
         ctx_values=ctx_values,
@@ -187,7 +206,7 @@ def measure_site(parts: Parts, gram: Gram, windows: Windows, *, depth: Depth = "
         cosines=mean_cosines(rows.state, owner, rows.place, parts.mu, parts.pos, seed=seed),
         massive=massive_coordinates(torch.maximum(parts.lowest.abs(), parts.highest.abs()), median),
         sinks=sinks(parts.lengths),
-        clustering=clustering(found, draws=DRAWS, seed=seed) if not found.undefined else None,
+        clustering=clustering(found, draws=DRAWS, seed=seed) if bool((windows.label >= 0).any()) else None,
         clusters=_clusters(contexts, windows, seed) if deep else None,
         map=context_map(contexts.ctx, seed=seed) if len(contexts.ctx) > 2 else None,
         dimensions=_dimensions(contexts, windows, seed) if deep else {},
@@ -208,16 +227,19 @@ def _incoherence(
 
 def _dimensions_of(rows: Float[Tensor, "row d_model"], cut: Cut) -> int:
     """The rank of a cut, as far as these rows span it; 0 where there is none."""
-    return 0 if math.isnan(cut.rank) else min(int(cut.rank), int(torch.linalg.matrix_rank(rows)))
+    return 0 if math.isnan(cut.rank) else min(int(cut.rank), int(torch.linalg.matrix_rank(rows, rtol=ROUNDING)))
 
 
-def _concentration(parts: Parts) -> Concentration:
+def _concentration(parts: Parts, found: Position) -> Concentration:
+    """Where the sum of squares of position is; undefined where halves do not tell it from 0, which makes any ratio to it noise."""
     counts = torch.tensor(parts.counts)
     if parts.halves is None:
         return concentration(parts.pos, counts)
     one, other = parts.halves
     shared = min(len(one.pos), len(other.pos))
-    return concentration(one.pos[:shared], counts[:shared], other.pos[:shared])
+    held = concentration(one.pos[:shared], counts[:shared], other.pos[:shared])
+    why = indistinct(found.effect) if found.effect is not None else ""
+    return replace(held, position_share=undefined(why), coordinate_share=undefined(why)) if why else held
 
 
 def _joint(parts: Parts, contexts: Contexts, windows: Windows) -> tuple[Tensor, list[tuple[str, int]]]:
@@ -233,11 +255,12 @@ def _spaced(count: int, most: int) -> Int[Tensor, " k"]:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def _clusters(contexts: Contexts, windows: Windows, seed: int) -> Clusters | None:
-    """Clusters of context parts, where no document is in both halves."""
+def _clusters(contexts: Contexts, windows: Windows, seed: int) -> Clusters:
+    """Clusters of context parts; undefined where there are so few documents that one of them is in both halves."""
     sides = [set(windows.document[windows.half == side].tolist()) for side in (0, 1)]
     if sides[0] & sides[1]:
-        return None
+        nothing = undefined("there are too few documents for two halves")
+        return Clusters(0, torch.full((len(contexts.ctx),), -1), nothing, nothing, {}, 0)
     return context_clusters(contexts.ctx, windows.document, windows.half, draws=DRAWS, seed=seed)
 
 

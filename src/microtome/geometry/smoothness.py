@@ -145,18 +145,20 @@ def smoothness(pos: Float[Tensor, "token d_model"], halves: Halves | None, *, dr
     """
     here = centred(pos)
     tokens = len(here)
-    shuffled = orders(tokens, draws, seed)
-    naive = _frequencies(here @ here.T, shuffled, "there is one position" if tokens < 2 else "")
+    naive = _frequencies(here @ here.T, draws, seed, "there is one position" if tokens < 2 else "")
     block = transform(cosine_gram(here))[:_BLOCK, :_BLOCK]
     if halves is None:
         return Smoothness(naive, None, None, block, None, tokens, draws)
     found, alone = effect(halves, seed=seed), noise(halves)
-    corrected = _frequencies(cross_product(halves), shuffled, indistinct(found))
-    return Smoothness(naive, corrected, _frequencies(alone @ alone.T, shuffled), block, found, tokens, draws)
+    corrected = _frequencies(cross_product(halves), draws, seed, indistinct(found))
+    return Smoothness(naive, corrected, _frequencies(alone @ alone.T, draws, seed), block, found, tokens, draws)
 
 
-def _frequencies(product: Float[Tensor, "token token"], shuffled: Int[Tensor, "draw token"], why: str = "") -> Frequencies:
-    """The measures of a Gram matrix, or of the product of two halves, whose squares are taken as M_kk' M_k'k."""
+def _frequencies(product: Float[Tensor, "token token"], draws: int, seed: int, why: str = "") -> Frequencies:
+    """The measures of a Gram matrix, or of the product of two halves, whose squares are taken as M_kk' M_k'k.
+
+    Halves may have fewer positions than P: the longest windows may all be in one of them.
+    """
     tokens, gram = len(product), (product + product.T) / 2
     why = why or ("" if bool(gram.any()) else "all positions have the same mean")
     full = transform(product)
@@ -164,6 +166,7 @@ def _frequencies(product: Float[Tensor, "token token"], shuffled: Int[Tensor, "d
     if why:
         nothing = dict.fromkeys([*MODES], undefined(why))
         return Frequencies(block, nothing, nothing, math.nan, math.nan, undefined(why), undefined(why), why)
+    shuffled = orders(tokens, draws, seed)
     phi = cosines(tokens, min(max(MODES), tokens))
     low = torch.stack([phi[order].T @ (product @ phi[order]) for order in shuffled])
     squares, trace = float(_squares(product)), gram.trace()

@@ -18,6 +18,8 @@ from microtome.geometry.shuffles import orders
 __all__ = ["Spiral", "curve", "spiral"]
 
 _FEWEST = 4
+_FLAT = 1e-10
+"""A singular value below this share of the largest is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class Spiral:
     monotonicity   rank correlation of the radius in that plane with position: 1 opens, -1 closes
     arc_chord      length of the curve in all three over the distance of its ends: 1 for a straight line
     agreement      by axis: cosine between the coordinates of two halves on an axis found in one of them: 0 for noise
-    noise          the four numbers of the curve for noise alone, by name; empty without halves, or where the curve is undefined
+    noise          the four numbers of the curve for noise alone, by name; empty without halves, or where a curve is undefined
 
     The draws of the controls are random orders of the positions between the first and the last: noise that neighbouring positions share has an order of its own,
     which `noise` and `agreement` show and the controls do not. Undefined where the points are too few or lie on a line.
@@ -85,7 +87,7 @@ def spiral(pos: Float[Tensor, "token d_model"], halves: Halves | None = None, *,
         why = f"a curve needs at least {_FEWEST} positions, here are {len(here)}"
     elif not float(values[0]) > 0:
         why = "all positions have the same mean"
-    elif axes.shape[1] < 2 or float(values[1]) <= 1e-10 * float(values[0]):
+    elif axes.shape[1] < 2:
         why = "position vectors lie on a line"
     if why:
         nothing = undefined(why)
@@ -100,7 +102,7 @@ def spiral(pos: Float[Tensor, "token d_model"], halves: Halves | None = None, *,
         against(found["monotonicity"], null["monotonicity"], "both"),
         against(found["arc_chord"], null["arc_chord"], "less"),
         same,
-        _numbers(_coordinates(noise(halves))) if halves else {},
+        _of_noise(halves) if halves else {},
         "",
     )
 
@@ -115,14 +117,17 @@ def _numbers(points: Float[Tensor, "token axis"]) -> dict[str, float]:
     return {name: float(value) for name, value in curve(points[None]).items()}
 
 
-def _coordinates(pos: Float[Tensor, "token d_model"]) -> Float[Tensor, "token axis"]:
-    return pos @ _axes(pos)[0]
+def _of_noise(halves: Halves) -> dict[str, float]:
+    """The numbers of the curve that noise makes; none where it has no plane."""
+    alone = noise(halves)
+    points = alone @ _axes(alone)[0]
+    return _numbers(points) if points.shape[1] > 1 else {}
 
 
 def _axes(pos: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "d_model axis"], Float[Tensor, " k"]]:
-    """The top three right singular vectors with their signs fixed, and all singular values."""
+    """The top three right singular vectors with their signs fixed, without those of rounding, and all singular values."""
     _, values, right = torch.linalg.svd(pos, full_matrices=False)
-    axes = right[:3].T
+    axes = right[:3][values[:3] > _FLAT * values[0]].T
     largest = axes.abs().argmax(0)
     return axes * axes.gather(0, largest[None]).sign(), values
 
@@ -130,9 +135,10 @@ def _axes(pos: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "d_model a
 def _agreement(halves: Halves, count: int) -> tuple[float, ...]:
     """By axis: cosine of the two halves' coordinates on an axis found in one of them, averaged over which one it is."""
     pair = (centred(halves.first), centred(halves.second))
+    both = [_axes(half)[0] for half in pair]
+    count = min(count, *(axes.shape[1] for axes in both))
     found = []
-    for one, other in (pair, pair[::-1]):
-        axes = _axes(one)[0][:, :count]
+    for one, other, axes in ((*pair, both[0][:, :count]), (*pair[::-1], both[1][:, :count])):
         found.append(torch.nn.functional.cosine_similarity(one @ axes, other @ axes, dim=0))
     return tuple(((found[0] + found[1]) / 2).tolist())
 

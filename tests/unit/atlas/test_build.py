@@ -1,18 +1,23 @@
 """Whole builds on toy models: contents, resuming to the same bytes, and refusals that leave nothing behind."""
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from microtome.atlas import Atlas, Settings, build
 from microtome.capture import Silent
 from microtome.core import Refusal
-from microtome.model import Model
+from microtome.corpus import Document
+from microtome.model import Model, wrap
 from microtome.store import digest, locked
 from tests import toys
+from tests.contract.tiny_inputs import word_tokenizer
+from tests.unit.model.tiny import TINY, built
 
 _SETTINGS = Settings(window=24)
 _TEXTS = toys.toy_texts(documents=40, words=300)
@@ -175,6 +180,10 @@ def test_without_text_only_the_weights_are_read(tmp_path: Path) -> None:
 def test_a_depth_that_is_not_computed_is_refused() -> None:
     with pytest.raises(Refusal, match="depth full: this version has no random-weight twin; use --depth standard"):
         Settings(depth="full")
+    untyped = Settings()
+    object.__setattr__(untyped, "depth", "deep")  # as a caller without a type checker may say; the tests have one
+    with pytest.raises(Refusal, match="depth deep: there is none of that name; use quick or standard"):
+        untyped.__post_init__()
     with pytest.raises(Refusal, match="lens geometries: there is none of that name; name geometry, neurons, vocabulary"):
         Settings(lenses=("geometries",))
 
@@ -223,3 +232,110 @@ def test_an_unfinished_run_is_continued_by_its_own_command_only(tmp_path: Path, 
     with pytest.raises(Refusal, match="unfinished: geometry at depth quick was begun, and geometry at depth quick, neurons"):
         build(model, text, output=tmp_path / "atlas", settings=Settings(window=24))
     assert build(model, text, output=tmp_path / "atlas", settings=settings).manifest.runs["main"].status == "complete"
+
+
+_DEEP = Settings(window=20, depth="standard", lenses=("geometry",))
+
+
+def _worded(name: str, module: torch.nn.Module | None = None) -> Model:
+    """A tiny model of a family with a tokenizer of the words of the toy texts."""
+    template = "[CLS] $A [SEP]" if name == "bert" else "$A"
+    return wrap(module or built(name), word_tokenizer(template), name=name)
+
+
+def _sound(atlas: Atlas) -> None:
+    """No number that is none, no empty value without its reason, no kind of a control that is not there."""
+    for name in sorted(path.name for path in (atlas.path / "tables").iterdir()):
+        for row in atlas.sql(f"select * from {name}").to_pylist():
+            values = [each for value in row.values() for each in (value if isinstance(value, list) else [value])]
+            assert all(math.isfinite(value) for value in values if isinstance(value, float)), (name, row)
+            if "undefined" in row:
+                assert (row["value"] is None) == bool(row["undefined"]), (name, row)
+                assert row["value"] is not None or row["control"] is row["q"] is None, (name, row)
+                assert row["undefined"] != "its formula divides by 0 here", (name, row)
+            if name.startswith("geometry_") and "control_kind" in row:
+                control = row["control"] if "control" in row else row["energy_control"]
+                assert (control is None) == (row["control_kind"] is None), (name, row)
+    for row in atlas.sql("select sentence from findings").to_pylist():
+        assert not {"nan", "inf", "None"} & set(row["sentence"].split()), row
+
+
+@pytest.mark.parametrize("family", ["bert", "bloom", "gpt_neo"])
+def test_every_number_of_the_geometry_is_one_or_says_why_it_is_none(family: str, tmp_path: Path) -> None:
+    made = build(_worded(family), toys.toy_texts(documents=4, words=60), output=tmp_path / "atlas", settings=_DEEP)
+    _sound(made)
+    assert made.sql("select count(*) as n from geometry_attention where share is not null").to_pylist()[0]["n"] > 0
+
+
+def _zeroed() -> torch.nn.Module:
+    module = TINY["llama"]().float().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return module
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param(toys.toy_texts(documents=1, words=9), id="one window"),
+        pytest.param(toys.toy_texts(documents=2, words=60), id="documents in both halves"),
+        pytest.param([text[: 60 + 7 * row] for row, text in enumerate(toys.toy_texts(documents=12, words=40))], id="ragged"),
+        pytest.param(toys.toy_texts(documents=1, words=60) * 6, id="one text again and again"),
+    ],
+)
+def test_texts_with_little_in_them_give_numbers_or_reasons(texts: list[str], tmp_path: Path) -> None:
+    _sound(build(_worded("llama"), texts, output=tmp_path / "atlas", settings=_DEEP))
+
+
+def test_a_model_whose_states_do_not_vary_has_no_shares(tmp_path: Path) -> None:
+    made = build(_worded("llama", _zeroed()), toys.toy_texts(documents=6), output=tmp_path / "atlas", settings=_DEEP)
+    _sound(made)
+    assert made.sql("select count(*) as n from geometry_shares where share is not null").to_pylist() == [{"n": 0}]
+    assert made.sql("select count(*) as n from findings").to_pylist() == [{"n": 0}]
+    reasons = made.sql("select distinct undefined from geometry_stats where stat = 'omega2'").to_pylist()
+    assert reasons == [{"undefined": "hidden states do not vary"}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["plants"] * 5 + ["winds"], "1 of 2 labels has two members or more, and comparing takes two"),
+        (list("abcdef"), "0 of 6 labels has two members or more, and comparing takes two"),
+    ],
+)
+def test_labels_that_cannot_be_compared_say_so(labels: list[str], reason: str, tmp_path: Path) -> None:
+    texts = toys.toy_texts(documents=6, words=12)
+    documents = [Document(str(row), text, label) for row, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    settings = Settings(window=20, lenses=("geometry",))
+    made = build(_worded("gpt2"), documents, output=tmp_path / "atlas", settings=settings)
+    _sound(made)
+    found = made.sql("select distinct value, undefined from geometry_stats where stat = 'k_means_adjusted_rand'").to_pylist()
+    assert found == [{"value": None, "undefined": reason}]
+
+
+def test_infinite_states_and_windows_without_context_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    module = built("llama")
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+    with pytest.raises(Refusal, match="hidden states contain NaN or infinite numbers; check the checkpoint"):
+        build(_worded("llama", module), toys.toy_texts(documents=6), output=tmp_path / "atlas", settings=_DEEP)
+    settings = Settings(window=2, depth="standard", lenses=("geometry",))
+    with pytest.raises(Refusal, match="windows of 2 tokens: there is no context in them; use 4 or more"):
+        build(_worded("gpt2"), toys.toy_texts(documents=6), output=tmp_path / "none", settings=settings)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("settings", [_SETTINGS, Settings(window=24, depth="standard", lenses=("geometry",))])
+def test_a_repair_that_was_interrupted_goes_on(atlas: Atlas, decoder: Model, tmp_path: Path, settings: Settings) -> None:
+    """What was to be made anew is still to be made, although its lens stands as deep already."""
+    copy = tmp_path / "atlas"
+    shutil.copytree(atlas.path, copy)
+    victim = next((copy / "tables" / "contexts").glob("*.parquet"))
+    victim.unlink()
+    with pytest.raises(_Killed):
+        build(decoder, _TEXTS, output=copy, settings=settings, progress=_KillAfter(1))
+    assert Atlas(copy).manifest.runs["main"].status == "building"
+    card = build(decoder, _TEXTS, output=copy, settings=settings).manifest.runs["main"]
+    assert (card.status, card.pending, Atlas(copy).damaged()) == ("complete", {}, [])
+    assert digest(victim) == digest(atlas.path / victim.relative_to(copy))

@@ -184,8 +184,8 @@ def test_controls_are_of_heads_that_match_nothing() -> None:
     split, _ = planted()
     pos, resid = PIECES.index("pos"), PIECES.index("resid")
     assert float(split.kl[0, pos]) > float(split.kl_control[0, pos])
-    assert 0 < float(split.kl_error[1, resid]) < float(split.kl_control[1, resid])
-    assert bool(split.kl_control[:, -1].isnan().all() and split.kl_error[:, -1].isnan().all())
+    assert 0 < float(split.gap_error[1, resid]) < float(split.kl_control[1, resid])
+    assert bool(split.kl_control[:, -1].isnan().all() and split.gap_error[:, -1].isnan().all())
     assert float(split.energy_control[2].sum()) == pytest.approx(1)
     assert float(split.energy_control[0, TERMS.index(("pos", "pos"))]) == pytest.approx(1, abs=1e-4)
 

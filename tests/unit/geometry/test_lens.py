@@ -1,6 +1,8 @@
 """What the geometry lens asks of a run, and what it writes."""
 
 import functools
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from microtome.geometry.lens import shares_table, stream
 from microtome.geometry.sample import WindowSample
 from microtome.store.schemas import TABLES
 from tests.toys import toy_decoder
+from tests.unit.model.tiny import opened
 
 
 def run_of(*, text: bool) -> Run:
@@ -55,6 +58,28 @@ def test_table_has_a_row_per_site_and_part() -> None:
     assert (rows[0]["share"], rows[0]["control"], rows[0]["control_kind"], rows[0]["norm"]) == (None, None, None, 1.0)
     assert (rows[1]["share"], rows[1]["control"], rows[1]["control_kind"]) == (0.125, 0.01, "tokens reordered inside windows")
     assert (rows[1]["lo"], rows[1]["windows"], rows[1]["tokens"]) == (None, 2, 6)
+
+
+def test_where_states_do_not_vary_there_is_nothing_to_share_nor_to_compare_with() -> None:
+    still = replace(
+        parts(LAYERS[1], 0.0, 0.01),
+        share=dict.fromkeys(("pos", "ctx", "resid"), math.nan),
+        lengths=torch.ones(3, dtype=torch.float64),
+        lowest=torch.zeros(4),
+        highest=torch.zeros(4),
+        undefined="hidden states do not vary",
+    )
+    rows = shares_table([parts(LAYERS[0], 0.125, 0.01), still], "text").to_pylist()
+    assert [row["share"] for row in rows[:4]] == [None, 0.125, 0.25, 0.625]
+    for row in rows[4:]:
+        assert [row[name] for name in ("share", "control", "control_kind", "lo", "hi")] == [None] * 5
+        assert row["norm"] is not None
+
+
+def test_what_reads_images_has_no_behaviours_of_heads_and_says_why() -> None:
+    deep = replace(run_of(text=True), model=opened("vit"), depth="standard")
+    assert GeometryLens().absent(deep)["behaviours of heads"].endswith("take a model that reads text")
+    assert "behaviours of heads" not in GeometryLens().absent(replace(deep, model=toy_decoder()))
 
 
 def test_findings_name_the_peak_and_its_chance() -> None:

@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
 from microtome.core import Refusal
-from microtome.report import draw_losses, draw_shares, save
+from microtome.report import draw_losses, draw_shares, draw_stat, save
 from microtome.store import TABLES
+from tests.unit.report import planted
 
 
 def _shares(run: str = "main") -> pa.Table:
@@ -74,6 +76,35 @@ def test_losses_have_their_control_and_the_level_of_token_frequencies() -> None:
     assert named["control: another token's target"] == [11.0] * 3
     assert named["token frequencies alone"] == [6.3, 6.3]
     assert axes.get_title() == "Loss by layer, next token"
+
+
+def test_a_measure_has_its_control_their_band_and_its_interval() -> None:
+    (axes,) = draw_stat(planted.stats(), "pos", "stable_rank").axes
+    named = {line.get_label(): line for line in axes.get_lines()}
+    assert list(named) == ["control: noise", "stable rank"]
+    values = np.asarray(named["stable rank"].get_ydata())
+    assert values.tolist() == pytest.approx([5.0, 6.0, float("nan"), 8.0, 9.0], nan_ok=True)
+    assert np.asarray(named["control: noise"].get_ydata()).tolist() == [20.0] * 5
+    assert named["control: noise"].get_linestyle() == "--"
+    band, intervals = axes.collections
+    heights = np.concatenate([path.vertices for path in band.get_paths()])[:, 1]
+    assert (heights.min(), heights.max()) == (18.0, 23.0)
+    assert isinstance(intervals, LineCollection)
+    ends = [np.asarray(segment)[:, 1].tolist() for segment in intervals.get_segments()]
+    assert ends == [[order + 4.0, order + 7.0] for order in range(5)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["in", "0", "1", "2", "10"]
+    assert (axes.get_title(), axes.get_ylabel()) == ("stable rank of position", "stable rank")
+
+
+def test_a_measure_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refusal, match="rank of pos: of pos there are stable_rank; name one that is there"):
+        draw_stat(planted.stats(), "pos", "rank")
+    with pytest.raises(Refusal, match="there is no subject nothing"):
+        draw_stat(planted.stats(), "nothing", "rank")
+    with pytest.raises(Refusal, match="clusters of ctx: too few windows; draw another measure"):
+        draw_stat(planted.stats(), "ctx", "clusters")
+    with pytest.raises(Refusal, match="it holds the runs main, twin"):
+        draw_stat(pa.concat_tables([planted.stats("main"), planted.stats("twin")]), "pos", "stable_rank")
 
 
 @pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])

@@ -136,11 +136,14 @@ def scaled(scale: Callable[[Facts], float], cap: Callable[[Facts], float | None]
 
 
 def local_scores(facts: Facts, query: Tensor, key: Tensor, mask: Tensor | None) -> Float[Tensor, "window head query key"]:
-    """GPT-Neo: unscaled dot products in fp32; a buffer of the module says what each layer sees, all or the last 256."""
+    """GPT-Neo: unscaled dot products in fp32; a buffer of the module says what each layer sees, all or the last 256.
+
+    What both masks hide stays at the dtype's minimum, where the sum of two would be infinite.
+    """
     products = _products(facts, query.float(), key.float())
     seen = facts.at("attn.attention").bias[..., : products.shape[-2], : products.shape[-1]]
     products = products.masked_fill(~seen.bool(), torch.finfo(products.dtype).min)
-    return products if mask is None else _masked(facts, products, mask)
+    return products if mask is None else _masked(facts, products, mask).clamp(min=torch.finfo(products.dtype).min)
 
 
 def alibi_scores(

@@ -1,0 +1,76 @@
+"""The geometry of a model over a text, in memory: what `microtome geometry` writes into an atlas, as records and tables.
+
+Call `measure`. Which passes are made is said in `lens`, what the records mean in `sites` and `attention`.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from microtome.capture import Depth, Progress, Run, Silent, material_of, run_stages, writing_to
+from microtome.core import Refusal, Site
+from microtome.corpus import Reading, Source
+from microtome.geometry.attention import HeadSplit
+from microtome.geometry.lens import GeometryLens, splits_of
+from microtome.geometry.sites import SiteGeometry
+from microtome.model import Model, load
+
+__all__ = ["Geometry", "measure"]
+
+_RUN = "main"
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What was measured: records by site, scores of attention by layer (none at depth "quick"), and the same as tables of an atlas."""
+
+    sites: Mapping[Site, SiteGeometry]
+    attention: Mapping[int, HeadSplit]
+    tables: Mapping[str, pa.Table]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The sentences, most telling first."""
+        return tuple(self.tables["findings"]["sentence"].to_pylist())
+
+
+def measure(
+    model: Model | str | Path,
+    text: Source,
+    *,
+    depth: Depth = "standard",
+    window: int = 256,
+    seed: int = 0,
+    reading: Reading | None = None,
+    progress: Progress | None = None,
+) -> Geometry:
+    """Split the hidden states of `model` over `text` into mu, pos, ctx and resid at every site of the stream, and measure each part.
+
+        found = mt.geometry.measure("HuggingFaceTB/SmolLM2-135M", "speeches/")
+        found.sites[mt.Site("resid_post", 3)].position.corrected.stable_rank
+
+    `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
+    Errors: `Refusal` where the model or the text cannot be used. Cost: two or three forward passes, and about a second a site.
+    Source: Song & Zhong 2023, arXiv:2310.04861, all sections.
+    """
+    if depth == "full":
+        raise Refusal("depth full", why="this version has no random-weight twin", instead='use depth="standard"')
+    subject = model if isinstance(model, Model) else load(model)
+    lens, reporter = GeometryLens(), progress or Silent()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        material = material_of(subject, text, reading or Reading(), window=window, seed=seed)
+        run = Run(_RUN, subject, material.prepare(writing_to(folder, _RUN), _RUN), seed, depth)
+        results = run_stages(run, (lens,), folder / "work", reporter)
+        sites, splits = lens.measured(run, results), splits_of(results)
+        pieces = {
+            name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in lens.rows(run, sites, splits).items()
+        }
+    return Geometry(
+        sites={site.site: site for site in sites},
+        attention={split.layer: split for split in splits},
+        tables={name: pa.concat_tables(tables) for name, tables in pieces.items()},
+    )

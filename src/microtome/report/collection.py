@@ -1,0 +1,79 @@
+"""Every figure of the geometry that an atlas has, by name, and all of them in a folder.
+
+An atlas is asked by its `sql` and not imported: figures know tables. Drawing belongs in the modules of the figures.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from microtome.core import Refusal
+from microtome.report.attention import draw_attention
+from microtome.report.drawing import of_run, save
+from microtome.report.figures import draw_shares, draw_stat
+from microtome.report.geometry import (
+    draw_context_map,
+    draw_frequencies,
+    draw_joint_cosines,
+    draw_position_cosines,
+    draw_spectra,
+    draw_spiral,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["figures_of", "save_all"]
+
+_LOG = logging.getLogger(__name__)
+
+_TABLES: Final = ("shares", "stats", "positions", "spectra", "frequencies", "windows", "cosines", "attention")
+
+
+def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure of the geometry of a run, each drawn as it is asked for, with a name that may be one of a file.
+
+    `sql` answers a query over the tables of an atlas: `Atlas.sql`. What the run does not have is left out.
+    Errors: `Refusal` where the run has no table of the geometry, or there are several runs and none is named.
+    """
+    tables = {name: sql(f"select * from geometry_{name}") for name in _TABLES}
+    held = pa.concat_tables([table.select(["run"]).cast(pa.schema([("run", pa.string())])) for table in tables.values()])
+    here = str(of_run(held, run, "geometry_*")["run"][0])
+    for name, draw in _drawn(tables, here):
+        try:
+            figure = draw()
+        except Refusal as nothing:
+            _LOG.info("%s is left out: %s", name, nothing)
+            continue
+        yield name, figure
+
+
+def save_all(figures: Iterable[tuple[str, "Figure"]], folder: Path, suffix: str = ".svg") -> list[Path]:
+    """Commit figures by name to a folder, which is made where it is not there.
+
+    Errors: `Refusal` for an ending other than .svg, .pdf and .png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return [save(figure, folder / f"{name}{suffix}") for name, figure in figures]
+
+
+def _drawn(tables: dict[str, pa.Table], run: str) -> Iterator[tuple[str, Callable[[], "Figure"]]]:
+    yield "shares", lambda: draw_shares(tables["shares"], run)
+    yield "spiral", lambda: draw_spiral(tables["positions"], run)
+    yield "spectra", lambda: draw_spectra(tables["spectra"], run)
+    yield "frequencies", lambda: draw_frequencies(tables["frequencies"], run)
+    yield "position_cosines", lambda: draw_position_cosines(tables["cosines"], run)
+    yield "joint_cosines", lambda: draw_joint_cosines(tables["cosines"], run)
+    yield "context_map", lambda: draw_context_map(tables["windows"], tables["stats"], run)
+    yield "attention", lambda: draw_attention(tables["attention"], run)
+    for layer in sorted(set(tables["attention"]["layer"].to_pylist())):
+        yield f"attention_layer_{layer}", lambda layer=layer: draw_attention(tables["attention"], run, layer)
+    measures = tables["stats"].select(["subject", "stat"]).cast(pa.schema([("subject", pa.string()), ("stat", pa.string())]))
+    for row in measures.group_by(["subject", "stat"], use_threads=False).aggregate([]).to_pylist():
+        subject, stat = row["subject"], row["stat"]
+        name = re.sub(r"\W+", "_", f"{subject} {stat}")
+        yield f"stat_{name}", lambda subject=subject, stat=stat: draw_stat(tables["stats"], subject, stat, run)

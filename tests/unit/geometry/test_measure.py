@@ -1,0 +1,48 @@
+"""Measuring in memory is what a build writes into an atlas."""
+
+from pathlib import Path
+
+import pytest
+
+from microtome.atlas import Settings, build
+from microtome.core import Refusal, Site
+from microtome.geometry import measure
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.save_checkpoint(tmp_path_factory.mktemp("measure") / "model")
+
+
+def test_records_and_tables_are_those_of_an_atlas(model: Path, tmp_path: Path) -> None:
+    text = toys.toy_texts(documents=24)
+    found = measure(model, text, window=24)
+    settings = Settings(window=24, depth="standard", lenses=("geometry",))
+    atlas = build(model, text, output=tmp_path / "atlas", settings=settings)
+    for name, table in found.tables.items():
+        stored = atlas.sql(f"select * from {name}")
+        assert stored.num_rows == table.num_rows, name
+    stats = {(row["site"], row["subject"], row["stat"]): row for row in found.tables["geometry_stats"].to_pylist()}
+    for row in atlas.sql("select * from geometry_stats").to_pylist():
+        assert stats[row["site"], row["subject"], row["stat"]] == row
+    assert found.findings == tuple(
+        row["sentence"] for row in atlas.sql("select sentence from findings order by rank").to_pylist()
+    )
+    first = found.sites[Site("resid_pre", 0)]
+    assert stats["resid_pre.0", "pos", "stable_rank"]["value"] == first.position.naive.stable_rank
+    assert sorted(found.attention) == list(range(len(found.sites) - 1))
+    assert all(split.error < 1e-4 for split in found.attention.values())
+
+
+def test_the_quick_depth_leaves_attention_out(model: Path) -> None:
+    found = measure(model, toys.toy_texts(documents=12), window=24, depth="quick")
+    assert not found.attention
+    assert "geometry_attention" not in found.tables
+
+
+def test_what_cannot_be_measured_is_refused(model: Path) -> None:
+    with pytest.raises(Refusal, match="depth full: this version has no random-weight twin"):
+        measure(model, ["text"], depth="full")
+    with pytest.raises(Refusal):
+        measure(model, [])
