@@ -51,7 +51,6 @@ class RunCard(_Record):
     execution: dict[str, Any]
     certificate: dict[str, Any]
     corpus: dict[str, Any] | None = None
-    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
     absent: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
