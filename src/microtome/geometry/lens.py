@@ -40,13 +40,13 @@ from microtome.model import Model, Shape, patch_grid
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.model import why_absent
 
-__all__ = ["SPLIT", "GeometryLens", "shares_table", "splits_of", "stream"]
+__all__ = ["DEEPER", "GeometryLens", "shares_table", "splits_of", "stream"]
 
-SPLIT = Stage(3, "split", sample=64)
-"""The pass that takes scores of attention apart, with the means of the main pass: a few times as dear as the others, hence a sample."""
+DEEPER = Stage(3, "deeper", sample=64)
+"""The pass that needs what the main pass found: scores of attention taken apart, and sites with massive activations decomposed under
+each handling of them. Several times as dear as the others, hence a sample."""
 
-HANDLED = Stage(4, "handled", sample=256)
-"""The pass that decomposes sites with massive activations again, under each handling of them."""
+_SPLIT = "geometry.split."
 
 _DEEPER = "it takes a pass of its own: microtome geometry MODEL TEXT -o ATLAS"
 
@@ -69,12 +69,10 @@ class GeometryLens:
         return "geometry"
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pilot for the origin, then everything; beyond the quick depth passes for attention and for handlings; none without a text."""
+        """A pilot for the origin, then everything; beyond the quick depth one more; none without a text."""
         if run.corpus is None:
             return ()
-        if run.depth == "quick":
-            return PILOT, MAIN
-        return (PILOT, MAIN, HANDLED) if _why_no_split(run) else (PILOT, MAIN, SPLIT, HANDLED)
+        return (PILOT, MAIN) if run.depth == "quick" else (PILOT, MAIN, DEEPER)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """The centre of every site in the pilot, its moments and samples in the main pass, scores and handlings after it."""
@@ -82,11 +80,9 @@ class GeometryLens:
         sites, corpus, width = stream(run.model.shape), run.corpus, run.model.shape.d_model
         if stage == PILOT:
             return {_centre(site): Centre(site, width) for site in sites}
-        if stage == SPLIT:
-            return self._splits(run, [earlier.of(MAIN, _parts(site)) for site in sites[:-1]])
         cluster = "window" if corpus.shared_halves else "document"
-        if stage == HANDLED:
-            return {
+        if stage == DEEPER:
+            handled = {
                 _handled(site, name): fold
                 for site in sites
                 for name, fold in handlings(
@@ -95,6 +91,7 @@ class GeometryLens:
                     Decomposition(site, earlier.of(PILOT, _centre(site)), corpus.window, cluster, seed=run.seed),
                 ).items()
             }
+            return handled if _why_no_split(run) else handled | self._splits(run, earlier)
         rate = min(1.0, self.rows_per_dimension * width / max(corpus.tokens, 1))
         picks = 1 if run.depth == "quick" else 4
         folds: dict[str, Fold] = {}
@@ -143,9 +140,9 @@ class GeometryLens:
             names = (_parts(site), _gram(site), _windows(site))
             parts, gram, windows = (results.of(MAIN, name) for name in names)
             measured = measure_site(parts, gram, windows, depth=run.depth, grid=grid, seed=run.seed)
-            there = set(results.names(HANDLED))
+            there = set(results.names(DEEPER))
             named = {name: _handled(site, name) for name in HANDLINGS if _handled(site, name) in there}
-            found.append(replace(measured, handled={name: results.of(HANDLED, fold) for name, fold in named.items()}))
+            found.append(replace(measured, handled={name: results.of(DEEPER, fold) for name, fold in named.items()}))
         return found
 
     def absent(self, run: Run) -> Mapping[str, str]:
@@ -165,15 +162,17 @@ class GeometryLens:
             missing["behaviours of heads"] = "they are observed on repeated words, which take a model that reads text"
         return missing
 
-    def _splits(self, run: Run, parts: Sequence[Parts]) -> dict[str, Fold]:
+    def _splits(self, run: Run, earlier: Results) -> dict[str, Fold]:
+        """The scores of every layer, by the parts of what enters it."""
         model, corpus = run.model, run.corpus
         assert isinstance(model, Model)
         assert corpus is not None
-        windows = sampled_windows(corpus, SPLIT, run.seed)
+        parts = [earlier.of(MAIN, _parts(site)) for site in stream(model.shape)[:-1]]
+        windows = sampled_windows(corpus, DEEPER, run.seed)
         batch = next(iter(corpus.batches(windows, tokens_per_batch(model), model.device)))
         read = readings(model, batch, range(model.shape.layers))
         return {
-            f"geometry.split.{layer:04}": QKSplit(layer, reading, parts[layer].mu, parts[layer].pos, seed=run.seed)
+            f"{_SPLIT}{layer:04}": QKSplit(layer, reading, parts[layer].mu, parts[layer].pos, seed=run.seed)
             for layer, reading in read.items()
         }
 
@@ -212,7 +211,7 @@ def _grid(run: Run) -> tuple[int, int] | None:
 
 def splits_of(results: Results) -> list[HeadSplit]:
     """The splits of scores, layer by layer; none where that pass was not made."""
-    return [results.of(SPLIT, name) for name in results.names(SPLIT) if name.startswith("geometry.")]
+    return [results.of(DEEPER, name) for name in results.names(DEEPER) if name.startswith(_SPLIT)]
 
 
 def _why_no_split(run: Run) -> str:
