@@ -18,10 +18,10 @@ from microtome.atlas.read import Atlas, damaged
 from microtome.atlas.texts import adopt, corpus_card, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, material_of, run_stages
-from microtome.core import Refusal
+from microtome.core import Refusal, Site
 from microtome.corpus import Reading, Source
 from microtome.geometry import GeometryLens
-from microtome.model import Checkpoint, Model, load, open_checkpoint
+from microtome.model import Checkpoint, Model, load, open_checkpoint, sites_named
 from microtome.model.allocator import give_back_freed_memory
 from microtome.neurons import NeuronsLens
 from microtome.store import (
@@ -38,7 +38,7 @@ from microtome.store import (
 )
 from microtome.vocabulary import VocabularyLens
 
-__all__ = ["LENSES", "Settings", "build", "card_for", "manifest_for"]
+__all__ = ["LENSES", "Settings", "build", "card_for", "manifest_for", "sites_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +53,18 @@ _NOT_YET: Final = {"factors": "sparse dictionaries of hidden states are not part
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is, besides its model and its text. `lenses` are those to run, by name: none named is all."""
+    """What a run is, besides its model and its text.
+
+    `lenses` are those to run, by name: none named is all. `sites` are the hidden states that lenses of hidden states look at, as
+    `model.sites_named` reads them: none named is the residual stream.
+    """
 
     run: str = "main"
     depth: Depth = "quick"
     seed: int = 0
     window: int = 256
     lenses: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
@@ -124,12 +129,13 @@ def _build(
 ) -> Atlas:
     manifest = manifest_for(subject, output)
     material = corpus = None
+    sites = sites_of(subject, settings)
     if text is not None:
         assert isinstance(subject, Model), "text is folded over a model that was built"
         material = material_of(subject, text, reading, window=settings.window, seed=settings.seed)
         watch.step(f"cutting the {subject.family.inputs} into windows")
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
-    run = Run(settings.run, subject, corpus, settings.seed, settings.depth)
+    run = Run(settings.run, subject, corpus, settings.seed, settings.depth, sites)
     card = card_for(run, settings, manifest)
     spoilt = [file for file in damaged(output) if file in card.files] if card.status == "complete" else []
     plan = _plan(card, settings, anew=bool(spoilt))
@@ -219,6 +225,18 @@ def _absent(run: Run, depths: Mapping[str, Depth]) -> dict[str, str]:
     return missing | _NOT_YET
 
 
+def sites_of(subject: Model | Checkpoint, settings: Settings) -> tuple[Site, ...]:
+    """The sites that settings name, in this model.
+
+    Errors: `Refusal` where the model lacks one, or where there is no text whose hidden states could be looked at.
+    """
+    if not settings.sites:
+        return ()
+    if not isinstance(subject, Model):
+        raise Refusal(f"sites {', '.join(settings.sites)}", why="hidden states are of a text", instead="name a text as well")
+    return sites_named(subject, settings.sites)
+
+
 def manifest_for(subject: Model | Checkpoint, output: Path) -> Manifest:
     """The manifest in folder `output`, which must be of this model, or a new one.
 
@@ -256,12 +274,16 @@ def card_for(run: Run, settings: Settings, manifest: Manifest) -> RunCard:
         "window": str(settings.window),
         **execution,
     }
+    sites = tuple(str(site) for site in run.sites)
+    if sites:
+        parts["sites"] = " ".join(sites)
     identity = fingerprint((run.model.fingerprint, parts))
     card = RunCard(
         status="building",
         identity=identity,
         seed=settings.seed,
         window=settings.window,
+        sites=sites,
         execution=execution,
         certificate=run.model.certificate.to_json() if isinstance(run.model, Model) else {},
         corpus=corpus_card(run.corpus) if run.corpus else None,
@@ -285,10 +307,15 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     pairs: dict[str, tuple[Any, Any]] = {
         "seed": (existing.seed, card.seed),
         "window": (existing.window, card.window),
+        "what is looked at": (_listed(existing.sites), _listed(card.sites)),
         **{key: (existing.execution.get(key), card.execution.get(key)) for key in {*existing.execution, *card.execution}},
     }
     changed = [f"{key} was {old} and is now {new}" for key, (old, new) in sorted(pairs.items()) if old != new]
     return "; ".join(changed) or ("its images were others" if inputs == "image" else "its text was another one")
+
+
+def _listed(sites: Sequence[str]) -> str:
+    return ", ".join(sites) or "the residual stream"
 
 
 def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results) -> list[Path]:

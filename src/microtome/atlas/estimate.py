@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from microtome.atlas.build import LENSES, Settings, card_for, manifest_for
+from microtome.atlas.build import LENSES, Settings, card_for, manifest_for, sites_of
 from microtome.atlas.folder import require_usable
 from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
 from microtome.capture.execution import flops_per_token
@@ -85,7 +85,7 @@ def estimate(
         folder = Path(temporary)
         material = material_of(model, text, reading, window=settings.window, seed=settings.seed)
         corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
-        run = Run(settings.run, model, corpus, settings.seed, settings.depth)
+        run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites_of(model, settings))
         if output is not None:
             card_for(run, settings, manifest_for(model, Path(output)))
         lenses = [lens for lens in LENSES if lens.name in settings.asked]

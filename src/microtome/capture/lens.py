@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from microtome.core import Fold
+from microtome.core import Fold, Site
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
 from microtome.store import Depth
@@ -48,13 +48,17 @@ def sampled_windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class Run:
-    """What is being measured: a model on a corpus, or the weights of a checkpoint alone (`corpus` None)."""
+    """What is being measured: a model on a corpus, or the weights of a checkpoint alone (`corpus` None).
+
+    `sites` are the hidden states that lenses of hidden states look at; none named is the residual stream.
+    """
 
     name: str
     model: Model | Checkpoint
     corpus: Corpus | None
     seed: int
     depth: Depth
+    sites: tuple[Site, ...] = ()
 
 
 class Results:

@@ -55,6 +55,12 @@ Window = Annotated[int, typer.Option(help="Tokens in a window.")]
 Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column or field that holds a label.")]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites", help="Hidden states to look at, may be repeated: resid_mid, attn_out.3, mlp_out.0:6. Usually the stream."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")]
 
 
@@ -90,6 +96,7 @@ def geometry(
     output: Output = Path("atlas"),
     run: RunName = "main",
     depth: Depth = "standard",
+    sites: Sites = None,
     seed: Seed = 0,
     window: Window = 256,
     encoding: Encoding = "utf-8",
@@ -103,7 +110,7 @@ def geometry(
     """Split hidden states into mean, position, context and residual, and measure each: into a new atlas, or into one of the same text."""
     from microtome.atlas import Settings
 
-    settings = Settings(run=run, depth=depth, seed=seed, window=window, lenses=("geometry",))
+    settings = Settings(run=run, depth=depth, seed=seed, window=window, lenses=("geometry",), sites=tuple(sites or ()))
     reading = _reading(encoding, text_column, label_column)
     _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
@@ -180,6 +187,23 @@ def export(
 
     pages, folder = export_pages(atlas, output), shlex.quote(str(output))
     typer.echo(f"{pages} can be served by any web server, for example: python3 -m http.server -d {folder}")
+
+
+@app.command()
+def figures(
+    atlas: AtlasPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to save the figures in.")] = Path("figures"),
+    run: Annotated[
+        str | None, typer.Option("--run", help="Which run; needed where the atlas has several with figures.")
+    ] = None,
+    form: Annotated[Literal["svg", "pdf", "png"], typer.Option("--format", help="Format of the files.")] = "svg",
+) -> None:
+    """Save every figure of an atlas: shares, spirals, spectra, frequencies, cosines, maps, attention, and each measure by layer."""
+    from microtome.atlas import Atlas
+    from microtome.report import figures_of, save_all
+
+    saved = save_all(figures_of(Atlas(atlas).sql, run), output, f".{form}")
+    typer.echo(f"{len(saved)} figures in {shlex.quote(str(output))}")
 
 
 @app.command()

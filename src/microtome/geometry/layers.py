@@ -71,8 +71,8 @@ def _angles(one: SiteGeometry, other: SiteGeometry, seed: int) -> dict[str, Meas
     rows = {"pos": (one.parts.pos, other.parts.pos), "ctx": (one.contexts.ctx, other.contexts.ctx)}
     return {
         subject: overlap(*(span(each, rank) for each in rows[subject]), draws=DRAWS, seed=seed).mean_square
-        if rank
-        else undefined("a part has no leading directions")
+        if rank and one.parts.mu.shape == other.parts.mu.shape
+        else undefined("a part has no leading directions" if not rank else "the sites are not equally wide")
         for subject, rank in ranks.items()
     }
 

@@ -36,7 +36,7 @@ from microtome.geometry.rows import (
 from microtome.geometry.sample import WindowSample
 from microtome.geometry.sites import DRAWS, SiteGeometry, measure_site
 from microtome.geometry.weights import PositionalForm, positional_basis, positional_form, qk_factors
-from microtome.model import Model, Shape, patch_grid
+from microtome.model import Model, Shape, patch_grid, vector_width
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.model import why_absent
 
@@ -48,12 +48,13 @@ each handling of them. Several times as dear as the others, hence a sample."""
 
 _SPLIT = "geometry.split."
 
+_OTHERS = "the stream at resid_pre.0 and after every layer was split; others: microtome geometry MODEL TEXT -o ATLAS --run NAME --sites SITE"
 _DEEPER = "it takes a pass of its own: microtome geometry MODEL TEXT -o ATLAS"
 
 
 @dataclass(frozen=True)
 class GeometryLens:
-    """Hidden states of the whole residual stream split into mu, pos, ctx and resid, and the geometry of each part.
+    """Hidden states, of the residual stream or of the sites of a run, split into mu, pos, ctx and resid, and the geometry of each part.
 
     Shares of variance and norms are of all counted tokens; second moments of about `rows_per_dimension` tokens for each dimension of
     the stream; what needs single windows or tokens of `windows` windows.
@@ -77,14 +78,14 @@ class GeometryLens:
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """The centre of every site in the pilot, its moments and samples in the main pass, scores and handlings after it."""
         assert run.corpus is not None, "a stage has a corpus"
-        sites, corpus, width = stream(run.model.shape), run.corpus, run.model.shape.d_model
+        widths, corpus = _widths(run), run.corpus
         if stage == PILOT:
-            return {_centre(site): Centre(site, width) for site in sites}
+            return {_centre(site): Centre(site, width) for site, width in widths.items()}
         cluster = "window" if corpus.shared_halves else "document"
         if stage == DEEPER:
             handled = {
                 _handled(site, name): fold
-                for site in sites
+                for site in widths
                 for name, fold in handlings(
                     earlier.of(MAIN, _parts(site)),
                     earlier.of(MAIN, _windows(site)),
@@ -92,10 +93,10 @@ class GeometryLens:
                 ).items()
             }
             return handled if _why_no_split(run) else handled | self._splits(run, earlier)
-        rate = min(1.0, self.rows_per_dimension * width / max(corpus.tokens, 1))
         picks = 1 if run.depth == "quick" else 4
         folds: dict[str, Fold] = {}
-        for site in sites:
+        for site, width in widths.items():
+            rate = min(1.0, self.rows_per_dimension * width / max(corpus.tokens, 1))
             origin = earlier.of(PILOT, _centre(site))
             folds[_parts(site)] = Decomposition(site, origin, corpus.window, cluster, seed=run.seed)
             folds[_gram(site)] = SiteGram(site, origin, rate, run.seed)
@@ -126,7 +127,7 @@ class GeometryLens:
         if run.depth != "quick" and not _why_no_split(run):
             assert isinstance(run.model, Model), "a split needs a model that was built"
             tables["geometry_attention"] = table("geometry_attention", attention_rows(splits, name))
-            rows = [*split_rows(splits, name), *form_rows(_forms(run.model, sites, run.seed), name)]
+            rows = [*split_rows(splits, name), *form_rows(_forms(run, run.model, sites), name)]
             if block := fitting_block(run.model):
                 rows += behaviour_rows(head_behaviours(run.model, block=block, draws=DRAWS, seed=run.seed), name)
             tables["unit_stats"] = table("unit_stats", rows)
@@ -135,7 +136,7 @@ class GeometryLens:
     def measured(self, run: Run, results: Results) -> list[SiteGeometry]:
         """The measures of every site of the stream, in order."""
         found, grid = [], _grid(run)
-        for site in stream(run.model.shape):
+        for site in _widths(run):
             give_back_freed_memory()
             names = (_parts(site), _gram(site), _windows(site))
             parts, gram, windows = (results.of(MAIN, name) for name in names)
@@ -149,7 +150,7 @@ class GeometryLens:
         """What needs text, where there is none, what this depth leaves out, and which sites are left out."""
         if run.corpus is None:
             return {"geometry": "it splits hidden states, and without a text there are none; build with a text"}
-        missing = {"geometry of resid_mid and of branches": "this version splits resid_pre.0 and every resid_post"}
+        missing = {} if run.sites else {"geometry of resid_mid and of branches": _OTHERS}
         why = _why_no_split(run)
         if run.depth == "quick":
             missing["clusters, dimensions and probes of hidden states"] = (
@@ -167,10 +168,10 @@ class GeometryLens:
         model, corpus = run.model, run.corpus
         assert isinstance(model, Model)
         assert corpus is not None
-        parts = [earlier.of(MAIN, _parts(site)) for site in stream(model.shape)[:-1]]
+        parts = {layer: earlier.of(MAIN, _parts(site)) for layer, site in _entering(run, _widths(run)).items()}
         windows = sampled_windows(corpus, DEEPER, run.seed)
         batch = next(iter(corpus.batches(windows, tokens_per_batch(model), model.device)))
-        read = readings(model, batch, range(model.shape.layers))
+        read = readings(model, batch, list(parts))
         return {
             f"{_SPLIT}{layer:04}": QKSplit(layer, reading, parts[layer].mu, parts[layer].pos, seed=run.seed)
             for layer, reading in read.items()
@@ -197,6 +198,22 @@ def _handled(site: Site, handling: str) -> str:
     return f"geometry.handled.{site}.{handling}"
 
 
+def _widths(run: Run) -> dict[Site, int]:
+    """The hidden states to split, in order, and how wide they are."""
+    if not run.sites or not isinstance(run.model, Model):
+        return dict.fromkeys(stream(run.model.shape), run.model.shape.d_model)
+    return {site: vector_width(run.model, site) for site in run.sites}
+
+
+def _entering(run: Run, sites: Iterable[Site]) -> dict[int, Site]:
+    """By layer the site among these that enters it, for layers that one does."""
+    found = {}
+    for site in sites:
+        if site.layer is not None and site.name in ("resid_pre", "resid_post"):
+            found[site.layer + (site.name == "resid_post")] = site
+    return {layer: site for layer, site in found.items() if layer < run.model.shape.layers}
+
+
 def stream(shape: Shape) -> tuple[Site, ...]:
     """The residual stream from the embeddings on: resid_pre.0, then every resid_post."""
     return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(shape.layers)))
@@ -218,17 +235,20 @@ def _why_no_split(run: Run) -> str:
     """Why scores cannot be taken apart; empty where they can."""
     if not isinstance(run.model, Model):
         return "the model was not built"
+    if not _entering(run, _widths(run)):
+        return "none of the sites that were named enters a layer"
     return next((why for site in ("q_rot", "attn_scores") if (why := why_absent(run.model, site))), "")
 
 
-def _forms(model: Model, sites: Sequence[SiteGeometry], seed: int) -> dict[int, PositionalForm]:
+def _forms(run: Run, model: Model, sites: Sequence[SiteGeometry]) -> dict[int, PositionalForm]:
     """W_QK of every layer in the positional basis of what enters it, where position has leading directions there."""
-    found = {}
-    for layer, site in enumerate(sites[:-1]):
+    found, measured = {}, {each.site: each for each in sites}
+    for layer, name in _entering(run, measured).items():
+        site = measured[name]
         rank = site.incoherence.ranks[0]
         if 0 < rank < model.shape.d_model:
             factors = qk_factors(model.weights, layer, model.shape)
-            found[layer] = positional_form(factors, positional_basis(site.parts.pos), rank, draws=DRAWS, seed=seed)
+            found[layer] = positional_form(factors, positional_basis(site.parts.pos), rank, draws=DRAWS, seed=run.seed)
     return found
 
 

@@ -4,7 +4,7 @@ Call `measure`. Which passes are made is said in `lens`, what the records mean i
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from microtome.corpus import Reading, Source
 from microtome.geometry.attention import HeadSplit
 from microtome.geometry.lens import GeometryLens, splits_of
 from microtome.geometry.sites import SiteGeometry
-from microtome.model import Model, load
+from microtome.model import Model, load, sites_named
 
 __all__ = ["Geometry", "measure"]
 
@@ -42,6 +42,7 @@ def measure(
     text: Source,
     *,
     depth: Depth = "standard",
+    sites: Sequence[str] = (),
     window: int = 256,
     seed: int = 0,
     reading: Reading | None = None,
@@ -52,7 +53,8 @@ def measure(
         found = mt.geometry.measure("HuggingFaceTB/SmolLM2-135M", "speeches/")
         found.sites[mt.Site("resid_post", 3)].position.corrected.stable_rank
 
-    `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
+    `sites` are names of hidden states: `resid_mid` is every layer of it, `attn_out.3` one, `mlp_out.0:6` a range; none named is the
+    residual stream, from the embeddings on. `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
     Errors: `Refusal` where the model or the text cannot be used. Cost: two or three forward passes, and about a second a site.
     Source: Song & Zhong 2023, arXiv:2310.04861, all sections.
     """
@@ -63,14 +65,14 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         material = material_of(subject, text, reading or Reading(), window=window, seed=seed)
-        run = Run(_RUN, subject, material.prepare(writing_to(folder, _RUN), _RUN), seed, depth)
+        run = Run(_RUN, subject, material.prepare(writing_to(folder, _RUN), _RUN), seed, depth, sites_named(subject, sites))
         results = run_stages(run, (lens,), folder / "work", reporter)
-        sites, splits = lens.measured(run, results), splits_of(results)
+        measured, splits = lens.measured(run, results), splits_of(results)
         pieces = {
-            name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in lens.rows(run, sites, splits).items()
+            name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in lens.rows(run, measured, splits).items()
         }
     return Geometry(
-        sites={site.site: site for site in sites},
+        sites={site.site: site for site in measured},
         attention={split.layer: split for split in splits},
         tables={name: pa.concat_tables(tables) for name, tables in pieces.items()},
     )

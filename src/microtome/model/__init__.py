@@ -17,6 +17,8 @@ from microtome.model.opening import Checkpoint as Checkpoint
 from microtome.model.opening import load as load
 from microtome.model.opening import open_checkpoint as open_checkpoint
 from microtome.model.record import Certificate as Certificate
+from microtome.model.selection import sites_named as sites_named
+from microtome.model.selection import vector_width as vector_width
 from microtome.model.shape import Patches as Patches
 from microtome.model.shape import Shape as Shape
 from microtome.model.spellings import parse_site as parse_site

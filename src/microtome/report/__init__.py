@@ -1,10 +1,11 @@
 """Figures for papers and notes: what tables of an atlas say by layer and at single sites, drawn with matplotlib.
 
 Call `draw_shares(atlas.sql("select * from geometry_shares"))` and `save` what it gives, or
-`save_all(figures_of(atlas.sql), folder)` for all of the geometry. Figures draw records and recompute nothing; what is interactive
+`save_all(figures_of(atlas.sql), folder)` for all of them, as `microtome figures` does. Figures draw records and recompute nothing; what is interactive
 belongs in `web`.
 """
 
+from microtome.report.alignment import draw_alignment as draw_alignment
 from microtome.report.attention import draw_attention as draw_attention
 from microtome.report.collection import figures_of as figures_of
 from microtome.report.collection import save_all as save_all

@@ -1,4 +1,4 @@
-"""Every figure of the geometry that an atlas has, by name, and all of them in a folder.
+"""Every figure that an atlas has, by name, and all of them in a folder.
 
 An atlas is asked by its `sql` and not imported: figures know tables. Drawing belongs in the modules of the figures.
 """
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from microtome.core import Refusal
+from microtome.report.alignment import draw_alignment
 from microtome.report.attention import draw_attention
 from microtome.report.drawing import of_run, save
-from microtome.report.figures import draw_shares, draw_stat
+from microtome.report.figures import draw_losses, draw_shares, draw_stat
 from microtome.report.geometry import (
     draw_context_map,
     draw_frequencies,
@@ -31,11 +32,11 @@ __all__ = ["figures_of", "save_all"]
 
 _LOG = logging.getLogger(__name__)
 
-_TABLES: Final = ("shares", "stats", "positions", "spectra", "frequencies", "windows", "cosines", "attention")
+_TABLES: Final = ("shares", "stats", "positions", "spectra", "frequencies", "windows", "cosines", "alignment", "attention")
 
 
 def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterator[tuple[str, "Figure"]]:
-    """Every figure of the geometry of a run, each drawn as it is asked for, with a name that may be one of a file.
+    """Every figure of a run: its geometry and its loss by layer, each drawn as it is asked for, with a name that may be one of a file.
 
     `sql` answers a query over the tables of an atlas: `Atlas.sql`. What the run does not have is left out.
     Errors: `Refusal` where the run has no table of the geometry, or there are several runs and none is named.
@@ -43,7 +44,8 @@ def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterat
     tables = {name: sql(f"select * from geometry_{name}") for name in _TABLES}
     held = pa.concat_tables([table.select(["run"]).cast(pa.schema([("run", pa.string())])) for table in tables.values()])
     here = str(of_run(held, run, "geometry_*")["run"][0])
-    for name, draw in _drawn(tables, here):
+    losses = sql("select * from layer_loss")
+    for name, draw in [("losses", lambda: draw_losses(losses, here)), *_drawn(tables, here)]:
         try:
             figure = draw()
         except Refusal as nothing:
@@ -53,12 +55,15 @@ def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterat
 
 
 def save_all(figures: Iterable[tuple[str, "Figure"]], folder: Path, suffix: str = ".svg") -> list[Path]:
-    """Commit figures by name to a folder, which is made where it is not there.
+    """Commit figures by name to a folder, which is made with the first of them.
 
     Errors: `Refusal` for an ending other than .svg, .pdf and .png.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    return [save(figure, folder / f"{name}{suffix}") for name, figure in figures]
+    saved = []
+    for name, figure in figures:
+        folder.mkdir(parents=True, exist_ok=True)
+        saved.append(save(figure, folder / f"{name}{suffix}"))
+    return saved
 
 
 def _drawn(tables: dict[str, pa.Table], run: str) -> Iterator[tuple[str, Callable[[], "Figure"]]]:
@@ -69,6 +74,7 @@ def _drawn(tables: dict[str, pa.Table], run: str) -> Iterator[tuple[str, Callabl
     yield "position_cosines", lambda: draw_position_cosines(tables["cosines"], run)
     yield "joint_cosines", lambda: draw_joint_cosines(tables["cosines"], run)
     yield "context_map", lambda: draw_context_map(tables["windows"], tables["stats"], run)
+    yield "alignment", lambda: draw_alignment(tables["alignment"], run)
     yield "attention", lambda: draw_attention(tables["attention"], run)
     for layer in sorted(set(tables["attention"]["layer"].to_pylist())):
         yield f"attention_layer_{layer}", lambda layer=layer: draw_attention(tables["attention"], run, layer)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from microtome.core import Refusal
+from microtome.core import Refusal, Site
 from microtome.store import committed
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ __all__ = [
     "chosen_sites",
     "gaps",
     "in_order",
+    "labels_of",
     "of_run",
     "only",
     "save",
-    "short_label",
     "words",
 ]
 
@@ -75,9 +75,8 @@ def at(table: pa.Table, site: str) -> Rows:
 
 
 def in_order(rows: Rows) -> list[str]:
-    """Sites in the order of the forward pass: what enters the first layer, then what leaves each."""
-    place = {row["site"]: -1 if row["site"] in ("embed", "resid_pre.0") else row["layer"] for row in rows}
-    return sorted(place, key=lambda site: (float("inf") if place[site] is None else place[site], site))
+    """Sites in the order of the forward pass."""
+    return [str(site) for site in sorted({Site.parse(row["site"]) for row in rows})]
 
 
 def chosen_sites(table: pa.Table, sites: Sequence[str] | None, name: str) -> list[str]:
@@ -106,9 +105,11 @@ def gaps(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def short_label(site: str) -> str:
-    """A site on an axis of layers."""
-    return "in" if site in ("embed", "resid_pre.0") else site.rsplit(".", 1)[-1]
+def labels_of(sites: Sequence[str]) -> list[str]:
+    """Sites on an axis of layers: "in" for what enters the first, numbers where the others are of one name, or else whole names."""
+    enters = ("embed", "resid_pre.0")
+    names = {site.split(".")[0] for site in sites if site not in enters}
+    return ["in" if site in enters else site.rsplit(".", 1)[-1] if len(names) == 1 else site for site in sites]
 
 
 def words(name: str) -> str:
@@ -126,7 +127,8 @@ def blank(columns: int, rows: int = 1, *, width: float = 5.2, height: float = 4.
 def by_layer(axes: "Axes", labels: Sequence[str], *, columns: int = 2) -> None:
     """Finish a panel whose x axis is the layers: their labels, and below the legend in columns."""
     step = max(1, -(-len(labels) // 12))
-    axes.set_xticks(range(0, len(labels), step), labels[::step])
+    named = any("." in label for label in labels)
+    axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=90 if named else 0)
     axes.set_xlabel("layer")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

@@ -20,8 +20,8 @@ from microtome.report.drawing import (
     by_layer,
     gaps,
     in_order,
+    labels_of,
     of_run,
-    short_label,
     words,
 )
 
@@ -75,7 +75,7 @@ def draw_shares(shares: pa.Table, run: str | None = None) -> "Figure":
     tested.set(ylabel="share of variance", title="Against chance")
     tested.set_ylim(bottom=0)
     for axes in (stacked, tested):
-        by_layer(axes, [short_label(site) for site in sites])
+        by_layer(axes, labels_of(sites))
     return figure
 
 
@@ -110,7 +110,7 @@ def draw_losses(losses: pa.Table, run: str | None = None) -> "Figure":
                 axes.axhline(row["loss"], color=GREY, linewidth=1, label=label)
         axes.set(ylabel="nats per token", title=f"Loss by layer, {objective.replace('_', ' ')}")
         axes.set_ylim(bottom=0)
-        by_layer(axes, [short_label(site) for site in sites])
+        by_layer(axes, labels_of(sites))
     return figure
 
 
@@ -145,5 +145,5 @@ def draw_stat(stats: pa.Table, subject: str, stat: str, run: str | None = None) 
     axes.plot(place, gaps(values), color=BLUE, marker="o", markersize=4, label=fill(words(stat), _WIDTH))
     axes.set_ylabel(fill(words(stat), 32))
     axes.set_title(fill(f"{words(stat)} of {_SUBJECTS.get(subject, subject)}", _WIDTH, break_on_hyphens=False))
-    by_layer(axes, [short_label(site) for site in sites], columns=1)
+    by_layer(axes, labels_of(sites), columns=1)
     return figure

@@ -39,7 +39,8 @@ class ModelCard(_Record):
 class RunCard(_Record):
     """One run: a corpus and a seed, and what came of them.
 
-    `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed.
+    `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed. `sites`
+    are the hidden states that were asked for by name; none is the residual stream.
     """
 
     status: Literal["building", "complete"]
@@ -48,6 +49,7 @@ class RunCard(_Record):
     pending: dict[str, Depth] = Field(default_factory=dict)
     seed: int
     window: int
+    sites: tuple[str, ...] = ()
     execution: dict[str, Any]
     certificate: dict[str, Any]
     corpus: dict[str, Any] | None = None

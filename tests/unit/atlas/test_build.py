@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,24 @@ def test_a_lens_goes_deeper_in_an_atlas_that_is_there(tmp_path: Path) -> None:
     assert deepened == {name: sha for name, sha in _digests(tmp_path / "alone").items() if name in deepened}
     build(model, text, output=tmp_path / "both", settings=Settings(window=24))
     assert _digests(tmp_path / "both") == after, "what stands deeper stays"
+
+
+def test_sites_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+    model, texts = toys.toy_decoder(), toys.toy_texts(documents=12)
+    settings = Settings(window=24, lenses=("geometry",), sites=("mlp_out.0:2",))
+    atlas = build(model, texts, output=tmp_path / "atlas", settings=settings)
+    assert atlas.manifest.runs["main"].sites == ("mlp_out.0", "mlp_out.1")
+    assert {row["site"] for row in atlas.sql("select distinct site from geometry_stats").to_pylist()} == {
+        "mlp_out.0",
+        "mlp_out.1",
+    }
+    before = _digests(tmp_path / "atlas")
+    build(model, texts, output=tmp_path / "atlas", settings=replace(settings, sites=("mlp_out.0", "mlp_out.1")))
+    assert _digests(tmp_path / "atlas") == before
+    with pytest.raises(Refusal, match=r"what is looked at was mlp_out\.0, mlp_out\.1 and is now the residual stream"):
+        build(model, texts, output=tmp_path / "atlas", settings=replace(settings, sites=()))
+    with pytest.raises(Refusal, match="hidden states are of a text"):
+        build(toys.save_checkpoint(tmp_path / "model"), output=tmp_path / "other", settings=replace(settings, lenses=()))
 
 
 def test_an_unfinished_run_is_continued_by_its_own_command_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

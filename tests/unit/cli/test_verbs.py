@@ -147,6 +147,19 @@ def test_refusals_are_three_lines_and_status_2(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
 
 
+def test_figures_saves_what_the_atlas_has_and_says_how_many(
+    atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(monkeypatch, "figures", atlas, "-o", tmp_path / "drawn", "--format", "png") == 0
+    saved = sorted(tmp_path.glob("drawn/*"))
+    assert capsys.readouterr().out == f"{len(saved)} figures in {tmp_path / 'drawn'}\n"
+    assert {"shares.png", "losses.png", "alignment.png", "spiral.png"} <= {path.name for path in saved}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved)
+    assert _run(monkeypatch, "figures", atlas, "--run", "other", "-o", tmp_path / "none") != 0
+    assert "it has no run other" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_option_names_are_frozen() -> None:
     """Adding an option is a decision: it changes this list, the documentation and the changelog."""
     import typer

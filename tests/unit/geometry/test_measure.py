@@ -41,6 +41,23 @@ def test_the_quick_depth_leaves_attention_out(model: Path) -> None:
     assert "geometry_attention" not in found.tables
 
 
+def test_any_hidden_state_can_be_measured_and_scores_are_split_where_one_enters_a_layer(model: Path) -> None:
+    found = measure(model, toys.toy_texts(documents=24), window=24, sites=["attn_out", "mlp_act.0", "resid_post.0"])
+    wanted = {Site("mlp_act", 0), Site("resid_post", 0), *(Site("attn_out", layer) for layer in range(3))}
+    assert set(found.sites) == wanted
+    assert len(found.sites[Site("mlp_act", 0)].parts.mu) != len(found.sites[Site("attn_out", 0)].parts.mu)
+    assert list(found.attention) == [1]
+    widths = [row for row in found.tables["geometry_alignment"].to_pylist() if "mlp_act.0" in (row["site"], row["other"])]
+    angles = [row for row in widths if row["stat"] == "mean_square_cosine_of_angles"]
+    assert {row["undefined"] for row in angles} <= {"the sites are not equally wide", "a part has no leading directions"}
+    assert any(row["stat"] == "cka" and row["value"] is not None for row in widths)
+
+
+def test_sites_without_a_vector_for_every_token_are_refused(model: Path) -> None:
+    with pytest.raises(Refusal, match="not one vector a token"):
+        measure(model, toys.toy_texts(documents=4), window=24, sites=["z.0"])
+
+
 def test_what_cannot_be_measured_is_refused(model: Path) -> None:
     with pytest.raises(Refusal, match="depth full: this version has no random-weight twin"):
         measure(model, ["text"], depth="full")

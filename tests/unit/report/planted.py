@@ -159,3 +159,24 @@ def shares(run: str = "main") -> pa.Table:
         for part in ("pos", "ctx", "resid")
     ]
     return _table("geometry_shares", rows)
+
+
+def alike(subject: str, one: int, other: int) -> float:
+    return (0.9 if subject == "pos" else 0.5) - 0.1 * abs(one - other)
+
+
+def alignment(run: str = "main") -> pa.Table:
+    rows = []
+    for one, (site, _) in enumerate(SITES):
+        for other, (further, _) in list(enumerate(SITES))[one + 1 :]:
+            pair = {"run": run, "site": site, "other": further, "control": 0.01}
+            for subject, stat in (("pos", "cka"), ("ctx", "cka"), ("ctx", "cka_debiased")):
+                rows.append(pair | {"subject": subject, "stat": stat, "value": alike(subject, one, other)})
+            if other == one + 1:
+                rows.append(pair | {"subject": "pos", "stat": "mean_square_cosine_of_angles", "value": 0.75 + one / 100})
+    return _table("geometry_alignment", rows)
+
+
+def losses(run: str = "main") -> pa.Table:
+    rows = [at | {"objective": "next_token", "loss": 3.0, "control": 5.0, "tokens": 9} for at in _sites(run)]
+    return _table("layer_loss", rows)

@@ -16,9 +16,11 @@ NAMED = {
     "geometry_frequencies": planted.frequencies,
     "geometry_windows": planted.windows,
     "geometry_cosines": planted.cosines,
+    "geometry_alignment": planted.alignment,
     "geometry_attention": planted.attention,
+    "layer_loss": planted.losses,
 }
-SITES = ["shares", "spiral", "spectra", "frequencies", "position_cosines", "joint_cosines", "context_map"]
+SITES = ["losses", "shares", "spiral", "spectra", "frequencies", "position_cosines", "joint_cosines", "context_map"]
 
 
 class _Atlas:
@@ -37,20 +39,21 @@ def test_every_figure_that_there_is_has_a_name() -> None:
     found = dict(figures_of(_Atlas("main").sql))
     attention = ["attention", "attention_layer_0", "attention_layer_1", "attention_layer_2"]
     # no `stat_ctx_clusters`: it has no value anywhere
-    assert list(found) == [*SITES, *attention, "stat_pos_stable_rank", "stat_ctx_map_trustworthiness"]
+    assert list(found) == [*SITES, "alignment", *attention, "stat_pos_stable_rank", "stat_ctx_map_trustworthiness"]
     assert found["stat_pos_stable_rank"].axes[0].get_title() == "stable rank of position"
     assert "trustworthiness" in found["context_map"].axes[0].get_title()
 
 
 def test_what_a_run_does_not_have_is_left_out() -> None:
-    shallow = _Atlas("main", without=("geometry_attention", "geometry_windows", "geometry_stats"))
+    missing = ("geometry_alignment", "geometry_attention", "geometry_windows", "geometry_stats")
+    shallow = _Atlas("main", without=missing)
     assert [name for name, _ in figures_of(shallow.sql)] == SITES[:-1]
 
 
 def test_one_run_must_be_chosen() -> None:
     with pytest.raises(Refusal, match="it holds the runs main, twin"):
         next(figures_of(_Atlas("main", "twin").sql))
-    assert len(list(figures_of(_Atlas("main", "twin").sql, "twin"))) == 13
+    assert len(list(figures_of(_Atlas("main", "twin").sql, "twin"))) == 15
     with pytest.raises(Refusal, match="it has no run third"):
         next(figures_of(_Atlas("main").sql, "third"))
     with pytest.raises(Refusal, match=r"geometry_\*: it has no rows; build the atlas with a text"):
