@@ -1,10 +1,12 @@
 """Song & Zhong 2023, arXiv:2310.04861: the tables of the paper for any model, and an untrained twin as a control.
 
-usage: python -m recipes.song2023 MODEL TEXT [--seed N]      (TEXT: a folder with a folder for each topic gives the columns on topics)
+usage: python -m recipes.song2023 MODEL TEXT [--seed N] [--protocol paper [--contexts N]]
+       (TEXT: a folder with a folder for each topic gives the columns on topics)
 
 Prints each measure as mean and standard deviation over sites, as the paper's tables do, beside what estimation noise alone would give,
 beside the same model with random weights, and beside the paper's models. What differs from the paper is printed below, so
-that no number is read as a reproduction that is none.
+that no number is read as a reproduction that is none. `--protocol paper` adds a column by the paper's own sampling and definitions, and for
+GPT-2 small lays it beside the published values; where one is off, the exit status is 1.
 """
 
 import argparse
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 
 import torch
 
-from microtome.corpus import Source
+from microtome.corpus import Joined, Source
 from microtome.geometry import Geometry, measure
 from microtome.model import Model, load
+from recipes.song2023_paper import acceptance, is_gpt2_small, paper_values, report
 
-__all__ = ["DIFFERENCES", "PAPER", "Column", "column", "conclusions", "describe", "untrained"]
+__all__ = ["DIFFERENCES", "LEFT", "PAPER", "Column", "column", "conclusions", "describe", "untrained"]
 
 PAPER = {
     "GPT-2": {"rank": (11.38, 1.86), "relative norm": (0.307, 0.187), "within": (0.44, 0.04), "between": (0.10, 0.01)},
@@ -40,6 +43,15 @@ DIFFERENCES = (
     "the paper's Llama-2 windows of a topic are all the same one, hence its 1.00 within topics",
     "noise is what P would be without an effect of position; the paper has no such control, nor an untrained model",
 )
+
+LEFT = (
+    "BERT is run with attention to both sides; its special tokens are left out, as in the paper",
+    "the forward pass is in the precision of the load and without TF32, sums are in double precision; the paper's are in single",
+    "texts that are no text (binary, undecodable) are left out; a file of more than 16 MiB is read as several records",
+    "where there are labels a topic is all texts of a label, joined; the paper's topics are single documents",
+    "models of more than 13 states are not thinned out to 13",
+)
+"""What differs from the paper by the paper's protocol."""
 
 _MEASURES = {
     "rank": ("pos", "screenot_rank"),
@@ -91,6 +103,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def paper_column(values: Mapping[str, Sequence[float]]) -> Column:
+    """The measures that the paper defines, by its protocol; it has no controls."""
+    nothing = dict.fromkeys(_MEASURES, (math.nan,))
+    return Column("paper's protocol", nothing | dict(values), nothing)
+
+
 def untrained(model: Model, *, seed: int = 0) -> Model:
     """The same architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
@@ -126,17 +144,20 @@ def conclusions(trained: Column, random: Column) -> dict[str, bool]:
     }
 
 
-def describe(trained: Column, random: Column) -> str:
-    """The table, the conclusions, and what differs from the paper."""
-    heads = ("measure", trained.name[:18], "noise or null", random.name, *PAPER)
+def describe(trained: Column, random: Column, paper: Column | None = None) -> str:
+    """The table, with a column by the paper's protocol where there is one, the conclusions, and what differs from the paper."""
+    more = () if paper is None else (paper,)
+    heads = ("measure", trained.name[:18], "noise or null", random.name, *(each.name for each in more), *PAPER)
     lines = ["".join(f"{head:>20}" for head in heads)]
     for name in _MEASURES:
-        cells = [trained.mean(name), trained.chance(name), random.mean(name)]
-        cells += [paper.get(name, (math.nan, math.nan)) for paper in PAPER.values()]
+        cells = [trained.mean(name), trained.chance(name), random.mean(name), *(each.mean(name) for each in more)]
+        cells += [published.get(name, (math.nan, math.nan)) for published in PAPER.values()]
         lines.append(f"{name:>20}" + "".join(f"{_cell(*cell):>20}" for cell in cells))
     lines += ["", "What the paper concludes:"]
     lines += [f"  {'yes' if holds else 'no ':3}  {says}" for says, holds in conclusions(trained, random).items()]
     lines += ["", "What differs from the paper:", *(f"  - {each}" for each in DIFFERENCES)]
+    if paper is not None:
+        lines += ["", f"What differs from the paper in the column {paper.name}:", *(f"  - {each}" for each in LEFT)]
     return "\n".join(lines)
 
 
@@ -146,15 +167,32 @@ def _cell(mean: float, spread: float) -> str:
     return f"{mean:.3g}" if math.isnan(spread) else f"{mean:.3g} ({spread:.2g})"
 
 
-def main() -> None:
-    """Measure and print."""
+def by_site(values: Mapping[str, Sequence[float]]) -> str:
+    """Values site by site, from the embeddings on."""
+    return "\n".join(f"{name:>20}  " + " ".join(f"{value:.3g}" for value in row) for name, row in values.items())
+
+
+def main() -> int:
+    """Measure and print; 1 where a published value is known and ours is another."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--protocol", choices=("clean", "paper"), default="clean")
+    parser.add_argument("--contexts", type=int, default=Joined().contexts, help="windows of the paper's protocol")
     options = parser.parse_args()
-    sys.stdout.write(describe(*columns(load(options.model), options.text, seed=options.seed)) + "\n")
+    model = load(options.model)
+    pair = columns(model, options.text, seed=options.seed)
+    if options.protocol == "clean":
+        sys.stdout.write(describe(*pair) + "\n")
+        return 0
+    values = paper_values(model, options.text, joined=Joined(contexts=options.contexts), seed=options.seed)
+    sys.stdout.write(f"{describe(*pair, paper_column(values))}\n\nBy the paper's protocol, site by site:\n{by_site(values)}\n")
+    checks = acceptance(values) if is_gpt2_small(model) else []
+    if checks:
+        sys.stdout.write(f"\n{report(checks)}\n")
+    return int(not all(each.holds for each in checks))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

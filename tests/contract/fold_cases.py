@@ -16,6 +16,7 @@ from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
 from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition
 from microtome.geometry.handling import Handled
+from microtome.geometry.identity import TokenIdentity
 from microtome.geometry.sample import WindowSample
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
@@ -79,15 +80,18 @@ CASES: tuple[FoldCase, ...] = (
         lambda: QKSplit(2, _reading(), torch.full((SIZES["d_model"],), 0.1), _drawn(LONGEST, SIZES["d_model"]), queries=5),
     ),
     FoldCase(
+        "token identity in a sketch", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST, sketch=3)
+    ),
+    FoldCase(
         "handled decomposition",
         lambda: Handled(
             Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST),
-            dropped=2,
             masked=(1,),
             low=torch.full((SIZES["d_model"],), -1.0),
             high=torch.full((SIZES["d_model"],), 1.0),
         ),
     ),
+    FoldCase("token identity", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),
     FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),
     FoldCase("masked token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "masked", rate=0.9, seed=3), masked=True),

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 from microtome.atlas.folder import claimed, prune, require_run_name, require_usable
 from microtome.atlas.read import Atlas, damaged
@@ -19,7 +19,7 @@ from microtome.atlas.texts import adopt, corpus_card, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execution_class, material_of, run_stages
 from microtome.core import Refusal, Site
-from microtome.corpus import Reading, Source
+from microtome.corpus import Joined, Reading, Source
 from microtome.geometry import GeometryLens
 from microtome.model import Checkpoint, Model, load, open_checkpoint, sites_named
 from microtome.model.allocator import give_back_freed_memory
@@ -56,7 +56,8 @@ class Settings:
     """What a run is, besides its model and its text.
 
     `lenses` are those to run, by name: none named is all. `sites` are the hidden states that lenses of hidden states look at, as
-    `model.sites_named` reads them: none named is the residual stream.
+    `model.sites_named` reads them: none named is the residual stream. With `protocol` "paper" windows are drawn as Song & Zhong drew
+    them, see `corpus.Joined`, whatever `window` says; with "clean" each is within a document, and there once.
     """
 
     run: str = "main"
@@ -65,6 +66,7 @@ class Settings:
     window: int = 256
     lenses: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    protocol: Literal["clean", "paper"] = "clean"
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
@@ -76,6 +78,11 @@ class Settings:
             raise Refusal(f"lens {unknown[0]}", why="there is none of that name", instead=f"name {', '.join(_names(LENSES))}")
         if not 0 <= self.seed < 2**63:
             raise Refusal(f"seed {self.seed}", why="it is negative or needs more than 63 bits", instead="use 0, 1, 2, ...")
+
+    @property
+    def windows(self) -> int | Joined:
+        """How windows are taken."""
+        return self.window if self.protocol == "clean" else Joined()
 
     @property
     def asked(self) -> dict[str, Depth]:
@@ -132,7 +139,7 @@ def _build(
     sites = sites_of(subject, settings)
     if text is not None:
         assert isinstance(subject, Model), "text is folded over a model that was built"
-        material = material_of(subject, text, reading, window=settings.window, seed=settings.seed)
+        material = material_of(subject, text, reading, window=settings.windows, seed=settings.seed)
         watch.step(f"cutting the {subject.family.inputs} into windows")
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth, sites)
@@ -230,6 +237,10 @@ def sites_of(subject: Model | Checkpoint, settings: Settings) -> tuple[Site, ...
 
     Errors: `Refusal` where the model lacks one, or where there is no text whose hidden states could be looked at.
     """
+    if settings.protocol != "clean" and not isinstance(subject, Model):
+        raise Refusal(
+            f"protocol {settings.protocol}", why="it says how windows of a text are taken", instead="name a text as well"
+        )
     if not settings.sites:
         return ()
     if not isinstance(subject, Model):
@@ -268,22 +279,26 @@ def card_for(run: Run, settings: Settings, manifest: Manifest) -> RunCard:
     """
     existing = manifest.runs.get(settings.run)
     execution = execution_class(run.model) if isinstance(run.model, Model) else {}
+    window = settings.window if run.corpus is None or settings.protocol == "clean" else run.corpus.window
     parts = {
         "text": run.corpus.fingerprint if run.corpus else "none",
         "seed": str(settings.seed),
-        "window": str(settings.window),
+        "window": str(window),
         **execution,
     }
     sites = tuple(str(site) for site in run.sites)
     if sites:
         parts["sites"] = " ".join(sites)
+    if settings.protocol != "clean":
+        parts["protocol"] = settings.protocol
     identity = fingerprint((run.model.fingerprint, parts))
     card = RunCard(
         status="building",
         identity=identity,
         seed=settings.seed,
-        window=settings.window,
+        window=window,
         sites=sites,
+        protocol=settings.protocol,
         execution=execution,
         certificate=run.model.certificate.to_json() if isinstance(run.model, Model) else {},
         corpus=corpus_card(run.corpus) if run.corpus else None,
@@ -307,6 +322,7 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     pairs: dict[str, tuple[Any, Any]] = {
         "seed": (existing.seed, card.seed),
         "window": (existing.window, card.window),
+        "protocol": (existing.protocol, card.protocol),
         "what is looked at": (_listed(existing.sites), _listed(card.sites)),
         **{key: (existing.execution.get(key), card.execution.get(key)) for key in {*existing.execution, *card.execution}},
     }

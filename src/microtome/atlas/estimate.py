@@ -83,7 +83,7 @@ def estimate(
         manifest_for(model, Path(output))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        material = material_of(model, text, reading, window=settings.window, seed=settings.seed)
+        material = material_of(model, text, reading, window=settings.windows, seed=settings.seed)
         corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
         run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites_of(model, settings))
         if output is not None:

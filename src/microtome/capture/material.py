@@ -5,7 +5,7 @@ Both are a `Material`: it writes its tables through a sink, and opens them again
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from microtome.corpus import (
     Corpus,
     Cutting,
     Grid,
+    Joined,
     Reading,
     Sink,
     Source,
@@ -25,6 +26,7 @@ from microtome.corpus import (
     open_images,
     prepare,
     prepare_images,
+    prepare_joined,
     source_name,
 )
 from microtome.model import Model, patch_grid
@@ -51,14 +53,17 @@ class _Texts:
     model: Model
     source: Source
     reading: Reading
-    window: int
+    window: int | Joined
     seed: int
 
     def prepare(self, sink: Sink, run: str) -> Corpus:
-        shape = self.model.shape
+        shape, tokenizer = self.model.shape, self.model.tokenizer
+        if isinstance(self.window, Joined):
+            joined = replace(self.window, window=min(self.window.window, shape.context or self.window.window))
+            return prepare_joined(self.source, tokenizer, sink, run, joined=joined, reading=self.reading, vocab=shape.vocab)
         return prepare(
             self.source,
-            self.model.tokenizer,
+            tokenizer,
             sink,
             run,
             reading=self.reading,
@@ -90,11 +95,14 @@ class _Images:
         return open_images(documents, windows, name=prepared.name, folder=folder, processor=self.model.processor)
 
 
-def material_of(model: Model, source: Source, reading: Reading, *, window: int, seed: int) -> Material:
+def material_of(model: Model, source: Source, reading: Reading, *, window: int | Joined, seed: int) -> Material:
     """`source` as `model` reads it: text in windows of at most `window` tokens, or images, one a window.
 
+    `Joined` windows are drawn as it says, and cut to the model's context where that is shorter.
     Errors: `Refusal` where the model reads the other kind, or lacks the tokenizer or image processor that it takes.
     """
+    if model.family.inputs == "image" and isinstance(window, Joined):
+        raise Refusal("the paper's protocol", why="it joins texts, and images cannot be joined", instead="use the clean one")
     if model.family.inputs == "image":
         return _images(model, source, reading, seed)
     if is_image_source(source):

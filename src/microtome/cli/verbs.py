@@ -55,6 +55,13 @@ Window = Annotated[int, typer.Option(help="Tokens in a window.")]
 Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column or field that holds a label.")]
+Protocol = Annotated[
+    Literal["clean", "paper"],
+    typer.Option(
+        help="How windows are taken. paper: 6,400 of 512 tokens anywhere in the joined texts, as Song & Zhong 2023 drew them; then"
+        " nothing is held out, and --window is not used."
+    ),
+]
 Sites = Annotated[
     list[str] | None,
     typer.Option(
@@ -99,6 +106,7 @@ def geometry(
     sites: Sites = None,
     seed: Seed = 0,
     window: Window = 256,
+    protocol: Protocol = "clean",
     encoding: Encoding = "utf-8",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -110,7 +118,7 @@ def geometry(
     """Split hidden states into mean, position, context and residual, and measure each: into a new atlas, or into one of the same text."""
     from microtome.atlas import Settings
 
-    settings = Settings(run=run, depth=depth, seed=seed, window=window, lenses=("geometry",), sites=tuple(sites or ()))
+    settings = Settings(run, depth, seed, window, lenses=("geometry",), sites=tuple(sites or ()), protocol=protocol)
     reading = _reading(encoding, text_column, label_column)
     _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 

@@ -13,6 +13,8 @@ from microtome.corpus.images import Grid as Grid
 from microtome.corpus.images import is_image_source as is_image_source
 from microtome.corpus.images import open_images as open_images
 from microtome.corpus.images import prepare_images as prepare_images
+from microtome.corpus.joined import Joined as Joined
+from microtome.corpus.joined import prepare_joined as prepare_joined
 from microtome.corpus.preparation import Sink as Sink
 from microtome.corpus.preparation import prepare as prepare
 from microtome.corpus.readers import Source as Source

@@ -102,7 +102,7 @@ class Corpus:
     @property
     def shared_halves(self) -> bool:
         """Whether the halves are parts of the same documents."""
-        return bool((self._index.half > 1).any())
+        return bool((self._index.half[self._index.windows > 0] > 1).any())
 
     def batches(self, windows: Sequence[int], tokens_per_batch: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """`windows` in batches of at most `tokens_per_batch` tokens, padding included (one window at least).

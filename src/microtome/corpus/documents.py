@@ -9,6 +9,7 @@ from typing import Final
 from microtome.core import Refusal
 
 __all__ = [
+    "EMPTY",
     "TEXT_COLUMNS",
     "Document",
     "Reading",
@@ -23,6 +24,9 @@ __all__ = [
 
 TEXT_COLUMNS: Final = ("text", "content", "sentence", "document", "body", "review", "article", "passage")
 """Names under which the text of a table is looked for, in this order, where the caller names none."""
+
+EMPTY: Final = "empty"
+"""The problem of a document without text."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def problem_of(document: Document) -> str | None:
     if document.problem is not None or document.digest is not None:
         return document.problem
     if not document.text or document.text.isspace():
-        return "empty"
+        return EMPTY
     if "\0" in document.text:
         return "binary (it contains NUL bytes)"
     try:

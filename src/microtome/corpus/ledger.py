@@ -8,7 +8,7 @@ import errno
 import hashlib
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Final
 
@@ -20,7 +20,7 @@ from microtome.corpus.documents import Document, problem_of, readable
 from microtome.corpus.tokenising import Piece, pieces
 from microtome.corpus.windows import Tally
 
-__all__ = ["Ledger", "spooled"]
+__all__ = ["NAMED", "Ledger", "document_rows", "require_usable", "spooled"]
 
 NAMED: Final = 5
 """Unusable documents that a refusal names."""
@@ -61,6 +61,29 @@ def _spooling() -> Iterator[None]:
             why=f"no space is left in {folder}" if full else f"the temporary file in {folder} cannot be written",
             instead="free some space there, or name a larger folder in the environment variable TMPDIR",
         ) from error
+
+
+def require_usable(source: str, count: int, bad: int, named: Sequence[str], bad_share: float) -> None:
+    """Refuse a source of which nothing, or too much, is no text: `bad` of `count` documents, the first of them `named`."""
+    if bad < count and (bad <= 1 or bad <= bad_share * count):
+        return
+    if not count:
+        raise Refusal(source, why="there are no documents in it", instead="name a text that is not empty")
+    listed = ", ".join(named) + (f" and {bad - len(named)} more" if bad > len(named) else "")
+    way = next((way for option, way in _WAYS.items() if option in listed), "name a source of plain text")
+    if bad == count:
+        raise Refusal(source, why=f"none of its documents is usable: {listed}", instead=way)
+    raise Refusal(
+        source,
+        why=f"{bad} of its {count} documents are unusable, more than {bad_share:.0%}: {listed}",
+        instead=f"{way}, remove these documents, or allow more of them with Reading(bad_share=...)",
+    )
+
+
+def document_rows(rows: Sequence[Mapping[str, object]]) -> pa.RecordBatch:
+    """Rows of the table `documents` from their columns by name; a column that is not there is null."""
+    half = pa.field("half", pa.string())
+    return pa.RecordBatch.from_pylist([*rows], schema=_SCHEMA.insert(_SCHEMA.get_field_index("tokens"), half))
 
 
 @dataclass(eq=False)
@@ -135,19 +158,7 @@ class Ledger:
 
     def check(self, bad_share: float) -> None:
         """Refuse a source that is unusable as a whole."""
-        if self._bad < self._count and (self._bad <= 1 or self._bad <= bad_share * self._count):
-            return
-        if not self._count:
-            raise Refusal(self._source, why="there are no documents in it", instead="name a text that is not empty")
-        named = ", ".join(self._named) + (f" and {self._bad - len(self._named)} more" if self._bad > len(self._named) else "")
-        way = next((way for option, way in _WAYS.items() if option in named), "name a source of plain text")
-        if self._bad == self._count:
-            raise Refusal(self._source, why=f"none of its documents is usable: {named}", instead=way)
-        raise Refusal(
-            self._source,
-            why=f"{self._bad} of its {self._count} documents are unusable, more than {bad_share:.0%}: {named}",
-            instead=f"{way}, remove these documents, or allow more of them with Reading(bad_share=...)",
-        )
+        require_usable(self._source, self._count, self._bad, self._named, bad_share)
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Rows of the table `documents`, halves included; to be called when the list is closed."""

@@ -19,7 +19,7 @@ from microtome.corpus.readers import Source, documents, source_name
 from microtome.corpus.tokenising import Tokenizer, Tokens, encode, wrapping
 from microtome.corpus.windows import Cutting, window_rows
 
-__all__ = ["Sink", "prepare"]
+__all__ = ["Sink", "check_vocabulary", "prepare"]
 
 Sink = Callable[[str, Iterator[pa.RecordBatch]], Path]
 """Writes the rows of a table, by its name, and says where: whole or, if the rows end in an exception, not at all."""
@@ -55,7 +55,7 @@ def prepare(
         def stream() -> Iterator[Tokens]:
             for tokens in encode(ledger.pieces(documents(source, reading), wraps.gap), tokenizer):
                 if vocab is not None:
-                    _check_vocabulary(tokens, vocab, ledger)
+                    check_vocabulary(tokens, vocab, ledger.name_of)
                 yield tokens
                 ledger.finish({piece.document for piece in tokens.pieces if piece.last})
 
@@ -69,11 +69,12 @@ def prepare(
     return open_corpus(documents_path, windows_path, name=name, window=cutting.window)
 
 
-def _check_vocabulary(tokens: Tokens, vocab: int, ledger: "Ledger") -> None:
+def check_vocabulary(tokens: Tokens, vocab: int, name_of: Callable[[int], str]) -> None:
+    """Refuse a token outside the vocabulary; `name_of` names the document of a number."""
     if len(tokens.ids) and int(tokens.ids.max()) >= vocab:
         place = int(np.searchsorted(np.cumsum(tokens.counts), int(tokens.ids.argmax()), side="right"))
         raise Refusal(
-            f"tokens of {ledger.name_of(tokens.pieces[place].document)}",
+            f"tokens of {name_of(tokens.pieces[place].document)}",
             why=f"the tokenizer gives token {int(tokens.ids.max())}, and the model's vocabulary has {vocab} entries",
             instead="use the tokenizer that belongs to this model",
         )

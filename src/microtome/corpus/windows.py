@@ -1,10 +1,10 @@
 """Tokens of documents to windows: where to cut, which special tokens and roles, rows of the table `windows`.
 
 What a window is, in short: at most `Cutting.window` tokens of one document, special tokens included, consecutive and without
-overlap. Tokenising belongs in `tokenising`; reading windows back in `reading`.
+overlap. Tokenising belongs in `tokenising`, windows that overlap in `joined`; reading windows back in `reading`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from microtome.core import Refusal, Role
 from microtome.corpus.tokenising import Tokens, Wrapping
 
-__all__ = ["ROWS", "Cutting", "Tally", "cut", "window_rows"]
+__all__ = ["ROWS", "Cutting", "Tally", "cut", "window_batch", "window_rows"]
 
 ROWS: Final = 1024
 """Windows in a row group: what is read at a time."""
@@ -191,15 +191,26 @@ class _Cutter:
             ids[ends - len(after) + place] = token
         if not before:
             roles[begins] = Role.FIRST
-        offsets = pa.array(np.r_[0, ends], pa.int32())
         window = np.arange(self._windows, self._windows + len(document))
         self._windows += len(document)
-        lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, roles, char_start, char_end)]
-        run = pa.array([self._run] * len(document), pa.string())
-        return pa.RecordBatch.from_arrays(
-            [run, pa.array(window, pa.int64()), pa.array(document, pa.int64()), pa.array(start, pa.int64()), *lists],
-            ["run", "window", "document", "start", "ids", "roles", "char_start", "char_end"],
-        )
+        return window_batch(self._run, window, document, start, ends, [ids, roles, char_start, char_end])
+
+
+def window_batch(
+    run: str, window: Integers, document: Integers, start: Integers, ends: Integers, columns: Sequence[NDArray[np.generic]]
+) -> pa.RecordBatch:
+    """Rows of the table `windows`: `columns` are ids, roles and first and last characters of all of them, which end at `ends`."""
+    offsets = pa.array(np.r_[0, ends], pa.int32())
+    kinds = (np.int32, np.uint8, np.int32, np.int32)
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values.astype(kind, copy=False)))
+        for values, kind in zip(columns, kinds, strict=True)
+    ]
+    runs = pa.array([run] * len(document), pa.string())
+    return pa.RecordBatch.from_arrays(
+        [runs, pa.array(window, pa.int64()), pa.array(document, pa.int64()), pa.array(start, pa.int64()), *lists],
+        ["run", "window", "document", "start", "ids", "roles", "char_start", "char_end"],
+    )
 
 
 def window_rows(

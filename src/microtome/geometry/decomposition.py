@@ -22,7 +22,10 @@ from microtome.geometry.jackknife import Spread, cross_validated, directions, sp
 from microtome.geometry.measured import ROUNDING
 from microtome.numerics import hash_parts
 
-__all__ = ["BLOCK", "Centre", "Decomposition", "Parts"]
+__all__ = ["BLOCK", "Centre", "Cluster", "Decomposition", "Parts", "group_of", "on_host", "tiles"]
+
+Cluster = Literal["document", "window"]
+"""What is never torn apart between groups: documents, or windows where there are too few documents."""
 
 BLOCK: Final = 16
 """Tokens of a block, when a window is cut into even and odd blocks."""
@@ -94,7 +97,7 @@ class Centre:
         """Add the counted tokens."""
         x = values[self.site]
         assert isinstance(x, Tensor)
-        for tile, _ in _tiles(x, batch, self.roles):
+        for tile, _ in tiles(x, batch, self.roles):
             state["tokens"] += tile.shape[0] * tile.shape[1]
             state["sum"] += tile.float().sum(1).to(state["sum"].device).double().sum(0)
 
@@ -113,8 +116,7 @@ class Decomposition:
     """Global mean, position, context and residual of the hidden states at one site: exact least squares in one pass.
 
     The position of a token is its place among the counted tokens of its window, of which there are at most `window`. `origin` is any
-    vector near the mean; the result does not depend on it beyond rounding. `cluster` says what is never torn apart between groups:
-    documents, or windows where there are too few documents. The state is two float64 arrays of window x d_model, one of
+    vector near the mean; the result does not depend on it beyond rounding. Groups, for intervals, are of `cluster`s. The state is two float64 arrays of window x d_model, one of
     groups x window x sketch, and one row per half and distinct length of windows.
     Cost: one read of the site, about four operations per number and 2 `sketch` per number for the groups.
     Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
@@ -126,7 +128,7 @@ class Decomposition:
     site: Site
     origin: Float[Tensor, " d_model"]
     window: int
-    cluster: Literal["document", "window"] = "document"
+    cluster: Cluster = "document"
     groups: int = 20
     sketch: int = 32
     seed: int = 0
@@ -165,8 +167,8 @@ class Decomposition:
                 state[name] = tensor.to(x.device)
         kind = torch.promote_types(x.dtype, torch.float32)
         origin, sketch = (tensor.to(x.device, kind) for tensor in (self.origin, self._directions))
-        halves, groups = batch.half.to(x.device).long(), self._group_of(batch).to(x.device)
-        for tile, rows in _tiles(x, batch, self.roles):
+        halves, groups = batch.half.to(x.device).long(), group_of(batch, self.cluster, self.groups, self.seed).to(x.device)
+        for tile, rows in tiles(x, batch, self.roles):
             length = tile.shape[1]
             row = _row_of(state, length)
             shifted = tile - origin
@@ -210,11 +212,7 @@ class Decomposition:
 
     def result(self, state: State) -> Parts:
         """Solve the two-way model; refuses hidden states that are not finite, or none at all."""
-        state = {name: tensor.cpu() for name, tensor in state.items()}
-        if not int(state["windows"].sum()):
-            raise Refusal(f"geometry of {self.site}", why="no token was counted", instead="give it text with ordinary tokens")
-        for tensor in state.values():
-            _finite(self.site, tensor)
+        state = on_host(self.site, state, int(state["windows"].sum()))
         origin = self.origin.double()
         sides = [range(side, self.groups, _HALVES) for side in range(_HALVES)]
         halves = [_moments(state, list(groups), state["sums"][side], state["means"][side]) for side, groups in enumerate(sides)]
@@ -263,15 +261,22 @@ class Decomposition:
         ]
         return spread_of(halves, members)
 
-    def _group_of(self, batch: Batch) -> Int[Tensor, " window"]:
-        """Groups of discover documents are even, of confirm documents odd."""
-        named = batch.document if self.cluster == "document" else batch.window
-        place = hash_parts(self.seed, _GROUPS, named) % (self.groups // _HALVES)
-        return batch.half.long() + _HALVES * place
-
     @functools.cached_property
     def _directions(self) -> Float[Tensor, "d_model direction"]:
         return directions(len(self.origin), self.sketch, self.seed)
+
+
+def group_of(batch: Batch, cluster: Cluster, groups: int, seed: int) -> Int[Tensor, " window"]:
+    """Which of an even number of groups each window's cluster is in: of discover documents even ones, of confirm documents odd."""
+    named = batch.document if cluster == "document" else batch.window
+    return batch.half.long() + _HALVES * (hash_parts(seed, _GROUPS, named) % (groups // _HALVES))
+
+
+def on_host(site: Site, state: State, windows: int) -> State:
+    """The state of a fold that saw so many windows, on the host; refused if there were none, or their numbers are not finite."""
+    if not windows:
+        raise Refusal(f"geometry of {site}", why="no token was counted", instead="give it text with ordinary tokens")
+    return {name: _finite(site, tensor.cpu()) for name, tensor in state.items()}
 
 
 def _moments(state: State, groups: list[int], sums: Tensor, means: Tensor) -> Moments:
@@ -337,7 +342,7 @@ def _agreed_blocks(state: State, whole: Fit) -> float:
     return covariance / (whole.total / whole.tokens)
 
 
-def _tiles(x: Tensor, batch: Batch, roles: frozenset[Role]) -> Iterator[tuple[Float[Tensor, "window token d_model"], slice]]:
+def tiles(x: Tensor, batch: Batch, roles: frozenset[Role]) -> Iterator[tuple[Float[Tensor, "window token d_model"], slice]]:
     """The counted tokens of a batch in tiles of windows of one length, and which rows of the batch they are.
 
     Views wherever the counted tokens are one run. A tile is one window on a CPU, where it stays in cache through all its

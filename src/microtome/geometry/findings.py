@@ -9,12 +9,13 @@ import torch
 
 from microtome.geometry.attention import HeadSplit
 from microtome.geometry.decomposition import Parts
+from microtome.geometry.filtering import CONTROL, FilterEffect
 from microtome.geometry.sites import SiteGeometry
 from microtome.geometry.terms import PIECES
 from microtome.numerics import benjamini_hochberg
 from microtome.store.schemas import TABLES
 
-__all__ = ["CONTROLS", "FindingRow", "findings", "interval", "share_findings"]
+__all__ = ["CONTROLS", "FindingRow", "filter_findings", "findings", "interval", "share_findings"]
 
 CONTROLS: Final = {
     "pos": "tokens reordered inside windows",
@@ -30,14 +31,29 @@ _DISTINCT: Final = 2.0
 """Where there are too few documents for a test, a share below this many times its chance level is called chance."""
 _HEADS: Final = 5
 _FREQUENCIES: Final = 10
+_SPARED: Final = 0.2
+"""Where low frequencies are kept and no more than this share of the effect of removing position is left, they are what is used."""
+_USED: Final = {
+    "loss_change": "the loss of the next token changes by {:+.2g} nats",
+    "state_change": "final states turn by {:.2g} (1 - cosine)",
+}
 
 FindingRow = dict[str, Any]
 
 
-def findings(sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], run: str) -> pa.Table:
-    """Rows of the table `findings`: where position and context weigh most, how position lies, massive activations, heads that read position."""
+def findings(
+    sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], run: str, effects: Sequence[FilterEffect] = ()
+) -> pa.Table:
+    """Rows of the table `findings`: where position and context weigh most, how position lies and is used, massive activations, heads."""
     found = share_findings([each.parts for each in sites])
-    found += [*_onset(sites), *_smooth(sites), *_incoherent(sites), *_massive(sites), *_heads(splits)]
+    found += [
+        *_onset(sites),
+        *_smooth(sites),
+        *filter_findings(effects),
+        *_incoherent(sites),
+        *_massive(sites),
+        *_heads(splits),
+    ]
     rows = [row | {"run": run, "rank": rank, "lens": "geometry"} for rank, row in enumerate(found)]
     return pa.Table.from_pylist(rows, TABLES["findings"].schema)
 
@@ -129,6 +145,44 @@ def _incoherent(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     return [_row("incoherent parts", site, sentence, found.value, found.control, control, quality)]
 
 
+def filter_findings(effects: Sequence[FilterEffect]) -> list[FindingRow]:
+    """What it does to the model to take position out where that does most, and how few low frequencies repair it.
+
+    Nothing where position is not known to do more than a random change as large.
+    """
+    name = next((name for name in _USED if any(name in each.change for each in effects)), "")
+    removals = [each for each in effects if each.keep == 0 and name in each.change and not math.isnan(each.change[name].p)]
+    if not removals:
+        return []
+    q = benjamini_hochberg(torch.tensor([each.change[name].p for each in removals], dtype=torch.float64)).tolist()
+    told = [
+        (found.value - found.control, place)
+        for place, each in enumerate(removals)
+        if q[place] <= _LARGEST_Q and (found := each.change[name]).value > max(found.control, 0.0)
+    ]
+    if not told:
+        return []
+    place = max(told)[1]
+    removed, quality = removals[place], q[place]
+    found = removed.change[name]
+    kept = sorted(
+        (each for each in effects if each.site == removed.site and each.keep and name in each.change),
+        key=lambda each: each.keep,
+    )
+    known = [each for each in kept if math.isfinite(each.change[name].hi)]
+    spared = next((each for each in known if each.change[name].hi <= _SPARED * found.value), None)
+    sentence = f"without the position part at {removed.site} {_USED[name].format(found.value)} ({CONTROL}: {found.control:.2g})"
+    if spared is not None:
+        less = spared.change[name]
+        sentence += (
+            f"; its {spared.keep} lowest of {spared.tokens} frequencies repair that (left: {less.value:.2g}, {CONTROL}: "
+            f"{less.control:.2g}): the slow part is what is used"
+        )
+    elif known:
+        sentence += f"; with its {known[-1].keep} lowest of {known[-1].tokens} frequencies kept, {known[-1].change[name].value:.2g} is left"
+    return [_row("use of position", removed, sentence, found.value, found.control, CONTROL, quality)]
+
+
 def _massive(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     """The coordinates with massive activations, at the site where they are largest."""
     found = [each for each in sites if each.massive.coordinates and math.isfinite(float(each.massive.ratio.max()))]
@@ -172,7 +226,13 @@ def _heads(splits: Sequence[HeadSplit]) -> list[FindingRow]:
 
 
 def _row(
-    kind: str, site: SiteGeometry, sentence: str, value: float, control: float | None, control_kind: str | None, q: float | None
+    kind: str,
+    site: SiteGeometry | FilterEffect,
+    sentence: str,
+    value: float,
+    control: float | None,
+    control_kind: str | None,
+    q: float | None,
 ) -> FindingRow:
     return {
         "kind": kind,

@@ -4,6 +4,7 @@ Cosines and IsoScore measure it; massive activations and sinks are the usual cau
 out, mask coordinates) belongs in the pass over the data.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -23,8 +24,10 @@ __all__ = [
     "Massive",
     "concentration",
     "isoscore",
+    "isoscore_star",
     "massive_coordinates",
     "massive_rows",
+    "massive_tokens",
     "mean_cosine",
     "mean_cosines",
     "moment_cosine",
@@ -129,7 +132,7 @@ def moment_cosine(mean: Float[Tensor, " d_model"], second: Float[Tensor, "d_mode
     return (count * float(mean.double().square().sum()) - trace) / ((count - 1) * trace)
 
 
-def isoscore(variances: Float[Tensor, " d_model"], count: int) -> IsoScore:
+def isoscore(variances: Float[Tensor, " d_model"], count: int | float) -> IsoScore:
     """IsoScore of a cloud with these variances along its principal axes, 1 isotropic, 0 a line; k of d equal ones: (k - 1) / (d - 1).
 
         lhat = sqrt(d) variances / ||variances||             delta = ||lhat - 1|| / sqrt(2 (d - sqrt d))
@@ -149,7 +152,7 @@ def isoscore(variances: Float[Tensor, " d_model"], count: int) -> IsoScore:
             if d < 2
             else "the rows are all the same"
             if freedom > 1
-            else f"{count} rows are too few"
+            else f"{count:g} rows are too few"
         )
         return IsoScore(undefined(why), math.nan)
     fair = freedom**2 / ((freedom - 1) * (freedom + 2)) * (second - first**2 / freedom)
@@ -158,15 +161,67 @@ def isoscore(variances: Float[Tensor, " d_model"], count: int) -> IsoScore:
     return IsoScore(Measured(_from_participation(first**2 / second, d), control=chance), corrected)
 
 
-def partition_isotropy(rows: Float[Tensor, "row d_model"]) -> float:
+def isoscore_star(
+    covariance: Float[Tensor, "d_model d_model"],
+    larger: Float[Tensor, "d_model d_model"],
+    counts: tuple[int, int],
+    zeta: float,
+) -> IsoScore:
+    """IsoScore* of a cloud of few rows: `isoscore` of its covariance shrunk towards that of a larger sample, counts[0] and [1] rows each.
+
+        C_zeta = (1 - zeta) C + zeta C_larger              1 / freedom = (1 - zeta)^2 / (n - 1) + zeta^2 / (n_larger - 1)
+
+    For independent normal samples the first two moments of tr C_zeta and tr C_zeta^2 are those of one sample with that many degrees of
+    freedom, so that control and corrected score are those of `isoscore`. Not: needed where the cloud itself is large (zeta = 0).
+    Source: Rudman and Eickhoff 2024, arXiv:2305.19358, on IsoScore*.
+    """
+    finite("IsoScore*", covariance, larger)
+    if not 0 <= zeta <= 1:
+        raise Refusal(
+            f"a shrinkage of {zeta:g}", why="it is the share of the larger sample", instead="pass a number from 0 to 1"
+        )
+    if min(counts) < 2:
+        return IsoScore(undefined(f"{min(counts)} rows are too few"), math.nan)
+    shrunk = (1 - zeta) * covariance.double() + zeta * larger.double()
+    noise = (1 - zeta) ** 2 / (counts[0] - 1) + zeta**2 / (counts[1] - 1)
+    return isoscore(torch.linalg.eigvalsh(shrunk).clamp(min=0), 1 + 1 / noise)
+
+
+def partition_isotropy(rows: Float[Tensor, "row d_model"], *, draws: int = 20, seed: int = 0) -> Measured:
     """The ratio min F / max F of F(a) = sum_i exp(<a, h_i>) over a = +- the eigenvectors of H'H; 1 isotropic.
 
-    Not: invariant to scale. Both signs, because the sign of an eigenvector is arbitrary and F is not even. Cost: row d_model^2.
+    F depends on the scale: rows are first divided by the root mean square of a coordinate, so that a row has length sqrt(d_model) on
+    average; of much shorter ones any cloud has a ratio of 1. A direction with k times its share of the squares then counts about
+    exp(k / 2), and a mean more. Both signs, because the sign of an eigenvector is arbitrary and F is not even. Control: normal
+    clouds of as many rows, `draws` of them (none: no control), kept for the next call.
+    Cost: min(row, d_model)^2 max(row, d_model), and as much per draw.
     Source: Mu and Viswanath 2018, arXiv:1702.01417, on the partition function.
     """
     finite("partition isotropy", rows)
-    _, axes = torch.linalg.eigh(rows.double().T @ rows.double())
-    along = rows.double() @ axes
+    if not bool((rows != 0).any()):
+        return undefined("all hidden states are 0")
+    value = _partition_ratio(rows.double())
+    if not draws:
+        return Measured(value)
+    null = _partition_null(len(rows), rows.shape[1], draws, seed)
+    return Measured(value, control=sum(null) / draws, control_lo=min(null), control_hi=max(null))
+
+
+@functools.lru_cache(maxsize=8)
+def _partition_null(rows: int, width: int, draws: int, seed: int) -> tuple[float, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    clouds = (torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(draws))
+    return tuple(_partition_ratio(cloud) for cloud in clouds)
+
+
+def _partition_ratio(rows: Float[Tensor, "row d_model"]) -> float:
+    """Directions outside the span of the rows have F = the number of rows."""
+    rows = rows / rows.square().mean().sqrt()
+    if len(rows) < rows.shape[1]:
+        squares, vectors = torch.linalg.eigh(rows @ rows.T)
+        along = torch.cat([vectors * squares.clamp(min=0).sqrt(), torch.zeros(len(rows), 1, dtype=rows.dtype)], 1)
+    else:
+        along = rows @ torch.linalg.eigh(rows.T @ rows)[1]
     partition = torch.cat([torch.logsumexp(along, 0), torch.logsumexp(-along, 0)])
     return math.exp(float(partition.min() - partition.max()))
 
@@ -190,8 +245,24 @@ def massive_rows(rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, "row d_mode
     Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
     """
     finite("massive activations", rows)
-    sizes = rows.double().abs()
-    return (sizes > LARGE) & (sizes > MANY_MEDIANS * sizes.quantile(0.5, dim=1, keepdim=True))
+    sizes, last = rows.double().abs(), rows.shape[1] - 1
+    ranked = sizes.sort(1).values
+    median = (ranked[:, last // 2] + ranked[:, (last + 1) // 2])[:, None] / 2
+    return (sizes > LARGE) & (sizes > MANY_MEDIANS * median)
+
+
+def massive_tokens(states: Float[Tensor, "*token d_model"]) -> Bool[Tensor, "*token"]:
+    """Which tokens have a coordinate that is massive beside the median magnitude of their own hidden state: `massive_rows` in any.
+
+    Cost: one read, and a median of the few that may be: most of whose coordinates are that much smaller than the largest.
+    """
+    largest = torch.linalg.vector_norm(states, math.inf, dim=-1)
+    found = largest > LARGE
+    if bool(found.any()):
+        few = states[found].float().abs() <= 1.001 / MANY_MEDIANS * largest[found].float()[:, None]
+        found[found.clone()] = 2 * few.sum(1) >= states.shape[-1]
+        found[found.clone()] = massive_rows(states[found]).any(1)
+    return found
 
 
 def sinks(norms: Float[Tensor, " token"], factor: float = 3.0) -> tuple[int, ...]:

@@ -17,9 +17,11 @@ from microtome.core import Fold, Site
 from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import HeadSplit, QKSplit, readings
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
+from microtome.geometry.filtering import WINDOWS, FilterEffect, filter_effects, filter_stats
 from microtome.geometry.findings import CONTROLS, findings, interval
-from microtome.geometry.handling import HANDLINGS, handlings
+from microtome.geometry.handling import handlings
 from microtome.geometry.heads import fitting_block, head_behaviours
+from microtome.geometry.identity import TokenIdentity
 from microtome.geometry.layers import alignment_rows, attention_rows, behaviour_rows, form_rows, split_rows
 from microtome.geometry.rows import (
     Row,
@@ -47,6 +49,8 @@ DEEPER = Stage(3, "deeper", sample=64)
 each handling of them. Several times as dear as the others, hence a sample."""
 
 _SPLIT = "geometry.split."
+_DIRECTIONS = 128
+"""Random directions that sums by token id are taken in: whole vectors of thousands of ids would need gigabytes for all sites."""
 
 _OTHERS = "the stream at resid_pre.0 and after every layer was split; others: microtome geometry MODEL TEXT -o ATLAS --run NAME --sites SITE"
 _DEEPER = "it takes a pass of its own: microtome geometry MODEL TEXT -o ATLAS"
@@ -83,16 +87,24 @@ class GeometryLens:
             return {_centre(site): Centre(site, width) for site, width in widths.items()}
         cluster = "window" if corpus.shared_halves else "document"
         if stage == DEEPER:
-            handled = {
-                _handled(site, name): fold
+            handled: dict[str, Fold] = {
+                _handled(site): fold
                 for site in widths
-                for name, fold in handlings(
-                    earlier.of(MAIN, _parts(site)),
-                    earlier.of(MAIN, _windows(site)),
-                    Decomposition(site, earlier.of(PILOT, _centre(site)), corpus.window, cluster, seed=run.seed),
-                ).items()
+                if (
+                    fold := handlings(
+                        earlier.of(MAIN, _parts(site)),
+                        earlier.of(MAIN, _windows(site)),
+                        Decomposition(site, earlier.of(PILOT, _centre(site)), corpus.window, cluster, seed=run.seed),
+                    )
+                )
             }
-            return handled if _why_no_split(run) else handled | self._splits(run, earlier)
+            whole = handled | {
+                _identity(site): TokenIdentity(
+                    site, earlier.of(PILOT, _centre(site)), corpus.window, sketch=_DIRECTIONS, seed=run.seed
+                )
+                for site in widths
+            }
+            return whole if _why_no_split(run) else whole | self._splits(run, earlier)
         picks = 1 if run.depth == "quick" else 4
         folds: dict[str, Fold] = {}
         for site, width in widths.items():
@@ -113,16 +125,18 @@ class GeometryLens:
         """What was measured as tables."""
         assert run.corpus is not None, "sites are measured over a corpus"
         labels, name = run.corpus.labels, run.name
+        effects = _effects(run, sites)
+        stats = [*(stat for site in sites for stat in stats_of(site)), *filter_stats(effects)]
         tables: dict[str, Rows] = {
             "geometry_shares": shares_table([site.parts for site in sites], name),
-            "geometry_stats": stat_table([stat for site in sites for stat in stats_of(site)], name),
+            "geometry_stats": stat_table(stats, name),
             "geometry_positions": _pieces("geometry_positions", sites, lambda site: position_rows(site, name)),
             "geometry_spectra": _pieces("geometry_spectra", sites, lambda site: spectrum_rows(site, name)),
             "geometry_frequencies": _pieces("geometry_frequencies", sites, lambda site: frequency_rows(site, name)),
             "geometry_windows": _pieces("geometry_windows", sites, lambda site: window_rows(site, name, labels)),
             "geometry_cosines": _pieces("geometry_cosines", sites, lambda site: cosine_rows(site, name)),
             "geometry_alignment": table("geometry_alignment", alignment_rows(sites, name, seed=run.seed)),
-            "findings": findings(sites, splits, name),
+            "findings": findings(sites, splits, name, effects),
         }
         if run.depth != "quick" and not _why_no_split(run):
             assert isinstance(run.model, Model), "a split needs a model that was built"
@@ -142,8 +156,9 @@ class GeometryLens:
             parts, gram, windows = (results.of(MAIN, name) for name in names)
             measured = measure_site(parts, gram, windows, depth=run.depth, grid=grid, seed=run.seed)
             there = set(results.names(DEEPER))
-            named = {name: _handled(site, name) for name in HANDLINGS if _handled(site, name) in there}
-            found.append(replace(measured, handled={name: results.of(DEEPER, fold) for name, fold in named.items()}))
+            handled = results.of(DEEPER, _handled(site)) if _handled(site) in there else {}
+            identity = results.of(DEEPER, _identity(site)) if _identity(site) in there else None
+            found.append(replace(measured, handled=handled, identity=identity))
         return found
 
     def absent(self, run: Run) -> Mapping[str, str]:
@@ -152,6 +167,8 @@ class GeometryLens:
             return {"geometry": "it splits hidden states, and without a text there are none; build with a text"}
         missing = {} if run.sites else {"geometry of resid_mid and of branches": _OTHERS}
         why = _why_no_split(run)
+        if not_filtered := _why_not_filtered(run):
+            missing["use of position"] = not_filtered
         if run.depth == "quick":
             missing["clusters, dimensions and probes of hidden states"] = (
                 "not part of depth quick: microtome geometry MODEL TEXT -o ATLAS"
@@ -194,8 +211,12 @@ def _windows(site: Site) -> str:
     return f"geometry.windows.{site}"
 
 
-def _handled(site: Site, handling: str) -> str:
-    return f"geometry.handled.{site}.{handling}"
+def _handled(site: Site) -> str:
+    return f"geometry.handled.{site}"
+
+
+def _identity(site: Site) -> str:
+    return f"geometry.identity.{site}"
 
 
 def _widths(run: Run) -> dict[Site, int]:
@@ -209,7 +230,7 @@ def _entering(run: Run, sites: Iterable[Site]) -> dict[int, Site]:
     """By layer the site among these that enters it, for layers that one does."""
     found = {}
     for site in sites:
-        if site.layer is not None and site.name in ("resid_pre", "resid_post"):
+        if site.layer is not None and _in_stream(site):
             found[site.layer + (site.name == "resid_post")] = site
     return {layer: site for layer, site in found.items() if layer < run.model.shape.layers}
 
@@ -238,6 +259,34 @@ def _why_no_split(run: Run) -> str:
     if not _entering(run, _widths(run)):
         return "none of the sites that were named enters a layer"
     return next((why for site in ("q_rot", "attn_scores") if (why := why_absent(run.model, site))), "")
+
+
+def _why_not_filtered(run: Run) -> str:
+    """Why position is not filtered inside the running model; empty where it is."""
+    if run.depth == "quick":
+        return f"not part of depth quick: {_DEEPER}"
+    if not isinstance(run.model, Model):
+        return "the model was not built"
+    if run.model.family.inputs != "text":
+        return "position is filtered in models that read text"
+    if not any(_in_stream(site) for site in _widths(run)):
+        return "none of the sites that were named is the stream"
+    return ""
+
+
+def _effects(run: Run, sites: Sequence[SiteGeometry]) -> list[FilterEffect]:
+    """What it does to a few windows of the text that position is filtered in the stream, by passes of its own; none where it is not done."""
+    if _why_not_filtered(run):
+        return []
+    model, corpus = run.model, run.corpus
+    assert isinstance(model, Model)
+    assert corpus is not None
+    batches = corpus.batches(corpus.sample(WINDOWS, run.seed), tokens_per_batch(model), model.device)
+    return filter_effects(model, [each.parts for each in sites if _in_stream(each.site)], batches, seed=run.seed)
+
+
+def _in_stream(site: Site) -> bool:
+    return site.name in ("resid_pre", "resid_post")
 
 
 def _forms(run: Run, model: Model, sites: Sequence[SiteGeometry]) -> dict[int, PositionalForm]:

@@ -3,16 +3,18 @@
 Call `measure`. Which passes are made is said in `lens`, what the records mean in `sites` and `attention`.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from microtome.capture import Depth, Progress, Run, Silent, material_of, run_stages, writing_to
 from microtome.core import Refusal, Site
-from microtome.corpus import Reading, Source
+from microtome.corpus import Joined, Reading, Source
 from microtome.geometry.attention import HeadSplit
 from microtome.geometry.lens import GeometryLens, splits_of
 from microtome.geometry.sites import SiteGeometry
@@ -25,8 +27,12 @@ _RUN = "main"
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What was measured: records by site, scores of attention by layer (none at depth "quick"), and the same as tables of an atlas."""
+    """What was measured: records by site, scores of attention by layer (none at depth "quick"), and the same as tables of an atlas.
 
+    `documents` has the SHA-256 of the text that each document number stands for (of its name, for an image).
+    """
+
+    documents: Mapping[int, str]
     sites: Mapping[Site, SiteGeometry]
     attention: Mapping[int, HeadSplit]
     tables: Mapping[str, pa.Table]
@@ -43,7 +49,7 @@ def measure(
     *,
     depth: Depth = "standard",
     sites: Sequence[str] = (),
-    window: int = 256,
+    window: int | Joined = 256,
     seed: int = 0,
     reading: Reading | None = None,
     progress: Progress | None = None,
@@ -55,6 +61,8 @@ def measure(
 
     `sites` are names of hidden states: `resid_mid` is every layer of it, `attn_out.3` one, `mlp_out.0:6` a range; none named is the
     residual stream, from the embeddings on. `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
+    `window=Joined()` is the paper's protocol: 6,400 windows of 512 tokens, drawn from the joined texts. They overlap and none of them
+    is held out, so what takes two halves of the documents is undefined.
     Errors: `Refusal` where the model or the text cannot be used. Cost: two or three forward passes, and about a second a site.
     Source: Song & Zhong 2023, arXiv:2310.04861, all sections.
     """
@@ -71,7 +79,12 @@ def measure(
         pieces = {
             name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in lens.rows(run, measured, splits).items()
         }
+        documents = {
+            row["document"]: hashlib.sha256((row["text"] or row["name"]).encode()).hexdigest()
+            for row in pq.read_table(folder / "tables" / "documents", columns=["document", "name", "text"]).to_pylist()
+        }
     return Geometry(
+        documents=documents,
         sites={site.site: site for site in measured},
         attention={split.layer: split for split in splits},
         tables={name: pa.concat_tables(tables) for name, tables in pieces.items()},

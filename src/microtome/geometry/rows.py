@@ -11,10 +11,11 @@ import pyarrow as pa
 import torch
 
 from microtome.core import Site
-from microtome.geometry.decomposition import Parts
 from microtome.geometry.halves import centred, cross_gram, noise
+from microtome.geometry.handling import headlines
+from microtome.geometry.identity import Identity
 from microtome.geometry.measured import Measured, undefined
-from microtome.geometry.rank import Position, Ranks, stable_rank
+from microtome.geometry.rank import Position, Ranks
 from microtome.geometry.sites import QUARTERS, SiteGeometry, halves_of
 from microtome.geometry.smoothness import Frequencies
 from microtome.geometry.thresholds import Cut
@@ -26,6 +27,7 @@ __all__ = [
     "Stat",
     "cosine_rows",
     "frequency_rows",
+    "identity_stats",
     "known",
     "numbers",
     "position_rows",
@@ -49,6 +51,7 @@ _ISOTROPIC = "an isotropic cloud of as many rows"
 _UNRELATED = "unrelated directions"
 _PERMUTED = "labels permuted over documents"
 _CLOUDS = "clouds without clusters, as spread as the windows"
+_TURNED = "ids turned around inside windows"
 _TASKS = "the same probe on permuted labels"
 
 _LEFT_BY_NOISE = "noise leaves nothing of the Gram matrix to measure"
@@ -77,6 +80,16 @@ def stats_of(site: SiteGeometry) -> Iterator[Stat]:
     """All numbers of a site, in the order of their names' subjects."""
     for subject, stat, found, kind in _all(site):
         yield Stat(site.site, subject, stat, found, kind)
+    if site.identity is not None:
+        yield from identity_stats(site.site, site.identity)
+
+
+def identity_stats(site: Site, found: Identity) -> Iterator[Stat]:
+    """What token ids explain at a site."""
+    for stat, each in (("share", found.share), ("share_of_residual", found.of_residual), ("omega2", found.omega2)):
+        yield Stat(site, "token", stat, each, _TURNED)
+    for stat, count in (("types", found.types), ("tokens", found.tokens)):
+        yield Stat(site, "token", stat, Measured(float(count)))
 
 
 _Named = tuple[str, str, Measured, str | None]
@@ -176,32 +189,12 @@ def _frequencies(subject: str, found: Frequencies) -> Iterator[_Named]:
 
 def _handlings(site: SiteGeometry) -> Iterator[_Named]:
     """Headline numbers under each handling of massive activations, beside those of the same windows as they are."""
-    if not site.handled:
-        return
-    before = dict(_headlines(site.handled["none"]))
-    for handling, parts in site.handled.items():
+    found = {handling: headlines(treated) for handling, treated in site.handled.items()}
+    for handling, numbers in found.items():
         if handling != "none":
-            for (subject, stat), after in _headlines(parts):
-                measured = replace(after, control=before[subject, stat].value)
+            for (subject, stat), after in numbers.items():
+                measured = replace(after, control=found["none"][subject, stat].value)
                 yield subject, f"{stat}, {handling}", measured, "the same windows as they are"
-
-
-def _headlines(parts: Parts) -> Iterator[tuple[tuple[str, str], Measured]]:
-    """Shares of position and of context, and whether one direction or one position makes the former."""
-    here = centred(parts.pos)
-    squares, lengths = torch.linalg.svdvals(here).square(), here.square().sum(1)
-    there = bool(squares.sum() > 0)
-    why = "" if there else "all positions have the same mean"
-    agreed = parts.agreed
-    yield ("pos", "share"), Measured(parts.share["pos"])
-    yield (
-        ("pos", "share that two halves of the documents agree on"),
-        Measured(agreed, undefined="a half of the documents is empty" if math.isnan(agreed) else ""),
-    )
-    yield ("pos", "stable_rank"), Measured(stable_rank(squares) if there else math.nan, undefined=why)
-    top = float(lengths.max() / lengths.sum()) if there else math.nan
-    yield ("pos", "largest share of one position"), Measured(top, undefined=why)
-    yield ("ctx", "share"), Measured(parts.share["ctx"])
 
 
 def _spiral(site: SiteGeometry) -> Iterator[_Named]:
@@ -268,6 +261,8 @@ def _states(site: SiteGeometry) -> Iterator[_Named]:
     corrected = site.isoscore.corrected
     why = site.isoscore.score.undefined or ("too few windows to take their noise out" if math.isnan(corrected) else "")
     yield "states", "isoscore_corrected", Measured(corrected, undefined=why), None
+    yield "states", "isoscore_star", site.shrunk.score, _ISOTROPIC
+    yield "states", "partition_isotropy", site.partition, _ISOTROPIC
     for name, each in site.cosines.items():
         yield "states", f"mean_cosine, {name}", each, _UNRELATED
     ratio = site.massive.ratio

@@ -20,7 +20,8 @@ from microtome.geometry.decomposition import BLOCK, Parts
 from microtome.geometry.dimension import Dimension, dimension
 from microtome.geometry.grid import GridPosition, grid_position
 from microtome.geometry.halves import Halves, centred, indistinct
-from microtome.geometry.handling import Handling
+from microtome.geometry.handling import Handling, Treated
+from microtome.geometry.identity import Identity
 from microtome.geometry.incoherence import Incoherence, incoherence, joint_cosines
 from microtome.geometry.isotropy import (
     Concentration,
@@ -28,8 +29,10 @@ from microtome.geometry.isotropy import (
     Massive,
     concentration,
     isoscore,
+    isoscore_star,
     massive_coordinates,
     mean_cosines,
+    partition_isotropy,
     sinks,
 )
 from microtome.geometry.measured import ROUNDING, Measured, undefined
@@ -50,6 +53,10 @@ JOINT = 48
 """Positions, and windows, in the picture of joint cosines."""
 ROWS = 128
 """Positions, and windows, whose angles are measured."""
+FEW = 20
+"""Draws of a null that only sets a scale."""
+SHRINKAGE = 0.5
+"""Share of all tokens' covariance in the IsoScore* of sampled ones."""
 QUARTERS = 4
 """Parts of a window that a probe for position tells apart."""
 
@@ -76,9 +83,11 @@ class SiteGeometry:
     """The measures of one site. None: not part of the depth, or, for `clustering`, of a corpus without labels, for `grid`, of text.
 
     `probes` has, by what is told from what, the accuracy of linear probes: what the decomposition leaves in the residual.
-    `handled` has the parts under each handling of massive activations, over a sample of windows; empty where there are none.
+    `handled` has what is left under each handling of massive activations, over a sample of windows; empty where there are none.
+    `identity` is what token ids explain beyond position and window, over the same sample.
     `joint` is the matrix of cosines between evenly spaced positions and windows (`joint_rows` says which), `spectrum` the
-    principal variances of hidden states, largest first, `ctx_rank` the ScreeNOT rank of context parts.
+    principal variances of hidden states, largest first, `ctx_rank` the ScreeNOT rank of context parts, `shrunk` the IsoScore* of
+    sampled tokens.
     """
 
     parts: Parts
@@ -98,6 +107,8 @@ class SiteGeometry:
     joint: Float[Tensor, "row row"]
     joint_rows: Sequence[tuple[str, int]]
     isoscore: IsoScore
+    shrunk: IsoScore
+    partition: Measured
     cosines: Mapping[str, Measured]
     massive: Massive
     sinks: tuple[int, ...]
@@ -106,7 +117,8 @@ class SiteGeometry:
     map: ContextMap | None
     dimensions: Mapping[str, Dimension]
     probes: Mapping[str, Probe]
-    handled: Mapping[Handling, Parts] = field(default_factory=dict)
+    handled: Mapping[Handling, Treated] = field(default_factory=dict)
+    identity: Identity | None = None
 
     @property
     def site(self) -> Site:
@@ -203,6 +215,8 @@ def measure_site(
         joint=joint,
         joint_rows=joint_rows,
         isoscore=isoscore(spectrum, parts.windows),
+        shrunk=_shrunk(rows.state, len(windows.window), gram, parts),
+        partition=partition_isotropy(rows.state, draws=FEW if deep else 0, seed=seed),
         cosines=mean_cosines(rows.state, owner, rows.place, parts.mu, parts.pos, seed=seed),
         massive=massive_coordinates(torch.maximum(parts.lowest.abs(), parts.highest.abs()), median),
         sinks=sinks(parts.lengths),
@@ -249,6 +263,14 @@ def _joint(parts: Parts, contexts: Contexts, windows: Windows) -> tuple[Tensor, 
     chosen = torch.tensor(order)[_spaced(len(order), JOINT)]
     rows = [("pos", int(place)) for place in places] + [("ctx", int(windows.window[row])) for row in chosen]
     return joint_cosines(parts.pos[places], contexts.ctx[chosen]), rows
+
+
+def _shrunk(states: Float[Tensor, "row d_model"], count: int, gram: Gram, parts: Parts) -> IsoScore:
+    """IsoScore* of sampled tokens, shrunk towards the covariance of all; windows are counted, since their tokens resemble each other."""
+    about = states - states.mean(0) if len(states) else states
+    covariance = about.T @ about / max(len(states) - 1, 1)
+    varies = 0.0 if parts.undefined else 1.0
+    return isoscore_star(covariance * varies, gram.covariance * varies, (count, parts.windows), SHRINKAGE)
 
 
 def _spaced(count: int, most: int) -> Int[Tensor, " k"]:

@@ -3,6 +3,8 @@
 from microtome.model.cache import CacheEntry as CacheEntry
 from microtome.model.cache import caches as caches
 from microtome.model.cache import remove_cache as remove_cache
+from microtome.model.edit import Change as Change
+from microtome.model.edit import edit_hooks as edit_hooks
 from microtome.model.images import patch_grid as patch_grid
 from microtome.model.model import Model as Model
 from microtome.model.model import SiteRow as SiteRow

@@ -18,7 +18,7 @@ from microtome.model.families import Facts, Recipe, Tap
 from microtome.model.hooks import Hook, attached
 from microtome.model.model import Model, recipe_of
 
-__all__ = ["capture", "final_norm", "forward", "inputs_of", "observe", "unembed"]
+__all__ = ["capture", "final_norm", "forward", "inputs_of", "observe", "unembed", "whereabouts"]
 
 Receive = Callable[[Site, Any], None]
 
@@ -159,7 +159,7 @@ def observe(model: Model, batch: Batch, sites: Iterable[Site], receive: Receive)
         return
     watch = _Watch(receive)
     for site in wanted:
-        recipe, (facts, find) = _recipe(model, site), _whereabouts(model, site, batch)
+        recipe, (facts, find) = _recipe(model, site), whereabouts(model, site, batch)
         watch.expect(site, recipe, facts, find)
     runner = model.module if Site("logits") in wanted else model.trunk
     with torch.inference_mode(), attached(watch.hooks()), experts_observed(model.config, watch.experts()):
@@ -170,7 +170,7 @@ def observe(model: Model, batch: Batch, sites: Iterable[Site], receive: Receive)
     raise AssertionError(f"{watch.pending} of {len(wanted)} sites never appeared")
 
 
-def _whereabouts(model: Model, site: Site, batch: Batch) -> tuple[Facts, Callable[[str], tuple[nn.Module, int]]]:
+def whereabouts(model: Model, site: Site, batch: Batch) -> tuple[Facts, Callable[[str], tuple[nn.Module, int]]]:
     """The facts for computing a site, and where its taps are."""
     trunk, layers = model.trunk, model.shape.layers
     place = model.family.at(model.config, layers - 1 if site.layer is None else site.layer)

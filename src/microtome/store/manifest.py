@@ -40,7 +40,7 @@ class RunCard(_Record):
     """One run: a corpus and a seed, and what came of them.
 
     `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed. `sites`
-    are the hidden states that were asked for by name; none is the residual stream.
+    are the hidden states that were asked for by name; none is the residual stream. `protocol` says how windows were taken.
     """
 
     status: Literal["building", "complete"]
@@ -50,6 +50,7 @@ class RunCard(_Record):
     seed: int
     window: int
     sites: tuple[str, ...] = ()
+    protocol: Literal["clean", "paper"] = "clean"
     execution: dict[str, Any]
     certificate: dict[str, Any]
     corpus: dict[str, Any] | None = None

@@ -358,3 +358,12 @@ def test_a_repair_that_was_interrupted_goes_on(atlas: Atlas, decoder: Model, tmp
     card = build(decoder, _TEXTS, output=copy, settings=settings).manifest.runs["main"]
     assert (card.status, card.pending, Atlas(copy).damaged()) == ("complete", {}, [])
     assert digest(victim) == digest(atlas.path / victim.relative_to(copy))
+
+
+def test_a_protocol_takes_texts(tmp_path: Path) -> None:
+    paper = Settings(protocol="paper", lenses=("geometry",))
+    with pytest.raises(Refusal, match="it joins texts, and images cannot be joined"):
+        build(wrap(built("vit")), tmp_path / "pictures", output=tmp_path / "atlas", settings=paper)
+    with pytest.raises(Refusal, match="protocol paper: it says how windows of a text are taken"):
+        build(toys.save_checkpoint(tmp_path / "model"), output=tmp_path / "atlas", settings=paper)
+    assert not (tmp_path / "atlas").exists()

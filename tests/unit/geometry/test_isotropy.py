@@ -10,8 +10,10 @@ from microtome.core import Refusal
 from microtome.geometry.isotropy import (
     concentration,
     isoscore,
+    isoscore_star,
     massive_coordinates,
     massive_rows,
+    massive_tokens,
     mean_cosine,
     mean_cosines,
     moment_cosine,
@@ -137,11 +139,50 @@ def test_second_moments_give_the_mean_cosine_of_equally_long_rows() -> None:
 
 
 def test_partition_isotropy_by_hand() -> None:
-    """Rows +-e1 twice as long as +-e2: F along e1 is 2 cosh 2 + 2, along e2 2 cosh 1 + 2."""
-    rows = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    assert partition_isotropy(rows) == pytest.approx((math.cosh(1) + 1) / (math.cosh(2) + 1))
-    assert partition_isotropy(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])) == pytest.approx(1)
-    assert partition_isotropy(1e4 * rows) == 0  # far beyond what exp can hold
+    """Rows +-e1 twice as long as +-e2, in units of the root mean square coordinate, sqrt(10 / 8): F along e1 is 2 cosh 2u + 2."""
+    rows, unit = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), math.sqrt(8 / 10)
+    expected = (math.cosh(unit) + 1) / (math.cosh(2 * unit) + 1)
+    for scale in (1, 1e-3, 1e4):
+        assert partition_isotropy(scale * rows).value == pytest.approx(expected)
+    even = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert partition_isotropy(even).value == pytest.approx(1)
+    padded = torch.cat([even, torch.zeros(4, 4)], 1)  # six directions, four of them empty: F is 2 cosh sqrt 6 + 2, or 4
+    assert partition_isotropy(padded).value == pytest.approx(2 / (math.cosh(math.sqrt(6)) + 1))
+    assert partition_isotropy(torch.zeros(3, 2)).undefined == "all hidden states are 0"
+
+
+def test_a_normal_cloud_has_the_partition_isotropy_of_its_control_and_one_with_a_mean_has_not() -> None:
+    for shape in ((400, 20), (20, 60)):
+        found = partition_isotropy(normal(*shape, seed=5))
+        assert found.control_lo <= found.value * 1.2
+        assert found.value <= found.control_hi * 1.2
+        shifted = partition_isotropy(normal(*shape, seed=5) + 2)
+        assert shifted.value < 0.1 * shifted.control_lo
+    assert math.isnan(partition_isotropy(normal(9, 3), draws=0).control)
+
+
+def test_isoscore_star_is_isoscore_of_the_mixed_covariance() -> None:
+    few, many = torch.cov(normal(5, 8).T), torch.cov(normal(300, 8, seed=1).T)
+    for zeta in (0.0, 0.3, 1.0):
+        mixed = torch.linalg.eigvalsh((1 - zeta) * few + zeta * many)
+        assert isoscore_star(few, many, (5, 300), zeta).score.value == pytest.approx(published(mixed), rel=1e-9)
+    assert isoscore_star(few, many, (1, 300), 0.5).score.undefined == "1 rows are too few"
+    with pytest.raises(Refusal, match="a shrinkage of 2"):
+        isoscore_star(few, many, (5, 300), 2.0)
+
+
+def test_isoscore_star_of_few_rows_is_stable_and_its_control_and_correction_hold() -> None:
+    """12 rows of 30 dimensions beside 200: a true spectrum that slopes, and one that is flat, averaged over 100 draws."""
+    for spectrum in (torch.ones(30, dtype=torch.float64), torch.linspace(0.2, 4, 30, dtype=torch.float64)):
+        truth, found, alone = isoscore(spectrum, MANY).score.value, [], []
+        for seed in range(100):
+            few, many = (torch.cov((normal(n, 30, seed=s) * spectrum.sqrt()).T) for n, s in ((12, seed), (200, 1000 + seed)))
+            found.append(isoscore_star(few, many, (12, 200), 0.5))
+            alone.append(isoscore_star(few, many, (12, 200), 0.0).score.value)
+        assert np.mean([each.corrected for each in found]) == pytest.approx(truth, rel=0.03)
+        assert np.mean(alone) < 0.7 * np.mean([each.score.value for each in found])
+        if spectrum[0] == 1:
+            assert np.mean([each.score.value for each in found]) == pytest.approx(found[0].score.control, rel=0.01)
 
 
 def test_massive_coordinates_pass_both_thresholds() -> None:
@@ -161,6 +202,16 @@ def test_massive_rows_are_measured_by_their_own_median() -> None:
     rows[1] = 0.6
     rows[1, 2] = -500.0
     assert massive_rows(rows).nonzero().tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_massive_tokens_are_those_with_a_massive_coordinate(width: int) -> None:
+    states = normal(6, 50, width, seed=width) * 10 ** normal(6, 50, 1, seed=9)
+    states[normal(6, 50, width, seed=8) > 1] *= 1e4
+    expected = massive_rows(states.flatten(0, 1)).any(1).view(6, 50)
+    assert torch.equal(massive_tokens(states), expected)
+    assert width == 1 or 10 < int(expected.sum()) < 290
+    assert not massive_tokens(torch.full((3, width), 1e5)).any()
 
 
 def test_sinks_are_found_at_any_position() -> None:

@@ -32,7 +32,7 @@ def corpus() -> Corpus:
     made = object.__new__(Corpus)
     object.__setattr__(made, "window", 32)
     object.__setattr__(made, "tokens", 3200)
-    object.__setattr__(made, "_index", SimpleNamespace(half=np.zeros(3, np.uint8)))
+    object.__setattr__(made, "_index", SimpleNamespace(half=np.zeros(3, np.uint8), windows=np.ones(3, np.int64)))
     return made
 
 
@@ -80,6 +80,19 @@ def test_what_reads_images_has_no_behaviours_of_heads_and_says_why() -> None:
     deep = replace(run_of(text=True), model=opened("vit"), depth="standard")
     assert GeometryLens().absent(deep)["behaviours of heads"].endswith("take a model that reads text")
     assert "behaviours of heads" not in GeometryLens().absent(replace(deep, model=toy_decoder()))
+
+
+def test_use_of_position_is_absent_with_the_reason_where_it_is_not_measured() -> None:
+    deep = replace(run_of(text=True), depth="standard")
+    reasons = [
+        (replace(deep, depth="quick"), "not part of depth quick"),
+        (replace(deep, model=opened("vit")), "models that read text"),
+        (replace(deep, sites=(Site("attn_out", 0),)), "none of the sites that were named is the stream"),
+    ]
+    for run, why in reasons:
+        assert why in GeometryLens().absent(run)["use of position"]
+    for sites in ((), (Site("attn_out", 0), Site("resid_pre", 1))):
+        assert "use of position" not in GeometryLens().absent(replace(deep, sites=sites))
 
 
 def test_findings_name_the_peak_and_its_chance() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from microtome.atlas import Settings, build
 from microtome.core import Refusal, Site
+from microtome.corpus import Joined
 from microtome.geometry import measure
 from tests import toys
 
@@ -33,12 +34,16 @@ def test_records_and_tables_are_those_of_an_atlas(model: Path, tmp_path: Path) -
     assert stats["resid_pre.0", "pos", "stable_rank"]["value"] == first.position.naive.stable_rank
     assert sorted(found.attention) == list(range(len(found.sites) - 1))
     assert all(split.error < 1e-4 for split in found.attention.values())
+    used = {site: row for (site, _, stat), row in stats.items() if stat == "kl_keep_0"}
+    assert set(used) == {str(site) for site in found.sites}
+    assert all(row["value"] > 0 and row["control_kind"] == "a random change as large" for row in used.values())
 
 
 def test_the_quick_depth_leaves_attention_out(model: Path) -> None:
     found = measure(model, toys.toy_texts(documents=12), window=24, depth="quick")
     assert not found.attention
     assert "geometry_attention" not in found.tables
+    assert not any("_keep_" in row["stat"] for row in found.tables["geometry_stats"].to_pylist())
 
 
 def test_any_hidden_state_can_be_measured_and_scores_are_split_where_one_enters_a_layer(model: Path) -> None:
@@ -51,6 +56,8 @@ def test_any_hidden_state_can_be_measured_and_scores_are_split_where_one_enters_
     angles = [row for row in widths if row["stat"] == "mean_square_cosine_of_angles"]
     assert {row["undefined"] for row in angles} <= {"the sites are not equally wide", "a part has no leading directions"}
     assert any(row["stat"] == "cka" and row["value"] is not None for row in widths)
+    filtered = [row for row in found.tables["geometry_stats"].to_pylist() if row["stat"] == "loss_change_keep_5"]
+    assert [row["site"] for row in filtered] == ["resid_post.0"]
 
 
 def test_sites_without_a_vector_for_every_token_are_refused(model: Path) -> None:
@@ -63,3 +70,9 @@ def test_what_cannot_be_measured_is_refused(model: Path) -> None:
         measure(model, ["text"], depth="full")
     with pytest.raises(Refusal):
         measure(model, [])
+
+
+def test_joined_windows_are_cut_to_the_context_of_the_model(model: Path) -> None:
+    found = measure(model, toys.toy_texts(documents=12), window=Joined(contexts=6), depth="quick")
+    for site in found.sites.values():
+        assert (site.parts.windows, len(site.parts.pos)) == (6, 63), "the toy's context is 64, and the first token is dropped"

@@ -146,6 +146,7 @@ def test_states_that_do_not_vary_have_nothing_but_their_mean() -> None:
     known = {(each.subject, each.stat): each.found.value for each in stats_of(found) if not each.found.undefined}
     assert known.pop(("states", "largest_over_median")) == pytest.approx(1.0)
     assert known.pop(("states", "mean_cosine, raw")) == pytest.approx(1.0)
+    assert known.pop(("states", "partition_isotropy")) == pytest.approx(0.0, abs=1e-5), "all of it is the mean"
     assert known == dict.fromkeys(known, 0.0)
 
 

@@ -13,7 +13,7 @@ from tests.unit.report import planted
 def test_matrices_are_symmetric_with_a_blank_diagonal_and_hold_the_values() -> None:
     figure = draw_alignment(planted.alignment())
     for axes, subject in zip(figure.axes, ("pos", "ctx"), strict=False):
-        shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+        shown = np.ma.filled(np.ma.asarray(axes.images[0].get_array()), np.nan)
         assert shown.shape == (len(planted.SITES),) * 2
         assert np.isnan(np.diag(shown)).all()
         for one in range(len(shown)):
@@ -24,7 +24,7 @@ def test_matrices_are_symmetric_with_a_blank_diagonal_and_hold_the_values() -> N
 
 
 def test_overlaps_stand_at_the_later_site_beside_their_control() -> None:
-    lines = {line.get_label(): line.get_ydata() for line in draw_alignment(planted.alignment()).axes[2].lines}
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in draw_alignment(planted.alignment()).axes[2].lines}
     assert np.allclose(lines["position"][1:], [0.75, 0.76, 0.77, 0.78])
     assert np.isnan(lines["position"][0])
     assert np.allclose(lines["position, control"][1:], 0.01)
