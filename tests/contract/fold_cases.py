@@ -86,6 +86,7 @@ CASES: tuple[FoldCase, ...] = (
         "handled decomposition",
         lambda: Handled(
             Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST),
+            massive=2.0,
             masked=(1,),
             low=torch.full((SIZES["d_model"],), -1.0),
             high=torch.full((SIZES["d_model"],), 1.0),

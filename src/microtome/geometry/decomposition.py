@@ -22,7 +22,7 @@ from microtome.geometry.jackknife import Spread, cross_validated, directions, sp
 from microtome.geometry.measured import ROUNDING
 from microtome.numerics import hash_parts
 
-__all__ = ["BLOCK", "Centre", "Cluster", "Decomposition", "Parts", "group_of", "on_host", "tiles"]
+__all__ = ["BLOCK", "Centre", "Cluster", "Decomposition", "Parts", "group_of", "on_host", "tensor_at", "tiles"]
 
 Cluster = Literal["document", "window"]
 """What is never torn apart between groups: documents, or windows where there are too few documents."""
@@ -160,11 +160,7 @@ class Decomposition:
 
     def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
         """Add each window's counted tokens, in fp32 inside a window and in float64 across windows."""
-        x = values[self.site]
-        assert isinstance(x, Tensor)
-        for name, tensor in state.items():
-            if tensor.device != x.device:
-                state[name] = tensor.to(x.device)
+        x = tensor_at(self.site, state, values)
         kind = torch.promote_types(x.dtype, torch.float32)
         origin, sketch = (tensor.to(x.device, kind) for tensor in (self.origin, self._directions))
         halves, groups = batch.half.to(x.device).long(), group_of(batch, self.cluster, self.groups, self.seed).to(x.device)
@@ -270,6 +266,16 @@ def group_of(batch: Batch, cluster: Cluster, groups: int, seed: int) -> Int[Tens
     """Which of an even number of groups each window's cluster is in: of discover documents even ones, of confirm documents odd."""
     named = batch.document if cluster == "document" else batch.window
     return batch.half.long() + _HALVES * (hash_parts(seed, _GROUPS, named) % (groups // _HALVES))
+
+
+def tensor_at(site: Site, state: State, values: Mapping[Site, Tensor | ExpertRows]) -> Tensor:
+    """The tensor at a site; the state of its fold moves to where that is."""
+    x = values[site]
+    assert isinstance(x, Tensor)
+    for name, tensor in state.items():
+        if tensor.device != x.device:
+            state[name] = tensor.to(x.device)
+    return x
 
 
 def on_host(site: Site, state: State, windows: int) -> State:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from microtome.core import Batch, ExpertRows, Half, Site, State
 from microtome.geometry.anova import PARTS, Fit, Kept, fit, split
-from microtome.geometry.decomposition import Decomposition, Parts, group_of, on_host, tiles
+from microtome.geometry.decomposition import Decomposition, Parts, group_of, on_host, tensor_at, tiles
 from microtome.geometry.halves import centred
-from microtome.geometry.isotropy import massive_coordinates, massive_tokens
+from microtome.geometry.isotropy import massive_coordinates
 from microtome.geometry.jackknife import cross_validated
 from microtome.geometry.measured import ROUNDING, Measured
 from microtome.geometry.rank import stable_rank
@@ -42,8 +42,9 @@ HANDLINGS: Final[tuple[Handling, ...]] = (
     "winsorised",
     "median of groups",
 )
-"""As it is; without the first four counted positions; without tokens that have a massive coordinate; massive coordinates set to a
-constant; every coordinate clamped to the middle 99 % of a sample; position as the median of its estimates from groups of documents."""
+"""As it is; without the first four counted positions; without tokens that have a massive coordinate, by the threshold of the site;
+massive coordinates set to a constant; every coordinate clamped to the middle 99 % of a sample; position as the median of its
+estimates from groups of documents."""
 
 GROUPS: Final = 8
 """Groups of documents whose position parts the median is of, half of them in each half of the documents."""
@@ -73,7 +74,8 @@ class Handled:
     """The two-way decomposition of one site under every handling, in one pass over a sample of windows.
 
     Handlings share what they can: sums by position are kept once for all that leave coordinates alone, and what they differ by is
-    kept of single windows. `fold` is the decomposition to repeat, `masked` the massive coordinates, `low` and `high` where to clamp.
+    kept of single windows. `fold` is the decomposition to repeat, `massive` what a coordinate of a flagged token is
+    beyond, `masked` the coordinates with such tokens, `low` and `high` where to clamp.
     The state is (groups + 4) x window x d_model in float64, and 4 x d_model for each window.
     Cost: two reads of the site and about a dozen operations per number.
     Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
@@ -83,6 +85,7 @@ class Handled:
     version: ClassVar[int] = 2
 
     fold: Decomposition
+    massive: float
     masked: tuple[int, ...]
     low: Float[Tensor, " d_model"]
     high: Float[Tensor, " d_model"]
@@ -107,11 +110,7 @@ class Handled:
 
     def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
         """Add each window's counted tokens, in fp32 inside a window and in float64 across windows."""
-        x = values[self.fold.site]
-        assert isinstance(x, Tensor)
-        for name, tensor in state.items():
-            if tensor.device != x.device:
-                state[name] = tensor.to(x.device)
+        x = tensor_at(self.fold.site, state, values)
         kind = torch.promote_types(x.dtype, torch.float32)
         origin, low, high = (each.to(x.device, kind) for each in (self.fold.origin, self.low, self.high))
         groups = group_of(batch, self.fold.cluster, GROUPS, self.fold.seed).to(x.device)
@@ -119,7 +118,7 @@ class Handled:
         added: dict[str, list[Tensor]] = {"group": [], "tokens": [], "means": [], "squares": []}
         for tile, rows in tiles(x, batch, self.fold.roles):
             group = groups[rows]
-            flagged = massive_tokens(tile)
+            flagged = torch.linalg.vector_norm(tile, math.inf, dim=-1) > self.massive
             shifted, clamped = tile - origin, tile.clamp(low, high).sub_(origin)
             _add_by(state["sums"], group, shifted)
             _add_by(state["clamped"], group % len(Half), clamped)
@@ -307,8 +306,8 @@ def handlings(parts: Parts, windows: Windows, fold: Decomposition) -> Handled | 
     if not len(tokens):
         return None
     reach = torch.maximum(parts.lowest.abs(), parts.highest.abs())
-    massive = massive_coordinates(reach, float(tokens.abs().median())).coordinates
-    if not massive:
+    massive = massive_coordinates(reach, float(tokens.abs().median()))
+    if not massive.coordinates:
         return None
     low, high = torch.quantile(tokens, torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64), dim=0).float()
-    return Handled(fold, massive, low, high)
+    return Handled(fold, massive.threshold, massive.coordinates, low, high)

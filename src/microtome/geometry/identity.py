@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State
 from microtome.geometry.anova import Equations, Fit, Kept, split
-from microtome.geometry.decomposition import on_host, tiles
+from microtome.geometry.decomposition import on_host, tensor_at, tiles
 from microtome.geometry.jackknife import directions
 from microtome.geometry.measured import ROUNDING, Measured, undefined
 from microtome.numerics import hash_parts
@@ -93,11 +93,7 @@ class TokenIdentity:
 
     def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
         """Add each window's counted tokens to its position, to its id, and to the id that it has when turned."""
-        x = values[self.site]
-        assert isinstance(x, Tensor)
-        for name, tensor in state.items():
-            if tensor.device != x.device:
-                state[name] = tensor.to(x.device)
+        x = tensor_at(self.site, state, values)
         kind = torch.promote_types(x.dtype, torch.float32)
         origin = self.origin.to(x.device, kind)
         chosen = None if self._directions is None else self._directions.to(x.device, kind)

@@ -27,7 +27,6 @@ __all__ = [
     "isoscore_star",
     "massive_coordinates",
     "massive_rows",
-    "massive_tokens",
     "mean_cosine",
     "mean_cosines",
     "moment_cosine",
@@ -55,9 +54,13 @@ class IsoScore:
 
 @dataclass(frozen=True, eq=False)
 class Massive:
-    """Coordinates with massive activations, and every coordinate's largest magnitude in units of the median magnitude."""
+    """Coordinates with massive activations, and every coordinate's largest magnitude in units of the median magnitude.
+
+    What is larger than `threshold` is massive.
+    """
 
     coordinates: tuple[int, ...]
+    threshold: float
     ratio: Float[Tensor, " d_model"]
 
 
@@ -235,8 +238,8 @@ def massive_coordinates(largest: Float[Tensor, " d_model"], median: float) -> Ma
     if not median >= 0:
         raise Refusal(f"a median magnitude of {median}", why="magnitudes are not negative", instead="pass the median of |h|")
     sizes = largest.double().abs()
-    found = (sizes > LARGE) & (sizes > MANY_MEDIANS * median)
-    return Massive(tuple(found.nonzero().flatten().tolist()), sizes / median)
+    threshold = max(LARGE, MANY_MEDIANS * median)
+    return Massive(tuple((sizes > threshold).nonzero().flatten().tolist()), threshold, sizes / median)
 
 
 def massive_rows(rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, "row d_model"]:
@@ -245,24 +248,8 @@ def massive_rows(rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, "row d_mode
     Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
     """
     finite("massive activations", rows)
-    sizes, last = rows.double().abs(), rows.shape[1] - 1
-    ranked = sizes.sort(1).values
-    median = (ranked[:, last // 2] + ranked[:, (last + 1) // 2])[:, None] / 2
-    return (sizes > LARGE) & (sizes > MANY_MEDIANS * median)
-
-
-def massive_tokens(states: Float[Tensor, "*token d_model"]) -> Bool[Tensor, "*token"]:
-    """Which tokens have a coordinate that is massive beside the median magnitude of their own hidden state: `massive_rows` in any.
-
-    Cost: one read, and a median of the few that may be: most of whose coordinates are that much smaller than the largest.
-    """
-    largest = torch.linalg.vector_norm(states, math.inf, dim=-1)
-    found = largest > LARGE
-    if bool(found.any()):
-        few = states[found].float().abs() <= 1.001 / MANY_MEDIANS * largest[found].float()[:, None]
-        found[found.clone()] = 2 * few.sum(1) >= states.shape[-1]
-        found[found.clone()] = massive_rows(states[found]).any(1)
-    return found
+    sizes = rows.double().abs()
+    return (sizes > LARGE) & (sizes > MANY_MEDIANS * sizes.quantile(0.5, dim=1, keepdim=True))
 
 
 def sinks(norms: Float[Tensor, " token"], factor: float = 3.0) -> tuple[int, ...]:

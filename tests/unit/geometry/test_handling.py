@@ -51,7 +51,7 @@ def treated(batch: Batch, x: torch.Tensor) -> dict[Handling, Treated]:
 def everything(batch: Batch, x: torch.Tensor) -> dict[Handling, Treated]:
     """With coordinate 7 masked and clamping where one in a hundred is beyond, whatever is massive."""
     low, high = (torch.quantile(x.flatten(0, 1), end, dim=0) for end in (0.005, 0.995))
-    return dict(run(Handled(decomposition(), (MASSIVE,), low, high), batch, x))
+    return dict(run(Handled(decomposition(), 1000.0, (MASSIVE,), low, high), batch, x))
 
 
 def assert_same(ours: Treated, parts) -> None:

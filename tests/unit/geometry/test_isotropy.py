@@ -13,7 +13,6 @@ from microtome.geometry.isotropy import (
     isoscore_star,
     massive_coordinates,
     massive_rows,
-    massive_tokens,
     mean_cosine,
     mean_cosines,
     moment_cosine,
@@ -189,7 +188,9 @@ def test_massive_coordinates_pass_both_thresholds() -> None:
     largest = torch.tensor([3000.0, -2500.0, 90.0, 150.0])
     found = massive_coordinates(largest, 0.1)
     assert found.coordinates == (0, 1, 3)
+    assert found.threshold == pytest.approx(100)
     assert massive_coordinates(largest, 2.6).coordinates == (0,)
+    assert massive_coordinates(largest, 2.6).threshold == pytest.approx(2600)
     assert massive_coordinates(largest, 0.05).coordinates == (0, 1, 3)  # 90 is 1800 medians, and not over 100
     assert found.ratio.tolist() == pytest.approx([30000, 25000, 900, 1500])
     with pytest.raises(Refusal, match="median magnitude of nan"):
@@ -202,16 +203,6 @@ def test_massive_rows_are_measured_by_their_own_median() -> None:
     rows[1] = 0.6
     rows[1, 2] = -500.0
     assert massive_rows(rows).nonzero().tolist() == [[0, 2]]
-
-
-@pytest.mark.parametrize("width", [1, 4, 5])
-def test_massive_tokens_are_those_with_a_massive_coordinate(width: int) -> None:
-    states = normal(6, 50, width, seed=width) * 10 ** normal(6, 50, 1, seed=9)
-    states[normal(6, 50, width, seed=8) > 1] *= 1e4
-    expected = massive_rows(states.flatten(0, 1)).any(1).view(6, 50)
-    assert torch.equal(massive_tokens(states), expected)
-    assert width == 1 or 10 < int(expected.sum()) < 290
-    assert not massive_tokens(torch.full((3, width), 1e5)).any()
 
 
 def test_sinks_are_found_at_any_position() -> None:
