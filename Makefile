@@ -80,6 +80,8 @@ bench: .venv/.dev ## speed of observing SmolLM2, and memory, against its bare fo
 	$(BIN)/python -m benchmarks.geometry
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python -m benchmarks.vocabulary
+	$(BIN)/python -m benchmarks.large
 
 .PHONY: bench-peers
 bench-peers: .venv/.dev ## the same beside other tools, each in an environment of its own (6 GB)

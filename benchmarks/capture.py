@@ -8,14 +8,13 @@ build; folds that look at a sample of tokens sample as they would over a million
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.interleaved import contest, write_results
+from benchmarks.interleaved import contest, timed, write_results
 from microtome.atlas import LENSES
 from microtome.capture import MAIN, PILOT, Results, Run, Stage, fold_batch
 from microtome.cli.demo import speeches
@@ -73,19 +72,10 @@ def measure(dtype: str, rounds: int) -> list[dict[str, float | str]]:
         with torch.inference_mode():
             model.trunk(**inputs_of(model, batch))
 
-    def timed(work: Callable[[Batch], object]) -> Callable[[], float]:
-        def run() -> float:
-            begin = time.perf_counter()
-            for batch in batches:
-                work(batch)
-            return time.perf_counter() - begin
-
-        return run
-
     contestants = {
-        "bare forward": timed(bare),
-        "all resid_post captured": timed(lambda batch: capture(model, batch, sites)),
-        "all folds of a build": timed(lambda batch: fold_batch(model, batch, folds, states)),
+        "bare forward": timed(bare, batches),
+        "all resid_post captured": timed(lambda batch: capture(model, batch, sites), batches),
+        "all folds of a build": timed(lambda batch: fold_batch(model, batch, folds, states), batches),
     }
     return contest(contestants, baseline="bare forward", tokens=BATCHES * TOKENS, rounds=rounds).rows()
 

@@ -6,11 +6,15 @@ Ratios are taken within a round, then the median over rounds: the median of rati
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["Contest", "Process", "contest", "write_results"]
+__all__ = ["Contest", "Process", "contest", "timed", "write_results"]
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,18 @@ def contest(contestants: Mapping[str, Callable[[], float]], *, baseline: str, to
             if turn:
                 seconds[name].append(taken)
     return Contest(seconds, baseline, tokens)
+
+
+def timed(work: Callable[[Item], object], items: Iterable[Item]) -> Callable[[], float]:
+    """A contestant that does its work on every item in turn."""
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for item in items:
+            work(item)
+        return time.perf_counter() - begin
+
+    return run
 
 
 class Process:

@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microtome.core import Batch, Half, Role, Site
+from microtome.capture.run import fold_batch
+from microtome.core import Batch, Fold, Half, Role
 from microtome.geometry import Decomposition, Parts
 from microtome.geometry.decomposition import Centre
 from microtome.geometry.halves import cross_gram
+from microtome.geometry.lens import stream
 from microtome.geometry.rank import stable_rank
 from microtome.geometry.sites import halves_of
 from microtome.geometry.smoothness import smoothness
-from microtome.model import Model, observe
+from microtome.model import Model
 
-__all__ = ["Curve", "Windows", "curves", "stream"]
+__all__ = ["Curve", "Windows", "curves"]
 
 _BATCH = 64
 
@@ -55,7 +57,7 @@ class Curve:
     """The positional part at one site, all from the cross-validated Gram matrix, in which noise cancels.
 
     `roughness`, `stable_rank` and `low` (LF(10)) are NaN where position has no effect that two halves agree on. `share` is
-    the share of the variance that position has, `steps` the squared distances of neighbouring positions over the mean square length.
+    the share of the variance that position has, `steps` the squared distances of neighbouring positions over the mean square length, `leaps` those of positions two apart.
     `rough_lo` is below 97.5 % of the roughness of random orders of the same positions.
     """
 
@@ -66,20 +68,16 @@ class Curve:
     low: float
     stable_rank: float
     steps: list[float]
-
-
-def stream(model: Model) -> tuple[Site, ...]:
-    """The residual stream before the first block, where the positional part is that of the position embeddings, and after each block."""
-    return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(model.shape.layers)))
+    leaps: list[float]
 
 
 def curves(model: Model, windows: Windows, *, seed: int = 0) -> list[Curve]:
-    """Decompose the states at `stream`, and measure how smooth position is."""
+    """Decompose the residual stream, from the embeddings on and after each block, and measure how smooth position is."""
     return [_curve(parts, seed) for parts in _parts(model, windows, seed)]
 
 
 def _parts(model: Model, windows: Windows, seed: int) -> list[Parts]:
-    sites, width = stream(model), model.shape.d_model
+    sites, width = stream(model.shape), model.shape.d_model
     centres = [Centre(site, width) for site in sites]
     origins = _folded(model, windows, centres, [slice(0, _BATCH)])
     longest = int(windows.counted.sum(1).max())
@@ -87,19 +85,13 @@ def _parts(model: Model, windows: Windows, seed: int) -> list[Parts]:
     return _folded(model, windows, folds, [slice(at, at + _BATCH) for at in range(0, len(windows.ids), _BATCH)])
 
 
-def _folded(model: Model, windows: Windows, folds: Sequence, pieces: list[slice]) -> list:
+def _folded(model: Model, windows: Windows, folds: Sequence[Fold], pieces: list[slice]) -> list:
     """The results of folds, one a site, over some of the windows."""
-    states = [fold.init() for fold in folds]
-    by_site = {fold.sites[0]: (fold, state) for fold, state in zip(folds, states, strict=True)}
+    named = {str(fold.sites[0]): fold for fold in folds}
+    states = {name: fold.init() for name, fold in named.items()}
     for rows in pieces:
-        batch = windows.batch(rows)
-
-        def receive(site: Site, values: Tensor, batch: Batch = batch) -> None:
-            fold, state = by_site[site]
-            fold.update(state, {site: values}, batch)
-
-        observe(model, batch, list(by_site), receive)
-    return [fold.result(state) for fold, state in zip(folds, states, strict=True)]
+        fold_batch(model, windows.batch(rows), named, states)
+    return [fold.result(states[name]) for name, fold in named.items()]
 
 
 def _curve(parts: Parts, seed: int) -> Curve:
@@ -108,7 +100,6 @@ def _curve(parts: Parts, seed: int) -> Curve:
     found = smoothness(parts.pos, halves, draws=100, seed=seed).corrected
     assert found is not None, "there are two halves"
     gram = cross_gram(halves)
-    steps = gram.diagonal()[1:] + gram.diagonal()[:-1] - 2 * gram.diagonal(1)
     return Curve(
         site=str(parts.site),
         share=parts.agreed,
@@ -116,5 +107,13 @@ def _curve(parts: Parts, seed: int) -> Curve:
         rough_lo=found.roughness.control_lo,
         low=found.lf[10].value,
         stable_rank=math.nan if found.undefined else stable_rank(torch.linalg.eigvalsh(gram)),
-        steps=(steps / gram.diagonal().mean()).tolist(),
+        steps=_distances(gram, 1),
+        leaps=_distances(gram, 2),
     )
+
+
+def _distances(gram: Float[Tensor, "token token"], apart: int) -> list[float]:
+    """Squared distances of positions so far apart, over the mean square length."""
+    lengths = gram.diagonal()
+    distances = lengths[apart:] + lengths[:-apart] - 2 * gram.diagonal(apart)
+    return (distances / lengths.mean()).tolist()

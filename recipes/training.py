@@ -1,14 +1,14 @@
 """Small decoders trained once over a stream of examples, in runs that continue where they were interrupted.
 
 There is no dropout and no example comes twice, so that nothing random is left but the start and the stream, and a training run is a
-function of both: interrupted and continued it gives the same bits as in one go. What is trained on belongs in `language`, what is
-asked of the trained model in `curves`.
+function of both: interrupted and continued it gives the same bits as in one go. What is trained on belongs in `language` and
+`addition`, what is asked of the trained model in `curves`.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,18 +32,21 @@ IGNORED = -100
 _STATE = "state.safetensors"
 _BETAS = (0.9, 0.99)
 _LONGEST_GRADIENT = 1.0
-_POSITIONS = 0.1
 
 
 @dataclass(frozen=True)
 class Size:
-    """A decoder's size; `window` is how many positions it has."""
+    """A decoder's size; `window` is how many positions it has, `positions` how large their embeddings begin: 1 is GPT-2's 0.02.
+
+    White noise of a tenth of that does not outlast a short training.
+    """
 
     layers: int
     width: int
     heads: int
     window: int
     vocabulary: int
+    positions: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,7 @@ class Trained:
 
 
 def decoder(size: Size, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 with learned positions and random weights, without dropout: it reads nothing twice, so it has nothing to learn by heart.
-
-    Positions begin as white noise of a tenth of the usual size, so that it does not outlast a short training.
-    """
+    """A GPT-2 with learned positions and random weights, without dropout: it reads nothing twice, so it has nothing to learn by heart."""
     config = GPT2Config(
         vocab_size=size.vocabulary,
         n_positions=size.window,
@@ -116,7 +116,7 @@ def decoder(size: Size, seed: int) -> GPT2LMHeadModel:
         torch.manual_seed(seed)
         module = GPT2LMHeadModel(config)
     with torch.no_grad():
-        module.transformer.wpe.weight.mul_(_POSITIONS)
+        module.transformer.wpe.weight.mul_(size.positions)
     return module
 
 
@@ -135,11 +135,12 @@ def train(
     folder: Path,
     *,
     until: int | None = None,
+    solved: Callable[[GPT2LMHeadModel], bool] | None = None,
 ) -> Trained:
     """Train `module` in place, from where the run in `folder` was left.
 
     `until` leaves after that many steps, as an interruption would:
-    what was done since the last checkpoint is lost.
+    what was done since the last checkpoint is lost. `solved` is asked at every checkpoint whether this is enough.
     Errors: `Refusal` where there are fewer examples than steps need, and where `folder` holds another run.
     Cost: a forward and a backward pass for each batch; three times the parameters on disk, once them when it is done.
     """
@@ -159,7 +160,7 @@ def train(
         losses.append(_step(module, optimiser, examples, schedule, step))
         seconds += time.monotonic() - begun
         if len(losses) % schedule.every == 0 or len(losses) == schedule.steps:
-            done = len(losses) == schedule.steps
+            done = len(losses) == schedule.steps or (solved is not None and solved(module))
             _save(path, identity, module, {} if done else _moments(optimiser), Trained(torch.tensor(losses), seconds, done))
     return Trained(torch.tensor(losses), seconds, done)
 

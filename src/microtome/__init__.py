@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from microtome.atlas import Atlas as Atlas
     from microtome.atlas import Settings as Settings
     from microtome.atlas import build as build
+    from microtome.atlas import diff as diff
     from microtome.atlas import estimate as estimate
     from microtome.core import Refusal as Refusal
     from microtome.core import Site as Site
@@ -40,6 +41,7 @@ _HOMES = {
     "Site": "core",
     "UnitAddress": "core",
     "build": "atlas",
+    "diff": "atlas",
     "estimate": "atlas",
     "export": "web",
     "geometry": "",

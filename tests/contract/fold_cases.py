@@ -13,14 +13,20 @@ from torch import Tensor
 from microtome.capture import SiteGram, SiteMeans, SiteMoments
 from microtome.core import Batch, ExpertRows, Fold, Role, Site
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
+from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import QKSplit, Reading, Side
-from microtome.geometry.decomposition import Centre, Decomposition
+from microtome.geometry.decomposition import Centre, Decomposition, Parts
+from microtome.geometry.filtering import PositionFilter
 from microtome.geometry.handling import Handled
 from microtome.geometry.identity import TokenIdentity
 from microtome.geometry.sample import WindowSample
+from microtome.model import Norm
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
 from microtome.readout.sample import TargetCounts, TokenSample
+from microtome.vocabulary.active import ActiveUnits
+from microtome.vocabulary.attribution import Attribution, Layer, Wiring
+from tests.unit.model.tiny import opened
 
 SIZES: Mapping[str, int] = {"d_model": 6, "unit": 5, "head": 4, "head_kv": 2, "d_head": 3, "expert": 3, "vocab": 11}
 LONGEST, JUNK = 12, 3e4
@@ -55,6 +61,22 @@ def _reading() -> Reading:
     turn = Turn(angles.cos(), angles.sin() * torch.tensor([-1, 1, 0]), torch.tensor([1, 0, 2]))
     query, key = (Side(_drawn(SIZES[axis], SIZES["d_model"], SIZES["d_head"]), None, None) for axis in ("head", "head_kv"))
     return Reading(None, query, key, Scoring(0.5, None, turn, None))
+
+
+def _position_filter() -> PositionFilter:
+    """Of a tiny GPT-2; its first 11 ids are those of the stream."""
+    none: dict[str, float] = dict.fromkeys(PARTS, math.nan)
+    pos = _drawn(LONGEST - 2, 16).double()
+    parts = Parts(Site("resid_post", 0), pos[0], pos, (1,) * len(pos), 1, len(pos), none, none, none, 1.0)
+    return PositionFilter(opened("gpt2"), (parts,), keep=(0,), draws=1)
+
+
+def _wiring() -> Wiring:
+    """Two pre-norm layers with biases, one unit of the second looked at."""
+    width, gain = SIZES["d_model"], Norm("rms", _drawn(SIZES["d_model"]), None, 1e-5)
+    out, bias = _drawn(SIZES["head"], SIZES["d_head"], width), _drawn(width)
+    layers = (Layer(out, bias, bias, None, None), Layer(out, None, None, None, None, (2,), _drawn(1, width)))
+    return Wiring("pre", layers, gain, _drawn(width, SIZES["vocab"]), bias, None, positions=True)
 
 
 CASES: tuple[FoldCase, ...] = (
@@ -93,9 +115,26 @@ CASES: tuple[FoldCase, ...] = (
         ),
     ),
     FoldCase("token identity", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
+    FoldCase("position filter", _position_filter),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),
     FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),
     FoldCase("masked token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "masked", rate=0.9, seed=3), masked=True),
+    FoldCase("active units", lambda: ActiveUnits(Site("mlp_act", 2), SIZES["unit"], 3, "next", rate=0.5, seed=3)),
+    FoldCase(
+        "active units of experts by their sub-updates",
+        lambda: ActiveUnits(
+            Site("mlp_act", 2),
+            SIZES["unit"],
+            3,
+            "next",
+            rate=0.5,
+            seed=3,
+            lengths=_drawn(SIZES["expert"] * SIZES["unit"]).abs(),
+        ),
+        experts=True,
+    ),
+    FoldCase("active coordinates of heads", lambda: ActiveUnits(Site("z", 1), 12, 3, "masked", rate=0.9, seed=3), masked=True),
+    FoldCase("attribution", lambda: Attribution(_wiring(), "next", rate=0.5, seed=3, draws=4)),
     FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),
 )
 

@@ -21,6 +21,7 @@ from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, execu
 from microtome.core import Refusal, Site
 from microtome.corpus import Joined, Reading, Source
 from microtome.geometry import GeometryLens
+from microtome.geometry.asked import require_depth, require_seed, require_window
 from microtome.model import Checkpoint, Model, load, open_checkpoint, sites_named
 from microtome.model.allocator import give_back_freed_memory
 from microtome.neurons import NeuronsLens
@@ -70,14 +71,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
-        if self.depth not in _DEPTHS:
-            raise Refusal(f"depth {self.depth}", why="there is none of that name", instead="use quick or standard")
-        if self.depth == "full":
-            raise Refusal("depth full", why="this version has no random-weight twin", instead="use --depth standard")
+        require_depth(self.depth)
+        require_seed(self.seed)
+        require_window(self.window)
         if unknown := [name for name in self.lenses if name not in _names(LENSES)]:
             raise Refusal(f"lens {unknown[0]}", why="there is none of that name", instead=f"name {', '.join(_names(LENSES))}")
-        if not 0 <= self.seed < 2**63:
-            raise Refusal(f"seed {self.seed}", why="it is negative or needs more than 63 bits", instead="use 0, 1, 2, ...")
 
     @property
     def windows(self) -> int | Joined:
@@ -335,12 +333,13 @@ def _listed(sites: Sequence[str]) -> str:
 
 
 def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results) -> list[Path]:
-    """Write the tables of lenses; rows that hold for any run of the model are written under the lens's name alone."""
+    """Write the tables of lenses; rows that hold for any run of the model are written under the names of lens and part alone."""
     files = []
     for lens in lenses:
-        for name, rows in lens.tables(run, results).items():
-            per_run = "run" in TABLES[name].schema.names
-            files.append(write_table(output, name, f"{lens.name}.{run.name}" if per_run else lens.name, rows))
+        for key, rows in lens.tables(run, results).items():
+            name, _, part = key.partition(".")
+            own = run.name if "run" in TABLES[name].schema.names else part
+            files.append(write_table(output, name, f"{lens.name}.{own}" if own else lens.name, rows))
             give_back_freed_memory()
     return files
 

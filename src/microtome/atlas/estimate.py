@@ -19,9 +19,9 @@ from microtome.atlas.build import LENSES, Settings, card_for, manifest_for, site
 from microtome.atlas.folder import require_usable
 from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
 from microtome.capture.execution import flops_per_token
-from microtome.core import Fold, State
+from microtome.core import Fold, Refusal, State
 from microtome.corpus import Corpus, Reading, Source
-from microtome.model import Model
+from microtome.model import Model, Shape
 
 __all__ = ["Estimate", "estimate"]
 
@@ -62,6 +62,8 @@ class Estimate:
 
 
 _TRIALS = 2
+_EIGHTH = 8
+"""A stage of no more windows than a trial takes is tried on an eighth of them: such a stage is dear for each."""
 
 
 def estimate(
@@ -83,16 +85,21 @@ def estimate(
         manifest_for(model, Path(output))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        sites = sites_of(model, settings)
         material = material_of(model, text, reading, window=settings.windows, seed=settings.seed)
         corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
-        run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites_of(model, settings))
+        run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites)
         if output is not None:
             card_for(run, settings, manifest_for(model, Path(output)))
         lenses = [lens for lens in LENSES if lens.name in settings.asked]
         results = Results()
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
+        if not stages:
+            names = ", ".join(lens.name for lens in lenses)
+            why = f"{names} would not read the text with this model"
+            raise Refusal("an estimate", why=why, instead="leave the text out, or name another lens")
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
-    return _extrapolate(run, corpus, stages, text_bytes)
+    return _extrapolate(run, corpus, stages, text_bytes, _read_vectors(run.model.shape, settings))
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,10 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
             folds |= lens.folds(stage, run, results)
     states: Mapping[str, State] = {name: fold.init() for name, fold in folds.items()}
     per_batch = max(1, tokens_per_batch(model) // corpus.window)
-    windows = range(min(corpus.windows, per_batch * (_TRIALS + 1)))
+    tried = per_batch * (_TRIALS + 1)
+    if stage.sample is not None and stage.sample <= tried:
+        tried = max(1, stage.sample // _EIGHTH)
+    windows = range(min(corpus.windows, tried))
     seconds, counted = 0.0, 0
     for place, batch in enumerate(corpus.batches(windows, tokens_per_batch(model), model.device)):
         seen = corpus.mask(batch, model.tokenizer.mask_token_id, run.seed) if stage.masked else batch
@@ -133,14 +143,25 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
     return _Trial(seconds / max(1, counted), size)
 
 
-def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_bytes: int) -> Estimate:
+def _read_vectors(shape: Shape, settings: Settings) -> int:
+    """Weight vectors that are read in the vocabulary: feed-forward values, and beyond depth quick all that live in the stream."""
+    depth = settings.asked.get("vocabulary")
+    if depth is None:
+        return 0
+    units = shape.layers * max(1, shape.experts) * shape.d_mlp
+    if depth == "quick":
+        return units
+    return units * (3 if shape.gated else 2) + shape.layers * shape.d_head * 2 * (shape.heads + shape.heads_kv)
+
+
+def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_bytes: int, vectors: int) -> Estimate:
     model = run.model
     assert isinstance(model, Model), "extrapolating from a trial"
     windows = {stage: corpus.windows if stage.sample is None else min(stage.sample, corpus.windows) for stage in stages}
     forward = sum(trial.seconds_per_window * windows[stage] for stage, trial in stages.items())
-    rate = corpus.tokens / corpus.windows / stages[MAIN].seconds_per_window
-    shape = model.shape
-    readout = 2.0 * shape.layers * max(1, shape.experts) * shape.d_mlp * shape.d_model * shape.vocab
+    whole = MAIN if MAIN in stages else min(stages)
+    rate = corpus.tokens / corpus.windows / stages[whole].seconds_per_window
+    readout = 2.0 * vectors * model.shape.d_model * model.shape.vocab
     state = max(trial.state_bytes for trial in stages.values())
     return Estimate(
         inputs=model.family.inputs,

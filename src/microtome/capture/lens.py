@@ -98,7 +98,11 @@ class Lens(Protocol):
         ...
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """Rows for the atlas, by table name of `store.TABLES`; findings included. Large tables come in pieces."""
+        """Rows for the atlas, by table name of `store.TABLES`; findings included. Large tables come in pieces.
+
+        A table without a column `run` holds for any run of the model. Rows of it that only some depths have come as a part with a file of
+        its own, under "table.part": a shallower run must not take them away.
+        """
         ...
 
     def absent(self, run: Run) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ Both are a `Material`: it writes its tables through a sink, and opens them again
 `corpus`, where an atlas keeps its tables in `atlas`.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from microtome.store import stream_table
 
 __all__ = ["Material", "material_of", "writing_to"]
 
+_log = logging.getLogger(__name__)
+
 
 @runtime_checkable
 class Material(Protocol):
@@ -58,8 +61,12 @@ class _Texts:
 
     def prepare(self, sink: Sink, run: str) -> Corpus:
         shape, tokenizer = self.model.shape, self.model.tokenizer
+        asked = self.window.window if isinstance(self.window, Joined) else self.window
+        window = min(asked, shape.context or asked)
+        if window < asked:
+            _log.warning("windows are of %d tokens, not %d: %s reads no more", window, asked, self.model.name)
         if isinstance(self.window, Joined):
-            joined = replace(self.window, window=min(self.window.window, shape.context or self.window.window))
+            joined = replace(self.window, window=window)
             return prepare_joined(self.source, tokenizer, sink, run, joined=joined, reading=self.reading, vocab=shape.vocab)
         return prepare(
             self.source,
@@ -67,7 +74,7 @@ class _Texts:
             sink,
             run,
             reading=self.reading,
-            cutting=Cutting(window=min(self.window, shape.context or self.window)),
+            cutting=Cutting(window=window),
             seed=self.seed,
             vocab=shape.vocab,
         )

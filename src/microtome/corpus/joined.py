@@ -20,7 +20,7 @@ from microtome.corpus.ledger import NAMED, document_rows, require_usable
 from microtome.corpus.preparation import Sink, check_vocabulary
 from microtome.corpus.readers import Source, documents, source_name
 from microtome.corpus.tokenising import Tokenizer, encode, pieces, wrapping
-from microtome.corpus.windows import ROWS, Integers, window_batch
+from microtome.corpus.windows import ROWS, Integers, window_batch, windows_of
 
 __all__ = ["Joined", "Stream", "prepare_joined", "starts", "stream_of"]
 
@@ -45,9 +45,7 @@ class Joined:
 
     def __post_init__(self) -> None:
         if self.window < 4:
-            raise Refusal(
-                f"windows of {self.window} tokens", why="there is no context in them", instead="use 4 or more, usually 512"
-            )
+            raise Refusal(windows_of(self.window), why="there is no context in them", instead="use 4 or more, usually 512")
         if self.contexts < 1 or self.passed < 0:
             raise Refusal(
                 f"{self.contexts} contexts after {self.passed}",
@@ -80,7 +78,7 @@ def starts(tokens: int, joined: Joined) -> Integers:
     used = int(tokens * USED)
     if used <= joined.window:
         raise Refusal(
-            f"windows of {joined.window} tokens",
+            windows_of(joined.window),
             why=f"the joined texts have {tokens}, of which {USED:.0%} are used",
             instead="name more text, or use shorter windows",
         )

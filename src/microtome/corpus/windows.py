@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 from microtome.core import Refusal, Role
 from microtome.corpus.tokenising import Tokens, Wrapping
 
-__all__ = ["ROWS", "Cutting", "Tally", "cut", "window_batch", "window_rows"]
+__all__ = ["ROWS", "Cutting", "Tally", "cut", "window_batch", "window_rows", "windows_of"]
 
 ROWS: Final = 1024
 """Windows in a row group: what is read at a time."""
 
 Integers = NDArray[np.int64]
+
+
+def windows_of(tokens: int) -> str:
+    """How windows of so many tokens are called in a message."""
+    return f"windows of {tokens} token{'' if tokens == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,7 @@ class Cutting:
                 f"shortest {self.shortest}", why="a window has at least one token", instead="use 1 or more, usually 32"
             )
         if self.window < 4:
-            raise Refusal(
-                f"windows of {self.window} tokens", why="there is no context in them", instead="use 4 or more, usually 256"
-            )
+            raise Refusal(windows_of(self.window), why="there is no context in them", instead="use 4 or more, usually 256")
 
     def content(self, wrapping: Wrapping) -> int:
         """Ordinary tokens in a full window.
@@ -55,7 +58,7 @@ class Cutting:
         room = self.window - len(wrapping.before) - len(wrapping.after)
         if room < 2:
             raise Refusal(
-                f"windows of {self.window} tokens",
+                windows_of(self.window),
                 why=f"the tokenizer puts {self.window - room} special tokens into each",
                 instead="use longer windows, usually 256",
             )

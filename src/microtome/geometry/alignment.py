@@ -273,7 +273,7 @@ def _orders(n: int, rows: Order, draws: int, seed: int) -> Iterable[Int[Tensor, 
 
 
 def _unfit(n: int) -> str:
-    return "" if n >= 4 else f"{n} rows are too few: four are needed"
+    return "" if n >= 4 else f"there are too few rows: four are needed, here are {n}"
 
 
 def _flat(x: Float[Tensor, "row left"]) -> str:

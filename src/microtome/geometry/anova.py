@@ -204,7 +204,7 @@ def _split(given: Equations, pos: Float[Tensor, "token d_model"], applied: Float
     squares = {"pos": gain, "ctx": given.mean_squares - about_mu}
     squares["resid"] = total - squares["pos"] - squares["ctx"]
     varies = total > 1e-9 * given.squares
-    share = {part: max(squares[part], 0.0) / total if varies else 0.0 for part in PARTS}
+    share = {part: min(max(squares[part], 0.0) / total, 1.0) if varies else 0.0 for part in PARTS}
 
     sizes = {"pos": float((counts * pos.square().sum(1)).sum()), "resid": squares["resid"]}
     sizes["ctx"] = squares["ctx"] - 2 * float((pos * given.mean_sums).sum()) + sizes["pos"] - spent

@@ -61,7 +61,7 @@ def context_clusters(
         raise Refusal(f"document {int(shared[0])}", why="it is in both halves", instead="split the halves by document")
     fewest = int(sides.sum(1).min())
     components = min(components, *x.shape)
-    why = f"{fewest} windows in a half are too few for {counts[1]} clusters" if fewest < 2 * counts[1] else ""
+    why = f"a half has too few windows for {counts[1]} clusters: {fewest}" if fewest < 2 * counts[1] else ""
     _, sizes, directions = torch.linalg.svd(x.double(), full_matrices=False)
     if not why and not float(sizes[1:2].sum()) > 1e-9 * float(sizes[0]):
         why = "the context parts all have the same direction"

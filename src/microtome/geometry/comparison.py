@@ -23,6 +23,7 @@ __all__ = ["compare"]
 _SHIFTED = "positions of one side shifted around a circle"
 _PERMUTED = "documents of one side in random order"
 _NO_TEXT = "the two did not read the same documents"
+_FEWEST = 4
 
 _SCHEMA = pa.schema(
     [
@@ -76,9 +77,9 @@ def _pair(
     places = [centred(site.parts.pos[:positions]) for site in (one, other)]
     yield "pos", "procrustes", procrustes(*places, rows="ordered", draws=draws, seed=seed), _SHIFTED
     contexts = _documents(one, other, shared)
-    if contexts is None:
-        nothing = undefined(_NO_TEXT)
-        cka = distance = nothing
+    if contexts is None or len(contexts[0]) < _FEWEST:
+        few = contexts and f"documents that both read are too few: {len(contexts[0])}, and comparing takes {_FEWEST}"
+        cka = distance = undefined(few or _NO_TEXT)
     else:
         left, right = contexts
         cka = gram_alignment(left @ left.T, right @ right.T, draws=draws, seed=seed).plain

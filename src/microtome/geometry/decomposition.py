@@ -1,8 +1,8 @@
 """Folds of the geometry lens: the centre of hidden states at a site, and their two-way decomposition, in one pass each.
 
 A window goes through a model whole, so its mean is final at once; what remains additive over windows is a few arrays of the
-size of one window (`anova.Moments`). They are taken from a fixed origin, the pilot centre, so that a mean or a massive
-dimension far from 0 costs no digits. The two halves of the documents are kept apart, so that what both agree on can be told from
+size of one window (`anova.Moments`). float32 only sees distances from a centre inside the window, and the centre's own from a
+fixed origin is added in float64: a mean or a massive dimension far from 0, or a pilot of other texts, costs no digits. The two halves of the documents are kept apart, so that what both agree on can be told from
 noise, and groups of documents in a sketch, for intervals (`jackknife`). Solving belongs in `anova`, sentences and tables in `lens`.
 """
 
@@ -18,22 +18,24 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Refusal, Role, Site, State
 from microtome.geometry.anova import PARTS, Fit, Moments, fit
-from microtome.geometry.jackknife import Spread, cross_validated, directions, spread_of
+from microtome.geometry.blocks import add_blocks, agreed_blocks, no_blocks
+from microtome.geometry.jackknife import Spread, cross_validated, directions, spread_of, spread_unknown
 from microtome.geometry.measured import ROUNDING
 from microtome.numerics import hash_parts
 
-__all__ = ["BLOCK", "Centre", "Cluster", "Decomposition", "Parts", "group_of", "on_host", "tensor_at", "tiles"]
+__all__ = ["Centre", "Cluster", "Decomposition", "Parts", "group_of", "on_host", "tensor_at", "tiles"]
 
 Cluster = Literal["document", "window"]
 """What is never torn apart between groups: documents, or windows where there are too few documents."""
 
-BLOCK: Final = 16
-"""Tokens of a block, when a window is cut into even and odd blocks."""
 _GROUPS: Final = 0x6E0
 """Sets the hash of groups apart from that of halves."""
 _HALVES: Final = len(Half)
-_LENGTH_AXIS: Final = {"lengths": 0, "windows": 1, "squares": 1, "mean_squares": 1, "means": 1, "group_means": 1}
-_EXTREMES: Final = {"lowest": torch.minimum, "highest": torch.maximum}
+_LENGTH_AXIS: Final = {"lengths": 0, "windows": 1, "squares": 1, "mean_squares": 1, "means": 1, "group_means": 1, "offsets": 1}
+_DOCUMENTS: Final = ("first_document", "last_document")
+_EXTREMES: Final = dict.fromkeys(("lowest", _DOCUMENTS[0]), torch.minimum) | dict.fromkeys(
+    ("highest", _DOCUMENTS[1]), torch.maximum
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,8 @@ class Parts:
     (`jackknife.cross_validated`); None and NaN where a half is empty. `agreed_ctx` is the share of context that even and odd blocks
     of windows agree on (of those with all of the blocks): neighbouring tokens resemble each other, which the plain share credits to the window.
     `lengths` is the root mean square length of hidden states by position, `lowest` and `highest` their extreme coordinates.
-    Where hidden states differ by rounding only, shares are NaN and position is 0; `undefined` says so.
+    Where hidden states differ by rounding only, or windows and positions leave nothing over to compare with (one window, one
+    position), shares are NaN and position is 0; `undefined` says so. `unhalved` says why there are no halves of the documents.
     """
 
     site: Site
@@ -68,6 +71,7 @@ class Parts:
     highest: Float[Tensor, " d_model"] = field(default_factory=lambda: torch.zeros(0))
     uncertainty: Spread = field(default_factory=lambda: Spread(dict.fromkeys(PARTS, math.nan), math.nan, 0, "not computed"))
     undefined: str = ""
+    unhalved: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,14 +120,15 @@ class Decomposition:
     """Global mean, position, context and residual of the hidden states at one site: exact least squares in one pass.
 
     The position of a token is its place among the counted tokens of its window, of which there are at most `window`. `origin` is any
-    vector near the mean; the result does not depend on it beyond rounding. Groups, for intervals, are of `cluster`s. The state is two float64 arrays of window x d_model, one of
-    groups x window x sketch, and one row per half and distinct length of windows.
+    vector; the result does not depend on it beyond rounding in float64. Groups, for intervals, are of `cluster`s: those of windows
+    only keep the two halves apart, which have documents in common then, and neither halves nor intervals are reported. The state is
+    two float64 arrays of window x d_model, one of groups x window x sketch, and one row per half and distinct length of windows.
     Cost: one read of the site, about four operations per number and 2 `sketch` per number for the groups.
     Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
     """
 
     kind: ClassVar[str] = "geometry.decomposition"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 5
 
     site: Site
     origin: Float[Tensor, " d_model"]
@@ -146,48 +151,55 @@ class Decomposition:
         return {
             "lengths": torch.zeros(0, dtype=torch.int64),
             **{name: torch.zeros(self.groups, rows, dtype=dtype) for name, (rows, dtype) in empty.items()},
+            "first_document": torch.tensor(torch.iinfo(torch.int64).max),
+            "last_document": torch.tensor(-1),
             "sums": torch.zeros(_HALVES, self.window, width, dtype=torch.float64),
             "token_squares": torch.zeros(self.window, dtype=torch.float64),
             "lowest": torch.full((width,), math.inf, dtype=torch.float64),
             "highest": torch.full((width,), -math.inf, dtype=torch.float64),
             "means": torch.zeros(_HALVES, 0, width, dtype=torch.float64),
+            "offsets": torch.zeros(_HALVES, 0, width, dtype=torch.float64),
             "group_sums": torch.zeros(self.groups, self.window, sketched, dtype=torch.float64),
             "group_means": torch.zeros(self.groups, 0, sketched, dtype=torch.float64),
-            "block_windows": torch.zeros((), dtype=torch.int64),
-            "block_sums": torch.zeros(2, width, dtype=torch.float64),
-            "block_product": torch.zeros((), dtype=torch.float64),
+            **no_blocks(width),
         }
 
     def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
-        """Add each window's counted tokens, in fp32 inside a window and in float64 across windows."""
+        """Add each window's counted tokens, in fp32 about a centre inside the window and in float64 across windows."""
         x = tensor_at(self.site, state, values)
         kind = torch.promote_types(x.dtype, torch.float32)
-        origin, sketch = (tensor.to(x.device, kind) for tensor in (self.origin, self._directions))
+        origin, sketch = self.origin.to(x.device).double(), self._directions.to(x.device, kind)
         halves, groups = batch.half.to(x.device).long(), group_of(batch, self.cluster, self.groups, self.seed).to(x.device)
+        documents = batch.document.to(x.device)
         for tile, rows in tiles(x, batch, self.roles):
+            for name, seen in zip(_DOCUMENTS, documents[rows].aminmax(), strict=True):
+                state[name] = _EXTREMES[name](state[name], seen)
             length = tile.shape[1]
             row = _row_of(state, length)
-            shifted = tile - origin
-            mean = shifted.sum(1).double() / length
-            norms = torch.linalg.vector_norm(shifted, dim=-1).double()
-            state["token_squares"][:length] += norms.square().sum(0)
-            low, high = shifted.flatten(0, 1).aminmax(dim=0)
-            torch.minimum(state["lowest"], low, out=state["lowest"])
-            torch.maximum(state["highest"], high, out=state["highest"])
+            centre = _centre(tile).to(kind)
+            about, offset = tile - centre[:, None], centre.double() - origin
+            rest = about.sum(1, dtype=torch.float64) / length
+            mean = rest + offset
+            state["token_squares"][:length] += torch.linalg.vector_norm(tile, dim=-1, dtype=kind).double().square().sum(0)
+            low, high = ((end.double() + offset) for end in (about.amin(1), about.amax(1)))
+            torch.minimum(state["lowest"], low.amin(0), out=state["lowest"])
+            torch.maximum(state["highest"], high.amax(0), out=state["highest"])
             half, group = halves[rows], groups[rows]
+            squares = torch.linalg.vector_norm(about, dim=-1).double().square().sum(1)
+            squares += length * (offset * (2 * rest + offset)).sum(1)
             state["windows"][:, row] += torch.bincount(group, minlength=self.groups)
-            state["squares"][:, row].index_add_(0, group, norms.square().sum(1))
+            state["squares"][:, row].index_add_(0, group, squares)
             state["mean_squares"][:, row].index_add_(0, group, length * mean.square().sum(1))
             state["means"][:, row].index_add_(0, half, mean)
+            state["offsets"][:, row].index_add_(0, half, offset)
             state["group_means"][:, row].index_add_(0, group, mean @ sketch.double())
-            state["group_sums"][:, :length].index_add_(0, group, (shifted @ sketch).double())
+            sketched = (about @ sketch).double() + (offset @ sketch.double())[:, None]
+            state["group_sums"][:, :length].index_add_(0, group, sketched)
             for side in range(_HALVES):
-                mine = shifted if len(half) == 1 and int(half) == side else shifted[half == side]
+                mine = about if len(half) == 1 and int(half) == side else about[half == side]
                 if len(mine):
                     state["sums"][side, :length] += mine[0] if len(mine) == 1 else mine.sum(0)
-            covered = (self.window - 2) // (2 * BLOCK) * 2 * BLOCK
-            if length >= covered > 0:
-                _add_blocks(state, shifted[:, :covered])
+            add_blocks(state, about, offset, self.window)
 
     def merge(self, state: State, later: State) -> State:
         """Sums add up, length by length."""
@@ -211,19 +223,19 @@ class Decomposition:
         state = on_host(self.site, state, int(state["windows"].sum()))
         origin = self.origin.double()
         sides = [range(side, self.groups, _HALVES) for side in range(_HALVES)]
+        state["sums"] = state["sums"] + _from_longer(state["offsets"], state["lengths"], self.window)
         halves = [_moments(state, list(groups), state["sums"][side], state["means"][side]) for side, groups in enumerate(sides)]
         whole = fit(_moments(state, list(range(self.groups)), state["sums"].sum(0), state["means"].sum(0)))
         mu = whole.mu + origin
-        norm = {"mu": float(mu.norm())} | whole.norm
-        assert set(norm) == {"mu", *PARTS}
-        apart = None
-        if all(int(half.windows.sum()) for half in halves):
-            apart = (fit(halves[0]), fit(halves[1]))
-        lengths = _lengths(state, whole, origin)
+        unhalved = self._unhalved(state, halves)
+        apart = None if unhalved else (fit(halves[0]), fit(halves[1]))
+        lengths = (state["token_squares"][: len(whole.counts)] / whole.counts).sqrt()
         spread = (max(whole.total, 0.0) / whole.tokens) ** 0.5
         still = spread <= ROUNDING * float((whole.counts.double() @ lengths.square() / whole.tokens).sqrt())
-        if still:
-            whole, apart = _of_rounding(whole), apart and (_of_rounding(apart[0]), _of_rounding(apart[1]))
+        why = "hidden states do not vary" if still else _nothing_left(whole)
+        if why:
+            whole = _meaningless(whole, still=still)
+            apart = apart and (_meaningless(apart[0], still=still), _meaningless(apart[1], still=still))
         return Parts(
             site=self.site,
             mu=mu,
@@ -233,17 +245,26 @@ class Decomposition:
             tokens=whole.tokens,
             share=whole.share,
             control=whole.control,
-            norm=norm,
+            norm={"mu": float(mu.norm())} | whole.norm,
             spread=spread,
             halves=apart,
-            agreed=cross_validated(*apart, whole.total) if apart and not still else math.nan,
-            agreed_ctx=_agreed_blocks(state, whole) if not still else math.nan,
+            agreed=cross_validated(*apart, whole.total) if apart and not why else math.nan,
+            agreed_ctx=agreed_blocks(state, whole) if not why else math.nan,
             lengths=lengths,
             lowest=state["lowest"] + origin,
             highest=state["highest"] + origin,
-            uncertainty=self._uncertainty(state, sides),
-            undefined="hidden states do not vary" if still else "",
+            uncertainty=spread_unknown(unhalved) if unhalved else self._uncertainty(state, sides),
+            undefined=why,
+            unhalved=unhalved,
         )
+
+    def _unhalved(self, state: State, halves: list[Moments]) -> str:
+        """Why there are no two halves of the documents; empty where there are."""
+        if int(state[_DOCUMENTS[0]]) == int(state[_DOCUMENTS[1]]):
+            return "all windows are of one document"
+        if self.cluster == "window":
+            return "the documents are too few for two halves: at least four different ones are needed"
+        return "" if all(int(half.windows.sum()) for half in halves) else "a half of the documents is empty"
 
     def _uncertainty(self, state: State, sides: list[range]) -> Spread:
         """The jackknife over groups, in the sketch."""
@@ -290,9 +311,20 @@ def _moments(state: State, groups: list[int], sums: Tensor, means: Tensor) -> Mo
     return Moments(lengths=state["lengths"], sums=sums, means=means, **scalars)
 
 
-def _of_rounding(found: Fit) -> Fit:
-    """A fit of hidden states that do not vary: no shares, no position."""
-    return replace(found, pos=torch.zeros_like(found.pos), share=dict.fromkeys(PARTS, math.nan))
+def _meaningless(found: Fit, *, still: bool) -> Fit:
+    """A fit that means nothing: no shares, no position, and no lengths but those of rounding."""
+    nothing = dict.fromkeys(PARTS, math.nan)
+    return replace(found, pos=torch.zeros_like(found.pos), share=nothing, norm=found.norm if still else nothing)
+
+
+def _nothing_left(found: Fit) -> str:
+    """Why windows and positions explain all there is, whatever it is; empty where they do not."""
+    if found.windows < 2:
+        return "there is one window, which cannot tell position from residual"
+    if len(found.counts) < 2:
+        return "there is one position, which cannot tell context from residual"
+    left = found.tokens - found.windows - len(found.counts) + 1
+    return "" if left > 0 else "windows and positions are as many as tokens, and explain them all"
 
 
 def _finite(site: Site, tensor: Tensor) -> Tensor:
@@ -318,34 +350,19 @@ def _row_of(state: State, length: int) -> int:
     return place
 
 
-def _add_blocks(state: State, shifted: Float[Tensor, "window token d_model"]) -> None:
-    """Means over even and over odd blocks of windows, their sums and their products."""
-    windows, length, width = shifted.shape
-    blocks = shifted.reshape(windows, length // (2 * BLOCK), 2, BLOCK, width).mean((1, 3)).double()
-    state["block_windows"] += windows
-    state["block_sums"] += blocks.sum(0)
-    state["block_product"] += (blocks[:, 0] * blocks[:, 1]).sum()
+def _centre(tile: Float[Tensor, "window token d_model"]) -> Float[Tensor, "window d_model"]:
+    """A place among the tokens of each window: the median of three, of which one may be massive."""
+    length = tile.shape[1]
+    return tile[:, [length // 4, length // 2, 3 * length // 4]].median(1).values
 
 
-def _lengths(state: State, whole: Fit, origin: Float[Tensor, " d_model"]) -> Float[Tensor, " token"]:
-    """Root mean square ||h|| by position, from ||h - o||^2 and the sums of h - o."""
-    tokens = len(whole.counts)
-    cross = state["sums"].sum(0)[:tokens] @ origin
-    total = state["token_squares"][:tokens] + 2 * cross + whole.counts * origin.dot(origin)
-    return (total / whole.counts).clamp(min=0).sqrt()
-
-
-def _agreed_blocks(state: State, whole: Fit) -> float:
-    """Covariance of even with odd blocks' means over windows, summed over coordinates, against the variance of a token.
-
-    The position part is the same in every window and drops out.
-    """
-    windows = int(state["block_windows"])
-    if windows < 2 or whole.total <= 0:
-        return math.nan
-    even, odd = state["block_sums"] / windows
-    covariance = (float(state["block_product"]) / windows - float(even.dot(odd))) * windows / (windows - 1)
-    return covariance / (whole.total / whole.tokens)
+def _from_longer(
+    rows: Float[Tensor, "half length d_model"], lengths: Int[Tensor, " length"], window: int
+) -> Float[Tensor, "half token d_model"]:
+    """For each place the sum of the rows of windows that are longer, which have it."""
+    ends = torch.zeros(rows.shape[0], window + 1, rows.shape[2], dtype=rows.dtype)
+    ends[:, lengths] = rows
+    return ends.flip(1).cumsum(1).flip(1)[:, 1:]
 
 
 def tiles(x: Tensor, batch: Batch, roles: frozenset[Role]) -> Iterator[tuple[Float[Tensor, "window token d_model"], slice]]:

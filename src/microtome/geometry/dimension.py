@@ -99,8 +99,8 @@ def dimension(
     units = n if picked is None else int(picked.max()) + 1
     most = min(ks[1], units // 4)
     if most <= ks[0]:
-        what = f"{n} different rows" + ("" if window is None else f" of {units} windows")
-        return _nothing(f"{what} are too few for {ks[0]} neighbours and more", n, copies)
+        here = f"{n}" + ("" if window is None else f", in {units} of the windows")
+        return _nothing(f"there are too few different rows for {ks[0]} neighbours and more: {here}", n, copies)
     found = nearest(rows[kept], 4 * most, picked, None if position is None else position[kept], gap)
     if int((found.window[:, most - 1] < 0).sum()) > n // 10:
         return _nothing(f"more than a tenth of {n} rows have fewer than {most} neighbours that count", n, copies)

@@ -3,19 +3,19 @@
 At a site, h' = h - pos + Phi_K Phi_K' pos keeps the K lowest frequencies of position, of which 0 are its mean over the window; with K = 0
 position is removed. The control takes away as much in other directions. How smooth position is, without running anything, belongs in
 `smoothness`; how a tensor is changed in a running model, in `intervene`. The axis `variant` counts changes of one site: the filtered
-position, then the controls.
+position, then the controls; `number` counts what is measured.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, Half, Refusal, Role, Site
+from microtome.core import CONTENT, Batch, ExpertRows, Half, Refusal, Role, Site, State
 from microtome.geometry.decomposition import Parts
 from microtome.geometry.measured import Measured, undefined
 from microtome.geometry.rows import Stat
@@ -25,7 +25,7 @@ from microtome.model import Model
 from microtome.numerics import hash_parts
 from microtome.readout.sample import target_ids
 
-__all__ = ["CONTROL", "KEEP", "WINDOWS", "FilterEffect", "filter_effects", "filter_stats", "filtered"]
+__all__ = ["CONTROL", "KEEP", "WINDOWS", "FilterEffect", "PositionFilter", "filter_stats", "filtered", "spaced"]
 
 KEEP: Final = (0, 5, 20)
 """Numbers of lowest frequencies that are kept."""
@@ -36,6 +36,8 @@ CONTROL: Final = "a random change as large"
 _SITES: Final = 6
 _DRAWS: Final = 2
 _SALT: Final = 0xF117
+_CLEAN: Final = "clean"
+"""The loss of the model as it is, the same for every variant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +90,9 @@ def filtered(pos: Float[Tensor, "token d_model"], keep: int) -> Float[Tensor, "t
     return (phi @ (phi.T @ pos.double())).to(pos.dtype)
 
 
-def filter_effects(
-    model: Model,
-    parts: Sequence[Parts],
-    batches: Iterable[Batch],
-    *,
-    keep: Sequence[int] = KEEP,
-    sites: int = _SITES,
-    draws: int = _DRAWS,
-    seed: int = 0,
-    roles: frozenset[Role] = CONTENT,
-) -> list[FilterEffect]:
-    """Filter position at up to `sites` evenly spaced of `parts`, one site and one number of frequencies at a time, and measure what changes.
+@dataclass(frozen=True, eq=False)
+class PositionFilter:
+    """Position filtered at the sites of `parts`, one site and one number of frequencies at a time, and what changes: `FilterEffect`s.
 
     Changed are the counted tokens that have a row of `pos`; special and first tokens stay. A window's position part is that of the
     documents in the other half, where `parts` have halves: its own tokens are then no part of what is taken away. The control turns the
@@ -107,20 +100,90 @@ def filter_effects(
     is how the space is filled: a space with few busy directions may be more or less sensitive to others.
 
     Over tokens that have a following counted token: the change of its loss; over all changed ones for a model without a causal head.
-    Cost: one clean pass per window, then sites x keep x (1 + draws) passes, 2 FLOP per parameter and token each: with 8 windows, 6
-    sites, 3 numbers and 2 draws 440 passes of a window. Memory: final states of all windows, one site's changes, the activations of
-    1 + draws windows.
+    The fold needs no tensor of the pass that it is part of: it makes passes of its own.
+    Cost: one clean pass per window, then sites x keep x (1 + draws) passes, 2 FLOP per parameter and token each: at 6 sites, 3 numbers
+    and 2 draws 55 passes. Memory: final states of a batch, one site's changes, the activations of 1 + draws windows.
     Errors: `Refusal` where a site cannot be edited. Undefined, with the reason: where nothing would be taken away, or no token has a position.
     """
-    if draws < 1:
-        raise Refusal(f"a control of {draws} draws", why="there is nothing to compare with", instead="draw at least 1")
-    windows = [window for batch in batches for window in _windows(model, batch, roles)]
-    chosen = torch.linspace(0, len(parts) - 1, min(len(parts), sites)).round().long().tolist()
-    return [
-        _effect(model, parts[place], windows, count, draws, int(hash_parts(seed, _SALT, place, count)))
-        for place in chosen
-        for count in keep
-    ]
+
+    kind: ClassVar[str] = "geometry.filter"
+    version: ClassVar[int] = 1
+
+    model: Model
+    parts: tuple[Parts, ...]
+    keep: tuple[int, ...] = KEEP
+    draws: int = _DRAWS
+    seed: int = 0
+    roles: frozenset[Role] = CONTENT
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise Refusal(f"a control of {self.draws} draws", why="there is nothing to compare with", instead="draw at least 1")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """None: the changed model is run apart."""
+        return ()
+
+    def init(self) -> State:
+        """No window."""
+        shape = (0, len(self.parts) * len(self.keep), len(_measured(self.model)), 1 + self.draws)
+        return {"values": torch.zeros(shape, dtype=torch.float64)}
+
+    def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
+        """Run the batch's windows with every filter; NaN where one changes nothing that counts."""
+        windows = _windows(self.model, batch, self.roles)
+        if windows:
+            found = [
+                self._outcomes(parts, keep, place, windows) for place, parts in enumerate(self.parts) for keep in self.keep
+            ]
+            state["values"] = torch.cat([state["values"], torch.stack(found, 1)])
+
+    def merge(self, state: State, later: State) -> State:
+        """Windows follow each other."""
+        return {"values": torch.cat([state["values"], later["values"]])}
+
+    def result(self, state: State) -> list[FilterEffect]:
+        """An effect for each site and number, in this order."""
+        filters = [(parts, keep) for parts in self.parts for keep in self.keep]
+        return [self._effect(*each, table) for each, table in zip(filters, state["values"].unbind(1), strict=True)]
+
+    def _outcomes(
+        self, parts: Parts, keep: int, place: int, windows: Sequence[_Window]
+    ) -> Float[Tensor, "window number variant"]:
+        """What one filter at one site changes in each window."""
+        nothing = torch.full((len(_measured(self.model)), 1 + self.draws), math.nan, dtype=torch.float64)
+        estimates, seed = _estimates(parts), int(hash_parts(self.seed, _SALT, place, keep))
+        if parts.undefined or _nothing_to_remove(estimates, keep):
+            return nothing.repeat(len(windows), 1, 1)
+        changes = {
+            half: _variants(estimates[Half(half)], keep, self.draws, seed) for half in sorted({each.half for each in windows})
+        }
+        found = (_outcome(self.model, parts.site, each, changes[each.half]) for each in windows)
+        return torch.stack([nothing if each is None else each for each in found])
+
+    def _effect(self, parts: Parts, keep: int, table: Float[Tensor, "window number variant"]) -> FilterEffect:
+        """The effect of one filter at one site."""
+        names = [name for name in _measured(self.model) if name != _CLEAN]
+        energy, left = (float(part.double().square().sum()) for part in (parts.pos, parts.pos - filtered(parts.pos, keep)))
+        effect = FilterEffect(
+            parts.site, keep, len(parts.pos), left / energy if energy else math.nan, {}, math.nan, len(table), self.draws
+        )
+        if why := parts.undefined or _nothing_to_remove(_estimates(parts), keep):
+            return replace(effect, removed=0.0, change=dict.fromkeys(names, undefined(why)))
+        table = table[~table[:, 0].isnan().all(1)]
+        if not len(table):
+            return replace(effect, windows=0, change=dict.fromkeys(names, undefined("no window has a token with a position")))
+        numbers = dict(zip(_measured(self.model), table.unbind(1), strict=True))
+        change = {name: _against_control(numbers[name][:, 0], numbers[name][:, 1:].mean(1)) for name in names}
+        clean = float(numbers[_CLEAN][:, 0].mean()) if _CLEAN in numbers else math.nan
+        return replace(effect, change=change, clean=clean, windows=len(table))
+
+
+def spaced(sites: Sequence[Site], most: int = _SITES) -> list[Site]:
+    """Up to so many of the sites, evenly spaced: enough to see where position is used."""
+    chosen = torch.linspace(0, len(sites) - 1, min(len(sites), most)).round().long()
+    return [sites[place] for place in chosen.tolist()]
 
 
 def filter_stats(effects: Sequence[FilterEffect]) -> list[Stat]:
@@ -134,6 +197,11 @@ def filter_stats(effects: Sequence[FilterEffect]) -> list[Stat]:
 
 def _predicts(model: Model) -> bool:
     return model.head is not None and model.head.kind == "causal"
+
+
+def _measured(model: Model) -> tuple[str, ...]:
+    """Names of the numbers of a window."""
+    return ("loss_change", "kl", _CLEAN) if _predicts(model) else ("state_change",)
 
 
 def _windows(model: Model, batch: Batch, roles: frozenset[Role]) -> list[_Window]:
@@ -153,26 +221,6 @@ def _repeated(batch: Batch, row: int, times: int) -> Batch:
     rows = torch.full((times,), row, device=batch.ids.device)
     taken = {name: getattr(batch, name)[rows] for name in ("ids", "roles", "window", "document", "start", "half", "label")}
     return replace(batch, **taken, extra={name: value[rows] for name, value in batch.extra.items()}, targets=None)
-
-
-def _effect(model: Model, parts: Parts, windows: Sequence[_Window], keep: int, draws: int, seed: int) -> FilterEffect:
-    """The effect of one filter at one site."""
-    names = ("loss_change", "kl") if _predicts(model) else ("state_change",)
-    energy, left = (float(part.double().square().sum()) for part in (parts.pos, parts.pos - filtered(parts.pos, keep)))
-    effect = FilterEffect(
-        parts.site, keep, len(parts.pos), left / energy if energy else math.nan, {}, math.nan, len(windows), draws
-    )
-    estimates = _estimates(parts)
-    if why := parts.undefined or _nothing_to_remove(estimates, keep):
-        return replace(effect, removed=0.0, change=dict.fromkeys(names, undefined(why)))
-    changes = {half: _variants(pos, keep, draws, seed) for half, pos in estimates.items()}
-    outcomes = [found for each in windows if (found := _outcome(model, parts.site, each, changes[each.half]))]
-    if not outcomes:
-        return replace(effect, windows=0, change=dict.fromkeys(names, undefined("no window has a token with a position")))
-    tables = {name: torch.stack([outcome[name] for outcome in outcomes]) for name in names}
-    clean = torch.stack([outcome["clean"] for outcome in outcomes]).mean() if "loss_change" in names else math.nan
-    change = {name: _against_control(table[:, 0], table[:, 1:].mean(1)) for name, table in tables.items()}
-    return replace(effect, change=change, clean=float(clean), windows=len(outcomes))
 
 
 def _estimates(parts: Parts) -> dict[int, Float[Tensor, "token d_model"]]:
@@ -209,8 +257,8 @@ def _variants(pos: Float[Tensor, "token d_model"], keep: int, draws: int, seed: 
 
 def _outcome(
     model: Model, site: Site, window: _Window, changes: Float[Tensor, "variant token d_model"]
-) -> dict[str, Float[Tensor, "..."]] | None:
-    """Means over a window's tokens of what each variant changes, by name, and the clean loss; None where no token counts."""
+) -> Float[Tensor, "number variant"] | None:
+    """Means over a window's tokens of what each variant changes, as `_measured` names them; None where no token counts."""
     places = window.places[: changes.shape[1]]
     predicts = _predicts(model)
     measured = places[window.predicting[places]] if predicts else places
@@ -222,9 +270,10 @@ def _outcome(
     with edited(model, batch, [Add(site, values)]):
         states = final_states(model, batch)[:, measured]
     if not predicts:
-        return {"state_change": state_change(window.clean[measured], states).mean(1)}
+        return state_change(window.clean[measured], states).mean(1, keepdim=True).T.double().cpu()
     found = predictions(model, window.clean[measured], states, window.targets[measured])
-    return {"loss_change": (found.loss - found.clean).mean(1), "kl": found.kl.mean(1), "clean": found.clean.mean()}
+    clean = found.clean.mean().expand(len(changes))
+    return torch.stack([(found.loss - found.clean).mean(1), found.kl.mean(1), clean]).double().cpu()
 
 
 def _against_control(own: Float[Tensor, " window"], control: Float[Tensor, " window"]) -> Measured:

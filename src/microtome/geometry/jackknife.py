@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microtome.geometry.anova import PARTS, Fit, Moments, fit
 
-__all__ = ["FEWEST_GROUPS", "Spread", "cross_validated", "directions", "spread_of"]
+__all__ = ["FEWEST_GROUPS", "Spread", "cross_validated", "directions", "spread_of", "spread_unknown"]
 
 FEWEST_GROUPS = 8
 """With fewer groups there is no interval: a variance from seven numbers says little."""
@@ -87,7 +87,7 @@ def spread_of(halves: Sequence[Moments], groups: Sequence[Sequence[Moments]]) ->
     count = sum(map(len, there))
     if count < FEWEST_GROUPS or min(map(len, there)) < 2:
         why = f"the documents fall into {count} groups, and an interval needs {FEWEST_GROUPS}, two in each half"
-        return Spread(dict.fromkeys(PARTS, math.nan), math.nan, count, why)
+        return spread_unknown(why, count)
     fits = [fit(half) for half in halves]
     values = []
     for side, members in enumerate(there):
@@ -100,6 +100,11 @@ def spread_of(halves: Sequence[Moments], groups: Sequence[Sequence[Moments]]) ->
     variance = (count - 1) / count * (table - table.mean(0)).square().sum(0)
     *shares, validated = variance.sqrt().tolist()
     return Spread(dict(zip(PARTS, shares, strict=True)), validated, count)
+
+
+def spread_unknown(why: str, groups: int = 0) -> Spread:
+    """No standard error at all, and the reason."""
+    return Spread(dict.fromkeys(PARTS, math.nan), math.nan, groups, why)
 
 
 def _plus(one: Moments, other: Moments) -> Moments:

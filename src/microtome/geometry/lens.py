@@ -17,7 +17,7 @@ from microtome.core import Fold, Site
 from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import HeadSplit, QKSplit, readings
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
-from microtome.geometry.filtering import WINDOWS, FilterEffect, filter_effects, filter_stats
+from microtome.geometry.filtering import WINDOWS, FilterEffect, PositionFilter, filter_stats, spaced
 from microtome.geometry.findings import CONTROLS, findings, interval
 from microtome.geometry.handling import handlings
 from microtome.geometry.heads import fitting_block, head_behaviours
@@ -42,13 +42,16 @@ from microtome.model import Model, Shape, patch_grid, vector_width
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.model import why_absent
 
-__all__ = ["DEEPER", "GeometryLens", "shares_table", "splits_of", "stream"]
+__all__ = ["DEEPER", "FILTERED", "GeometryLens", "effects_of", "shares_table", "splits_of", "stream"]
 
 DEEPER = Stage(3, "deeper", sample=64)
-"""The pass that needs what the main pass found: scores of attention taken apart, and sites with massive activations decomposed under
-each handling of them. Several times as dear as the others, hence a sample."""
+"""The pass that needs what the main pass found: scores of attention taken apart, sites with massive activations decomposed under
+each handling of them, and what token ids explain of every site. Several times as dear as the others, hence a sample."""
+FILTERED = Stage(4, "filtered", sample=WINDOWS)
+"""The passes in which position is filtered inside the running model, dozens for each window."""
 
 _SPLIT = "geometry.split."
+_FILTER = "geometry.filter"
 _DIRECTIONS = 128
 """Random directions that sums by token id are taken in: whole vectors of thousands of ids would need gigabytes for all sites."""
 
@@ -74,10 +77,12 @@ class GeometryLens:
         return "geometry"
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pilot for the origin, then everything; beyond the quick depth one more; none without a text."""
+        """A pilot for the origin, then everything; beyond the quick depth one or two more; none without a text."""
         if run.corpus is None:
             return ()
-        return (PILOT, MAIN) if run.depth == "quick" else (PILOT, MAIN, DEEPER)
+        if run.depth == "quick":
+            return PILOT, MAIN
+        return (PILOT, MAIN, DEEPER) if _why_not_filtered(run) else (PILOT, MAIN, DEEPER, FILTERED)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """The centre of every site in the pilot, its moments and samples in the main pass, scores and handlings after it."""
@@ -85,26 +90,23 @@ class GeometryLens:
         widths, corpus = _widths(run), run.corpus
         if stage == PILOT:
             return {_centre(site): Centre(site, width) for site, width in widths.items()}
+        if stage == FILTERED:
+            assert isinstance(run.model, Model), "position is filtered in a model that was built"
+            filterable = spaced([site for site in widths if _in_stream(site)])
+            parts = tuple(earlier.of(MAIN, _parts(site)) for site in filterable)
+            return {_FILTER: PositionFilter(run.model, parts, seed=run.seed)}
         cluster = "window" if corpus.shared_halves else "document"
         if stage == DEEPER:
-            handled: dict[str, Fold] = {
-                _handled(site): fold
-                for site in widths
-                if (
-                    fold := handlings(
-                        earlier.of(MAIN, _parts(site)),
-                        earlier.of(MAIN, _windows(site)),
-                        Decomposition(site, earlier.of(PILOT, _centre(site)), corpus.window, cluster, seed=run.seed),
-                    )
-                )
-            }
-            whole = handled | {
-                _identity(site): TokenIdentity(
-                    site, earlier.of(PILOT, _centre(site)), corpus.window, sketch=_DIRECTIONS, seed=run.seed
-                )
-                for site in widths
-            }
-            return whole if _why_no_split(run) else whole | self._splits(run, earlier)
+            found: dict[str, Fold] = {}
+            for site in widths:
+                parts = earlier.of(MAIN, _parts(site))
+                if parts.undefined:
+                    continue
+                whole = Decomposition(site, parts.mu.float(), corpus.window, cluster, seed=run.seed)
+                if handled := handlings(parts, earlier.of(MAIN, _windows(site)), whole):
+                    found[_handled(site)] = handled
+                found[_identity(site)] = TokenIdentity(site, whole.origin, corpus.window, sketch=_DIRECTIONS, seed=run.seed)
+            return found if _why_no_split(run) else found | self._splits(run, earlier)
         picks = 1 if run.depth == "quick" else 4
         folds: dict[str, Fold] = {}
         for site, width in widths.items():
@@ -119,13 +121,14 @@ class GeometryLens:
         """The tables `geometry_*`, rows of `unit_stats` for heads, and findings; nothing without a corpus."""
         if run.corpus is None:
             return {}
-        return self.rows(run, self.measured(run, results), splits_of(results))
+        return self.rows(run, self.measured(run, results), splits_of(results), effects_of(results))
 
-    def rows(self, run: Run, sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit]) -> Mapping[str, Rows]:
+    def rows(
+        self, run: Run, sites: Sequence[SiteGeometry], splits: Sequence[HeadSplit], effects: Sequence[FilterEffect]
+    ) -> Mapping[str, Rows]:
         """What was measured as tables."""
         assert run.corpus is not None, "sites are measured over a corpus"
         labels, name = run.corpus.labels, run.name
-        effects = _effects(run, sites)
         stats = [*(stat for site in sites for stat in stats_of(site)), *filter_stats(effects)]
         tables: dict[str, Rows] = {
             "geometry_shares": shares_table([site.parts for site in sites], name),
@@ -185,7 +188,10 @@ class GeometryLens:
         model, corpus = run.model, run.corpus
         assert isinstance(model, Model)
         assert corpus is not None
-        parts = {layer: earlier.of(MAIN, _parts(site)) for layer, site in _entering(run, _widths(run)).items()}
+        found = {layer: earlier.of(MAIN, _parts(site)) for layer, site in _entering(run, _widths(run)).items()}
+        parts = {layer: each for layer, each in found.items() if not each.undefined}
+        if not parts:
+            return {}
         windows = sampled_windows(corpus, DEEPER, run.seed)
         batch = next(iter(corpus.batches(windows, tokens_per_batch(model), model.device)))
         read = readings(model, batch, list(parts))
@@ -274,15 +280,9 @@ def _why_not_filtered(run: Run) -> str:
     return ""
 
 
-def _effects(run: Run, sites: Sequence[SiteGeometry]) -> list[FilterEffect]:
-    """What it does to a few windows of the text that position is filtered in the stream, by passes of its own; none where it is not done."""
-    if _why_not_filtered(run):
-        return []
-    model, corpus = run.model, run.corpus
-    assert isinstance(model, Model)
-    assert corpus is not None
-    batches = corpus.batches(corpus.sample(WINDOWS, run.seed), tokens_per_batch(model), model.device)
-    return filter_effects(model, [each.parts for each in sites if _in_stream(each.site)], batches, seed=run.seed)
+def effects_of(results: Results) -> list[FilterEffect]:
+    """What it does to a few windows of the text that position is filtered; none where those passes were not made."""
+    return results.of(FILTERED, _FILTER) if _FILTER in results.names(FILTERED) else []
 
 
 def _in_stream(site: Site) -> bool:
@@ -310,7 +310,7 @@ def _pieces(name: str, sites: Sequence[SiteGeometry], rows: Callable[[SiteGeomet
 def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
     """Rows of the table `geometry_shares`. mu has a norm and no share; an interval is empty where there are too few documents.
 
-    Where hidden states do not vary there is nothing to share, nor anything to compare with.
+    Where the parts are undefined (hidden states that do not vary, one window) there is nothing to share, nor anything to compare with.
     """
     rows: list[Row] = [
         {
@@ -323,7 +323,7 @@ def shares_table(parts: Sequence[Parts], run: str) -> pa.Table:
             "control_kind": None if each.undefined else CONTROLS.get(part),
             "lo": interval(each, part)[0],
             "hi": interval(each, part)[1],
-            "norm": each.norm[part],
+            "norm": known(each.norm[part]),
             "windows": each.windows,
             "tokens": each.tokens,
         }

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from microtome.capture import Depth, Progress, Run, Silent, material_of, run_stages, writing_to
-from microtome.core import Refusal, Site
+from microtome.core import Site
 from microtome.corpus import Joined, Reading, Source
+from microtome.geometry.asked import require_depth, require_seed, require_window
 from microtome.geometry.attention import HeadSplit
-from microtome.geometry.lens import GeometryLens, splits_of
+from microtome.geometry.lens import GeometryLens, effects_of, splits_of
 from microtome.geometry.sites import SiteGeometry
 from microtome.model import Model, load, sites_named
 
@@ -48,7 +49,7 @@ def measure(
     text: Source,
     *,
     depth: Depth = "standard",
-    sites: Sequence[str] = (),
+    sites: str | Site | Sequence[str | Site] = (),
     window: int | Joined = 256,
     seed: int = 0,
     reading: Reading | None = None,
@@ -59,26 +60,27 @@ def measure(
         found = mt.geometry.measure("HuggingFaceTB/SmolLM2-135M", "speeches/")
         found.sites[mt.Site("resid_post", 3)].position.corrected.stable_rank
 
-    `sites` are names of hidden states: `resid_mid` is every layer of it, `attn_out.3` one, `mlp_out.0:6` a range; none named is the
-    residual stream, from the embeddings on. `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
+    `sites` are `Site`s or names of hidden states: `resid_mid` is every layer of it, `attn_out.3` one, `mlp_out.0:6` a range; none named
+    is the residual stream, from the embeddings on. `text` is anything that `microtome build` reads, images for a vision model included. Nothing is kept on disk.
     `window=Joined()` is the paper's protocol: 6,400 windows of 512 tokens, drawn from the joined texts. They overlap and none of them
     is held out, so what takes two halves of the documents is undefined.
     Errors: `Refusal` where the model or the text cannot be used. Cost: two or three forward passes, and about a second a site.
     Source: Song & Zhong 2023, arXiv:2310.04861, all sections.
     """
-    if depth == "full":
-        raise Refusal("depth full", why="this version has no random-weight twin", instead='use depth="standard"')
+    require_depth(depth)
+    require_seed(seed)
+    require_window(window)
     subject = model if isinstance(model, Model) else load(model)
+    named = sites_named(subject, [sites] if isinstance(sites, str | Site) else sites)
     lens, reporter = GeometryLens(), progress or Silent()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         material = material_of(subject, text, reading or Reading(), window=window, seed=seed)
-        run = Run(_RUN, subject, material.prepare(writing_to(folder, _RUN), _RUN), seed, depth, sites_named(subject, sites))
+        run = Run(_RUN, subject, material.prepare(writing_to(folder, _RUN), _RUN), seed, depth, named)
         results = run_stages(run, (lens,), folder / "work", reporter)
         measured, splits = lens.measured(run, results), splits_of(results)
-        pieces = {
-            name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in lens.rows(run, measured, splits).items()
-        }
+        tables = lens.rows(run, measured, splits, effects_of(results))
+        pieces = {name: [rows] if isinstance(rows, pa.Table) else [*rows] for name, rows in tables.items()}
         documents = {
             row["document"]: hashlib.sha256((row["text"] or row["name"]).encode()).hexdigest()
             for row in pq.read_table(folder / "tables" / "documents", columns=["document", "name", "text"]).to_pylist()

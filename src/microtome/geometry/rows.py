@@ -77,9 +77,11 @@ class Stat:
 
 
 def stats_of(site: SiteGeometry) -> Iterator[Stat]:
-    """All numbers of a site, in the order of their names' subjects."""
+    """All numbers of a site, in the order of their names' subjects; where it has no parts, none of those that are of parts."""
+    why = site.parts.undefined
     for subject, stat, found, kind in _all(site):
-        yield Stat(site.site, subject, stat, found, kind)
+        known = undefined(why) if why and subject != "states" else found
+        yield Stat(site.site, subject, stat, known, kind)
     if site.identity is not None:
         yield from identity_stats(site.site, site.identity)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from microtome.capture.lens import Depth
 from microtome.core import Site
+from microtome.geometry.blocks import BLOCK
 from microtome.geometry.clusters import Clusters, context_clusters
 from microtome.geometry.context import Clustering, clustering, topics
-from microtome.geometry.decomposition import BLOCK, Parts
+from microtome.geometry.decomposition import Parts
 from microtome.geometry.dimension import Dimension, dimension
 from microtome.geometry.grid import GridPosition, grid_position
 from microtome.geometry.halves import Halves, centred, indistinct
@@ -147,7 +148,7 @@ def variance_of(parts: Parts) -> Variance:
         *_reach(parts.agreed, parts.uncertainty.reach * parts.uncertainty.cross_validated),
         control=0.0,
         p=parts.uncertainty.p_positive(parts.agreed),
-        undefined=parts.undefined or ("a half of the documents is empty" if math.isnan(parts.agreed) else ""),
+        undefined=parts.undefined or parts.unhalved,
     )
     short = f"fewer than two windows are long enough to be cut into blocks of {BLOCK} tokens"
     agreed_ctx = Measured(
@@ -299,6 +300,10 @@ def _probes(parts: Parts, contexts: Contexts, windows: Windows, seed: int) -> di
     """Linear probes for the label of a document, and for the quarter of the window that a token is in, from ever less of a state.
 
     A token's quarter is a label of its document's quarter: those are dealt to folds, and permuted by control tasks, as documents are.
+    Where little of the text lies outside the sampled windows, quarters from what pos was taken out of read below their control: the
+    position means of all windows are 0 then, so that what is left in those to learn from is the opposite of what is left in those
+    to test on. Means over the other half of the documents would not mend it, since both halves are learned from and their noise
+    cancels again; it takes enough text.
     """
     tokens = contexts.tokens
     quarter = tokens.place * QUARTERS // windows.length[tokens.window].clamp(min=1)

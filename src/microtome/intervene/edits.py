@@ -67,10 +67,14 @@ def edited(model: Model, batch: Batch, edits: Iterable[Edit]) -> Iterator[None]:
 
     Observations inside the block see what was edited. Outside it, and with no edit, the logits are those of the bare model, bitwise:
     nothing but hooks is used, and weights are not touched.
-    Errors: `Refusal` for sites that cannot be edited (see `model.edit_hooks`).
+    Errors: `Refusal` for sites that cannot be edited (see `model.edit_hooks`), and, in the pass, for a change that is no tensor or that
+    writes to the tensor it is given.
     """
     by_site: dict[Site, list[Edit]] = {}
     for edit in edits:
+        site: object = edit.site
+        if not isinstance(site, Site):
+            raise Refusal(f"an edit at {site!r}", why="its site is no Site", instead=f"use Site.parse({str(site)!r})")
         by_site.setdefault(edit.site, []).append(edit)
     changes = {site: _in_turn(each, batch) for site, each in by_site.items()}
     with attached(edit_hooks(model, batch, changes)):
@@ -80,7 +84,24 @@ def edited(model: Model, batch: Batch, edits: Iterable[Edit]) -> Iterator[None]:
 def _in_turn(edits: Sequence[Edit], batch: Batch) -> Callable[[Tensor], Tensor]:
     def change(value: Tensor) -> Tensor:
         for edit in edits:
-            value = edit.change(value, batch)
+            value = _changed(edit, value, batch)
         return value
 
     return change
+
+
+def _changed(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
+    """What an edit puts in the place of `value`, which it has left alone; a pass without autograd counts no versions, so a copy tells."""
+    before = value.clone()
+    new: object = edit.change(value, batch)
+    if not bool(((value == before) | (before != before)).all()):
+        raise Refusal(
+            f"an edit at {edit.site}",
+            why="it writes to the tensor that it is given, which the model may read elsewhere",
+            instead="return a new tensor: value + x, not value += x",
+        )
+    if not isinstance(new, Tensor):
+        raise Refusal(
+            f"an edit at {edit.site}", why=f"its change is {type(new).__name__}", instead="return a tensor from change"
+        )
+    return new

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.core import Batch, Site
+from microtome.core import Batch, Refusal, Site
 from microtome.model import Model, capture, unembed
 
 __all__ = ["Predictions", "final_states", "predictions", "state_change"]
@@ -44,8 +44,10 @@ def predictions(
     """Losses of `targets` and divergences, by the model's own head, in tiles of rows: about 64 MiB of logits at a time, three of which are held.
 
     Cost: 2 d_model vocab FLOP per row and variant, and once for the clean run.
-    Errors: `Refusal` where the model has no language-model head.
+    Errors: `Refusal` where the model has no language-model head, for no variant, for sizes that do not fit each other, and for targets
+    that are no ids.
     """
+    _require_fitting(model, clean, edited, targets)
     size = max(1, _HELD // max(model.shape.vocab, 1))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
@@ -63,6 +65,22 @@ def predictions(
     return Predictions(clean_loss, loss, kl)
 
 
+def _require_fitting(model: Model, clean: Tensor, edited: Tensor, targets: Tensor) -> None:
+    sizes = f"{tuple(clean.shape)} clean, {tuple(edited.shape)} edited and {len(targets)} targets"
+    if clean.ndim != 2 or edited.ndim != 3 or edited.shape[1:] != clean.shape or targets.shape != clean.shape[:1]:
+        why = f"final states and targets do not fit: there are {sizes}"
+        raise Refusal(
+            "predictions", why=why, instead="give (row, d_model), (variant, row, d_model) and one target for each row"
+        )
+    if not len(edited) or not len(clean):
+        raise Refusal(
+            "predictions", why=f"there is nothing to predict: {sizes}", instead="give one row and one variant at least"
+        )
+    if bool(((targets < 0) | (targets >= model.shape.vocab)).any()):
+        why = f"targets go from {int(targets.min())} to {int(targets.max())}, and ids from 0 to {model.shape.vocab - 1}"
+        raise Refusal("predictions", why=why, instead="leave out the rows that have no target (-100)")
+
+
 def _log_probabilities(model: Model, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
     return unembed(model, states).float().log_softmax(1)
 
@@ -70,5 +88,11 @@ def _log_probabilities(model: Model, states: Float[Tensor, "row d_model"]) -> Fl
 def state_change(
     clean: Float[Tensor, "row d_model"], edited: Float[Tensor, "variant row d_model"]
 ) -> Float[Tensor, "variant row"]:
-    """1 - cosine between the clean and the edited state of each token: 0 for no turn, 1 for a right angle, whatever the length."""
+    """1 - cosine between the clean and the edited state of each token: 0 for no turn, 1 for a right angle, whatever the length.
+
+    Errors: `Refusal` for sizes that do not fit.
+    """
+    if edited.ndim != 3 or edited.shape[1:] != clean.shape:
+        why = f"there are {tuple(clean.shape)} clean and {tuple(edited.shape)} edited"
+        raise Refusal("a change of states", why=why, instead="give (row, d_model) and (variant, row, d_model)")
     return 1 - torch.cosine_similarity(clean.cpu().double(), edited.cpu().double(), dim=-1)

@@ -1,5 +1,6 @@
 """Transformers as microtome sees them: opening, families, observing, weights, certificate."""
 
+from microtome.model.adapter import adapted as adapted
 from microtome.model.cache import CacheEntry as CacheEntry
 from microtome.model.cache import caches as caches
 from microtome.model.cache import remove_cache as remove_cache
@@ -19,6 +20,8 @@ from microtome.model.opening import Checkpoint as Checkpoint
 from microtome.model.opening import load as load
 from microtome.model.opening import open_checkpoint as open_checkpoint
 from microtome.model.record import Certificate as Certificate
+from microtome.model.rotation import scorings_of as scorings_of
+from microtome.model.rotation import turns as turns
 from microtome.model.selection import sites_named as sites_named
 from microtome.model.selection import vector_width as vector_width
 from microtome.model.shape import Patches as Patches

@@ -96,7 +96,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise Refusal(
             f"model {folder}",
             why="it holds an adapter and not a model" if adapter else "it has no config.json",
-            instead="merge the adapter into its base model and save that"
+            instead="name it beside its base model (microtome diff BASE ADAPTER), or merge the adapter into that and save it"
             if adapter
             else "name the folder that save_pretrained wrote",
         )

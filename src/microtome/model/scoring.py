@@ -19,7 +19,7 @@ from microtome.model.families.rows import Part
 from microtome.model.model import Model
 from microtome.model.observe import observe
 
-__all__ = ["Scoring", "Turn", "allowed_keys", "scorings", "turned"]
+__all__ = ["Scoring", "Turn", "allowed_keys", "asking_scores", "asking_turn", "scorings", "turned", "undone"]
 
 _FAINT: Final = 1e-3
 """Size of queries and keys whose scores a soft cap leaves alone."""
@@ -89,8 +89,8 @@ def scorings(model: Model, batch: Batch, layers: Iterable[int]) -> dict[int, Sco
     row = model.family
     asked = Part(
         {
-            "q_rot": Recipe(row.sites["q_rot"].taps, _asking_turn(model)),
-            "attn_scores": Recipe(row.sites["attn_scores"].taps, _asking_scores(model)),
+            "q_rot": Recipe(row.sites["q_rot"].taps, asking_turn(model)),
+            "attn_scores": Recipe(row.sites["attn_scores"].taps, asking_scores(model)),
         }
     )
 
@@ -100,7 +100,7 @@ def scorings(model: Model, batch: Batch, layers: Iterable[int]) -> dict[int, Sco
 
     sites = [Site(name, layer) for layer in wanted for name in ("q_rot", "attn_scores")]
     observe(replace(model, family=replace(row, parts=(*row.parts, asked))), _longest(batch), sites, receive)
-    return {layer: Scoring(*_undone(scores[layer], tables[layer]), tables[layer], scores[layer][2]) for layer in wanted}
+    return {layer: Scoring(*undone(scores[layer], tables[layer]), tables[layer], scores[layer][2]) for layer in wanted}
 
 
 def allowed_keys(scores: Float[Tensor, "*any query key"]) -> Bool[Tensor, "*any query key"]:
@@ -134,7 +134,7 @@ def _unnormed(model: Model, facts: Facts) -> Facts:
     return _Unnormed(facts.shape, facts.config, facts.block, facts.layer, facts.windows, facts.tokens, norms)
 
 
-def _asking_turn(model: Model) -> Callable[..., Turn | None]:
+def asking_turn(model: Model) -> Callable[..., Turn | None]:
     """A recipe's function that answers with the layer's rotation instead of rotated queries."""
     split, rotate = model.family.sites["q"].compute, model.family.sites["q_rot"].compute
 
@@ -162,7 +162,7 @@ def _table(spun: Float[Tensor, "d_head token to"]) -> Turn | None:
     return None if bool((cos == 1).all()) and not bool(sin.any()) else Turn(cos, sin, partner)
 
 
-def _asking_scores(model: Model) -> Callable[..., tuple[float, float, Tensor | None]]:
+def asking_scores(model: Model) -> Callable[..., tuple[float, float, Tensor | None]]:
     """A recipe's function that answers with the scores of faint and of loud queries at the first token, and with the bias."""
     recipe, parts = model.family.sites["attn_scores"], {name: model.family.sites[name] for name in ("q", "k")}
     fused = recipe.taps[0] == recipe.taps[1]
@@ -198,8 +198,8 @@ def _key_bias(scores: Float[Tensor, "head query key"]) -> Float[Tensor, "head ke
     return bias if bool(bias.any()) else None
 
 
-def _undone(found: tuple[float, float | None, Tensor | None], turn: Turn | None) -> tuple[float, float | None]:
-    """Scale and soft cap from the answers to `_asking_scores`."""
+def undone(found: tuple[float, float | None, Tensor | None], turn: Turn | None) -> tuple[float, float | None]:
+    """Scale and soft cap from the answers to `asking_scores`."""
     faint, loud, _ = found
     assert loud is not None
     length = 1.0 if turn is None else float(turn.cos[0, 0].square() + turn.sin[0, turn.partner[0]].square())

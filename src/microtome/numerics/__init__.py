@@ -25,5 +25,11 @@ from microtome.numerics.multiple import benjamini_hochberg as benjamini_hochberg
 from microtome.numerics.multiple import bootstrap_interval as bootstrap_interval
 from microtome.numerics.multiple import permutation_p as permutation_p
 from microtome.numerics.multiple import resamples as resamples
+from microtome.numerics.product_topk import End as End
+from microtome.numerics.product_topk import Pairs as Pairs
+from microtome.numerics.product_topk import product_diagonal as product_diagonal
+from microtome.numerics.product_topk import product_ends as product_ends
+from microtome.numerics.product_topk import product_topk as product_topk
 from microtome.numerics.quantiles import quantiles as quantiles
 from microtome.numerics.quantised import quantise as quantise
+from microtome.numerics.rounding import Precision as Precision

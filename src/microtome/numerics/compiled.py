@@ -3,49 +3,24 @@
 Each function has a torch reference next to its caller, named in its docstring, and a parity test. Inner loops run over units,
 which are contiguous in memory, with accumulators in one small buffer per type so that LLVM vectorises them; tiles are copied
 into L1/L2 first, because rows of a wide tensor are far apart. No reassociation is allowed: results do not depend on vector
-width. What is computed and why belongs to the callers.
+width. What is computed and why belongs to the callers. Kernels of matrix products are in `compiled_products`.
 """
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
-__all__ = ["BLOCK", "grouped", "histogram", "reservoir", "scan", "sweep", "topk"]
+from microtome.numerics.compiled_products import collect, entries, settle, shortlist
+from microtome.numerics.jit import BLOCK
+from microtome.numerics.jit import jit as _jit
+from microtome.numerics.jit import load as _load
 
-BLOCK = 256
-"""Units that a kernel works on at a time."""
+__all__ = ["BLOCK", "collect", "entries", "grouped", "histogram", "reservoir", "settle", "shortlist", "sweep", "topk"]
+
 _TILE = 32
 """Rows of a tile: 32 x 256 float32 fill 32 KiB, a core's L1."""
 _SPAN = 8
 """Blocks of a row that are read in one go, because memory is fast in order: a quarter of a megabyte for the tiles of a row."""
 _FULL = 65535
 """The largest 16-bit count."""
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    """Compile at first call, keep the machine code on disk where a cache folder can be written.
-
-    What runs is the bare function: a wrapper that checks shapes (in tests) cannot be compiled.
-    """
-    function = inspect.unwrap(function)
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
-
-
-@_jit
-def _load(bits, place, column, width, tile):
-    """Copy rows of units column .. column + width into the tile, as bits of float32."""
-    shift = np.uint32(16 if bits.itemsize == 2 else 0)
-    for i in range(place.shape[0]):
-        at = place[i] + column
-        for u in range(width):
-            tile[i * BLOCK + u] = np.uint32(bits[at + u]) << shift
 
 
 @_jit
@@ -270,36 +245,3 @@ def grouped(bits, place, groups, units, sums):
             total = sums[groups[r], column : column + width]
             for u in range(width):
                 total[u] += tile[u]
-
-
-@_jit
-def scan(scores, first, rows, top, top_at, bottom, bottom_at):
-    """Insert the scores (row x column, columns counted from `first`) that belong into both ends' sorted lists of each row.
-
-    Columns come in ascending order over calls, so an equal score that comes later stays behind. Reference:
-    `matmul_topk._reference`.
-    """
-    k, columns = top.shape[1], scores.shape[1]
-    for r in range(rows[0], rows[1]):
-        for begin in range(0, columns, 64):
-            end = min(begin + 64, columns)
-            part, high, low = scores[r, begin:end], top[r, k - 1], bottom[r, k - 1]
-            hits = np.int32(0)
-            for c in range(end - begin):
-                hits += np.int32(part[c] > high) + np.int32(part[c] < low)
-            if hits == 0:
-                continue
-            for c in range(begin, end):
-                v = scores[r, c]
-                if v > top[r, k - 1]:
-                    slot = k - 1
-                    while slot > 0 and v > top[r, slot - 1]:
-                        top[r, slot], top_at[r, slot] = top[r, slot - 1], top_at[r, slot - 1]
-                        slot -= 1
-                    top[r, slot], top_at[r, slot] = v, first + c
-                if v < bottom[r, k - 1]:
-                    slot = k - 1
-                    while slot > 0 and v < bottom[r, slot - 1]:
-                        bottom[r, slot], bottom_at[r, slot] = bottom[r, slot - 1], bottom_at[r, slot - 1]
-                        slot -= 1
-                    bottom[r, slot], bottom_at[r, slot] = v, first + c

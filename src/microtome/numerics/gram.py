@@ -1,8 +1,9 @@
 """Second moments of rows: how the coordinates of a stream go together, as a mergeable d x d state.
 
-Rows are shifted by a pilot's mean before they are multiplied, so that float32 products of a tile do not lose small variances
-beside large means; tiles join in float64, and the shift is taken out exactly at the end. For the diagonal alone, `moments`
-costs a d-th of this.
+Products of a tile are in float32, and tiles join in float64. So that a tile does not lose small variances beside large numbers,
+its rows are taken from a centre of their own, which is put back exactly, and rows that are far longer than the others (massive
+activations) are multiplied in float64. All of it is kept from a pilot's mean, which need not be near. For the diagonal alone,
+`moments` costs a d-th of this.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ _ROWS = 1024
 """Rows of a tile: enough that the product costs more than adding its result to the state."""
 _HELD = 256
 """Rows that a sparse sample waits for on a CPU, for the same reason."""
+_CENTRING = 64
+"""Of so many rows one is looked at for the centre of a tile, their median, which only has to lie among most of them."""
+_FAR = 8.0
+"""Rows so many times as long as the median, from the centre, are multiplied in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,39 +57,66 @@ def update(state: State, x: Float[Tensor, "row d"] | Float[Tensor, "window token
     Cost: 2 d^2 operations a row in float32, and d^2 additions in float64 every 1024 rows.
     """
     d = x.shape[-1]
-    shift = state["shift"].to(torch.float32)
     for part, _ in row_tiles(x, counted, room=_ROWS * d):
-        y = part - shift
-        state["count"] += len(y)
-        if y.device.type == "cpu" and len(y) < _HELD:
-            _hold(state, y)
-        else:
-            _add(state, y)
+        state["count"] += len(part)
+        if part.device.type == "cpu" and len(part) < _HELD:
+            _hold(state, part)
+        elif len(part):
+            _add_tile(state, part)
 
 
-def _hold(state: State, y: Float[Tensor, "row d"]) -> None:
+def _add_tile(state: State, x: Float[Tensor, "row d"]) -> None:
+    """Add rows in float32 from a centre c among them, o = c - shift from where the state is, those that are far away in float64.
+
+    sum y y' + o t' + t o' with y = x - c, t = sum y + o rows / 2 is the sum of (x - shift) (x - shift)'.
+    """
+    centre = x[::_CENTRING].median(0).values
+    y = x - centre
+    lengths = torch.linalg.vector_norm(y, dim=1)
+    far = (lengths > _FAR * lengths.median()).nonzero()[:, 0]
+    if len(far):
+        y[far] = 0
+        _add_far(state, x[far])
+    rows, offset = len(y) - len(far), centre.double() - state["shift"]
+    total = y.sum(0, dtype=torch.float64)
+    half = total + offset * (rows / 2)
+    state["gram"] += y.T @ y
+    state["gram"].addmm_(torch.stack([offset, half], 1), torch.stack([half, offset]))
+    state["sum"] += total + offset * rows
+
+
+def _add_far(state: State, x: Float[Tensor, "row d"]) -> None:
+    """Add rows in float64, on a CPU as soon as there are enough of them."""
+    if x.device.type != "cpu":
+        _add(state, x.double() - state["shift"])
+        return
+    for rows in x.split(_HELD):
+        _hold(state, rows)
+
+
+def _hold(state: State, x: Float[Tensor, "row d"]) -> None:
     """Keep a few rows until there are enough of them."""
     held = int(state["held"])
-    if held + len(y) > _HELD:
+    if held + len(x) > _HELD:
         _flush(state)
         held = 0
-    state["rows"][held : held + len(y)] = y
-    state["held"].fill_(held + len(y))
+    state["rows"][held : held + len(x)] = x
+    state["held"].fill_(held + len(x))
 
 
 def _flush(state: State) -> None:
     """Add the rows that are held, in float64: which rows wait together must not show."""
     held = int(state["held"])
     if held:
-        _add(state, state["rows"][:held].double())
+        _add(state, state["rows"][:held].double() - state["shift"])
     state["held"].zero_()
     state["rows"].zero_()
 
 
 def _add(state: State, y: Float[Tensor, "row d"]) -> None:
-    """Sums and products; those of float32 rows join in float64."""
-    state["gram"] += y.T @ y
-    state["sum"] += y.sum(0, dtype=torch.float64)
+    """Sums and products of rows in float64."""
+    state["gram"].addmm_(y.T, y)
+    state["sum"] += y.sum(0)
 
 
 def merge(state: State, later: State) -> State:

@@ -1,28 +1,47 @@
 """The largest and smallest entries of each row of a matrix product that is too large to hold.
 
-Exact: as if the whole product were sorted, ties to the lowest column. Reading vocabularies through it belongs in `readout` and
-`vocabulary`.
+Exact: as if every entry were summed in float64, rounded to float32 and the row sorted, ties to the lowest column. Reading vocabularies
+through it belongs in `readout` and `vocabulary`, the largest entries of the whole product in `product_topk`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.numerics import kernels
-from microtome.numerics.topk import merge_topk
+from microtome.numerics import kernels, rounding
+from microtome.numerics.rounding import Factor, Precision, tile_shape
 
-__all__ = ["Ends", "matmul_topk"]
+__all__ = ["Classes", "Ends", "as_labels", "classes_of", "matmul_topk"]
 
-_ROWS = 512
-_COLUMNS = 4096
+_FEW = 64
+"""Rows for which rounding the columns costs more than it saves."""
+_SPARE = 128
+"""Room for candidates besides four times as many as are wanted."""
+_MOST = 0x7FFFFFFF
+"""Above all codes of numbers."""
+_WHOLE = 1 << 22
+"""Products held when rows are sorted whole."""
+_BLOCK = 4096
+"""Columns multiplied at a time then."""
+
+_NONE = np.empty(0, np.int64)
+
+Classes = tuple[Int[Tensor, " row"], Int[Tensor, " column"]] | None
+"""Classes of rows and of columns; pairs of equal class are left out. None: no pairs are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ends:
-    """The k largest entries of each row, descending, and the k smallest, ascending, with their columns."""
+    """The k largest entries of each row, descending, and the k smallest, ascending, with their columns.
+
+    Where fewer than k entries of a row are numbers of pairs that are not left out, the rest is (-inf, -1), at the bottom (inf, -1).
+    """
 
     top: Float[Tensor, "row k"]
     top_index: Int[Tensor, "row k"]
@@ -37,31 +56,56 @@ def matmul_topk(
     *,
     excluded: Bool[Tensor, " column"] | None = None,
     bias: Float[Tensor, " column"] | None = None,
+    row_class: Int[Tensor, " row"] | None = None,
+    column_class: Int[Tensor, " column"] | None = None,
+    precision: Precision = "float32",
 ) -> Ends:
-    """Both ends of each row of a @ b + bias over the columns that are not excluded, computed in float32.
+    """Both ends of each row of a @ b + bias over the columns that are not excluded.
 
-    Tiles of the product (8 MB) are scanned against each row's k-th entry so far, and few get further. Products that are NaN are
-    never taken.
-    Errors: `Refusal` where fewer than k columns are left.
-    Cost: that of the product; memory 8 MB besides the result.
+    Tiles of the product are searched for about 2k candidates a row and end, whose sums in float64 decide; a row whose
+    candidates do not suffice by the bound of `rounding.error` is looked at again with more, and at last sorted whole (many equal
+    entries). So `precision` changes the time and not the result. Pairs whose row and column have the same class are left out before anything is selected.
+    NaN is never taken. Fastest where b is the transpose of contiguous rows.
+    Errors: `Refusal` where fewer than k columns are left, for k below 1, and where only one of the classes is given.
+    Cost: that of the product and of k gathered columns a row; memory a tile (4 MB), and of b a copy if it is rounded or not
+    the transpose of contiguous rows.
     """
-    columns = b.shape[1]
-    left = columns - (0 if excluded is None else int(excluded.sum()))
+    if k < 1:
+        raise Refusal(f"the {k} largest entries of a row", why="there is nothing to select", instead="ask for 1 or more")
+    left = b.shape[1] - (0 if excluded is None else int(excluded.sum()))
     if k > left:
         raise Refusal(f"the {k} largest of {left} columns", why="there are not as many", instead=f"ask for at most {left}")
+    classes = classes_of(row_class, column_class, a.device)
+    rows, columns = a.to(torch.float32).contiguous(), b.T.to(torch.float32)
+    if bias is not None:
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        columns = torch.cat([columns, bias.to(columns)[:, None]], 1)
+    kept = None if excluded is None else (~excluded).nonzero()[:, 0]
+    if kept is not None:
+        columns, classes = columns[kept], classes and (classes[0], classes[1][kept])
     ends = _empty(len(a), k, a.device)
-    out = None if excluded is None else excluded.nonzero()[:, 0]
-    for row in range(0, len(a), _ROWS):
-        block = a[row : row + _ROWS].to(torch.float32)
-        part = Ends(*(tensor[row : row + _ROWS] for tensor in (ends.top, ends.top_index, ends.bottom, ends.bottom_index)))
-        for column in range(0, columns, _COLUMNS):
-            scores = block @ b[:, column : column + _COLUMNS].to(torch.float32)
-            if bias is not None:
-                scores += bias[column : column + _COLUMNS]
-            if out is not None:
-                scores[:, out[(out >= column) & (out < column + _COLUMNS)] - column] = torch.nan
-            _take(part, scores, column)
+    with rounding.full_sums():
+        _fill(ends, rows, columns.contiguous(), classes, precision if len(a) > _FEW else "float32")
+    if kept is not None:
+        for index in (ends.top_index, ends.bottom_index):
+            index.copy_(torch.where(index >= 0, kept[index], -1))
     return ends
+
+
+def classes_of(
+    row_class: Int[Tensor, " row"] | None, column_class: Int[Tensor, " column"] | None, device: torch.device
+) -> Classes:
+    """Both classes, or None. Errors: `Refusal` for one without the other."""
+    if row_class is None and column_class is None:
+        return None
+    if row_class is None or column_class is None:
+        raise Refusal("classes of one side", why="pairs of equal class are left out", instead="give row_class and column_class")
+    return row_class.to(device, torch.int64).contiguous(), column_class.to(device, torch.int64).contiguous()
+
+
+def as_labels(classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Classes as kernels read them: empty where there are none."""
+    return (_NONE, _NONE) if classes is None else (classes[0].numpy(), classes[1].numpy())
 
 
 def _empty(rows: int, k: int, device: torch.device) -> Ends:
@@ -69,34 +113,159 @@ def _empty(rows: int, k: int, device: torch.device) -> Ends:
     return Ends(values, index, -values, index.clone())
 
 
-def _take(ends: Ends, scores: Float[Tensor, "row column"], first: int) -> None:
-    """Move the scores that belong there into the ends, in place."""
-    compiled = kernels.compiled_for(scores)
-    if compiled is None:
-        _reference(ends.top, ends.top_index, scores, first)
-        negated = -ends.bottom
-        _reference(negated, ends.bottom_index, -scores, first)
-        ends.bottom.copy_(-negated)
-        return
-    lists = tuple(tensor.numpy() for tensor in (ends.top, ends.top_index, ends.bottom, ends.bottom_index))
-    kernels.spread(len(scores), 64, lambda begin, end: compiled.scan(scores.numpy(), first, (begin, end), *lists))
+def _fill(ends: Ends, a: Float[Tensor, "row d"], b: Float[Tensor, "column d"], classes: Classes, precision: Precision) -> None:
+    """Write the ends of all rows, a block of rows after another."""
+    left, right = rounding.factors(a, b, precision)
+    height, width = tile_shape(left)
+    room = torch.empty(height * min(width, len(b)), dtype=right.rounded.dtype, device=b.device)
+    for row in range(0, len(a), height):
+        pending = torch.arange(row, min(row + height, len(a)), device=a.device)
+        held = 2 * ends.top.shape[1] + 16
+        while len(pending) and held < len(b) // 4 and not left.certain:
+            some, mine = left.part(pending), classes and (classes[0][pending], classes[1])
+            lists = _shortlisted(some, right, held, mine, room)
+            pending = pending[~_settled(ends, pending, (a[pending], b), lists, (some, right))]
+            held *= 4
+        for rows in pending.split(max(1, _WHOLE // len(b))) if len(pending) else ():
+            _whole(ends, rows, (a[rows], b), classes and (classes[0][rows], classes[1]))
 
 
-def _reference(
-    best: Float[Tensor, "row k"], index: Int[Tensor, "row k"], scores: Float[Tensor, "row column"], first: int
+@dataclass(frozen=True, eq=False)
+class _Shortlist:
+    """Of each row, some large keys of rounded products with their columns, and what no other key exceeds; (-inf, -1) is empty."""
+
+    keys: Float[Tensor, "row held"]
+    at: Int[Tensor, "row held"]
+    rest: Float[Tensor, " row"]
+
+
+def _shortlisted(
+    left: Factor, right: Factor, held: int, classes: Classes, room: Float[Tensor, " number"]
+) -> tuple[_Shortlist, _Shortlist]:
+    """About the `held` largest and smallest rounded products of each row."""
+    width = len(room) // len(left.length)
+    tiles = (
+        (first, rounding.multiplied(left, right.part(slice(first, first + width)), room))
+        for first in range(0, len(right.length), width)
+    )
+    compiled = kernels.compiled_for(left.rounded)
+    if compiled is not None:
+        return _compiled_lists(compiled, tiles, len(left.length), held, classes)
+    lists = None
+    for first, scores in tiles:
+        lists = _larger(lists, scores, first, held, classes)
+    assert lists is not None
+    return lists
+
+
+def _compiled_lists(
+    compiled: ModuleType, tiles: Iterable[tuple[int, Tensor]], rows: int, held: int, classes: Classes
+) -> tuple[_Shortlist, _Shortlist]:
+    """The lists of all tiles; `codes` are the keys as integers in their order, `state` how many there are and the least still listed."""
+    room = 4 * held + _SPARE
+    codes, at = torch.empty((2, rows, room), dtype=torch.int32), torch.empty((2, rows, room), dtype=torch.int64)
+    state = torch.tensor([0, -_MOST], dtype=torch.int32).repeat(2, rows, 1)
+    arrays, labels, dtype = [tuple(x[end].numpy() for x in (codes, at, state)) for end in range(2)], as_labels(classes), None
+    for first, scores in tiles:
+        bits, columns, dtype = rounding.signed_bits(scores), scores.shape[1], scores.dtype
+
+        def work(begin: int, end: int, bits: np.ndarray = bits, columns: int = columns, first: int = first) -> None:
+            compiled.shortlist(bits, columns, (begin, end), first, held, labels, *arrays)
+
+        kernels.spread(rows, 16, work)
+    assert dtype is not None
+    used = max(1, int(state[:, :, 0].max()))
+    at = at[:, :, :used].masked_fill(torch.arange(used) >= state[:, :, :1], -1)
+    least = state[:, :, 1].contiguous()
+    rest = rounding.decoded(least, dtype).masked_fill_(least == _MOST, torch.inf).masked_fill_(least == -_MOST, -torch.inf)
+    keys = rounding.decoded(codes[:, :, :used], dtype)
+    return _Shortlist(keys[0], at[0], rest[0]), _Shortlist(keys[1], at[1], rest[1])
+
+
+def _larger(
+    lists: tuple[_Shortlist, _Shortlist] | None, scores: Float[Tensor, "row column"], first: int, held: int, classes: Classes
+) -> tuple[_Shortlist, _Shortlist]:
+    """In torch: the `held` largest and smallest products of a tile and of the lists before it."""
+    keys = scores.to(torch.float32)
+    equal = None if classes is None else classes[0][:, None] == classes[1][first : first + scores.shape[1]]
+    both = []
+    for end, signed in enumerate((keys, -keys)):
+        kept = signed if equal is None else signed.masked_fill_(equal, -torch.inf)
+        value, at = kept.topk(min(held, kept.shape[1]), 1)
+        at = torch.where(value > -torch.inf, at + first, -1)
+        if lists is not None:
+            value, at = torch.cat([lists[end].keys, value], 1), torch.cat([lists[end].at, at], 1)
+            value, order = value.topk(min(held, value.shape[1]), 1)
+            at = at.gather(1, order)
+        both.append(_Shortlist(value, at, value[:, -1]))
+    return both[0], both[1]
+
+
+def _settled(
+    ends: Ends,
+    rows: Int[Tensor, " part"],
+    exact: tuple[Tensor, Tensor],
+    lists: tuple[_Shortlist, _Shortlist],
+    factors: tuple[Factor, Factor],
+) -> Bool[Tensor, " part"]:
+    """Write the ends of `rows` from their shortlists; whether these are certain to hold them."""
+    k, device = ends.top.shape[1], rows.device
+    sure = torch.ones(len(rows), dtype=torch.bool, device=device)
+    for held, sign, value, index in zip(
+        lists, (1, -1), (ends.top, ends.bottom), (ends.top_index, ends.bottom_index), strict=True
+    ):
+        keys, at = torch.full((len(rows), k), -torch.inf, device=device), torch.full((len(rows), k), -1, device=device)
+        _settle(exact, sign, held, factors, (keys, at, sure))
+        value[rows], index[rows] = keys * sign, at
+    return sure
+
+
+def _settle(
+    exact: tuple[Tensor, Tensor],
+    sign: int,
+    held: _Shortlist,
+    factors: tuple[Factor, Factor],
+    best: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """In torch: of the rows that have a score above their k-th, take the tile's k largest and merge."""
-    k = best.shape[1]
-    scores = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    hot = (scores.amax(1) > best[:, -1]).nonzero()[:, 0]
-    if len(hot) == 0:
+    """The k best of each row's shortlist by their exact keys, and whether nothing outside it can be among them."""
+    (left, right), (keys, index, sure) = factors, best
+    slack, step = rounding.error(left, float(right.length.max()), float(right.lost.max())), rounding.step(left)
+    compiled = kernels.compiled_for(*exact)
+    if compiled is not None:
+        weights = rounding.weights_of(left)
+        bound = (
+            weights.of_length.numpy(),
+            weights.of_lost.numpy(),
+            weights.least,
+            right.length.numpy(),
+            right.lost.numpy(),
+            slack.numpy(),
+            step,
+        )
+        a, b, *listed = (x.numpy() for x in (*exact, held.keys, held.at, held.rest))
+        results = tuple(x.numpy() for x in best)
+        work = lambda begin, end: compiled.settle(a, b, sign, tuple(listed), bound, (begin, end), results)  # noqa: E731
+        kernels.spread(len(a), 16, work)
         return
-    tile = scores[hot]
-    count = min(k, tile.shape[1])
-    value, column = tile.topk(count, 1)
-    border = value[:, -1:]
-    torn = ((tile == border).sum(1) > (value == border).sum(1)).nonzero()[:, 0]  # equal scores on both sides of the k-th
-    if len(torn):
-        column[torn] = tile[torn].argsort(dim=1, descending=True, stable=True)[:, :count]
-        value[torn] = tile[torn].gather(1, column[torn])
-    best[hot], index[hot], _ = merge_topk(best[hot], index[hot], value, column + first, k)
+    at = held.at.sort(dim=1).values
+    row, slot = (at >= 0).nonzero(as_tuple=True)
+    found = torch.full_like(held.keys, -torch.inf)
+    found[row, slot] = sign * rounding.entries(*exact, row, at[row, slot])
+    order = found.argsort(dim=1, descending=True, stable=True)[:, : keys.shape[1]]
+    keys.copy_(found.gather(1, order))
+    index.copy_(at.gather(1, order))
+    sure &= (held.rest == -torch.inf) | (held.rest + held.rest.abs() * step + slack < keys[:, -1])
+
+
+def _whole(ends: Ends, rows: Int[Tensor, " part"], exact: tuple[Tensor, Tensor], classes: Classes) -> None:
+    """Write the ends of `rows` by sorting them."""
+    k = ends.top.shape[1]
+    rows_exact = exact[0].double()
+    scores = torch.cat([(rows_exact @ block.double().T).float() for block in exact[1].split(_BLOCK)], 1)
+    if classes is not None:
+        scores.masked_fill_(classes[0][:, None] == classes[1], torch.nan)
+    for sign, value, index in ((1, ends.top, ends.top_index), (-1, ends.bottom, ends.bottom_index)):
+        keys = (sign * scores).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        best, column = keys.sort(dim=1, descending=True, stable=True)
+        value[rows] = best[:, :k] * sign
+        index[rows] = torch.where(best[:, :k] > -torch.inf, column[:, :k], -1)

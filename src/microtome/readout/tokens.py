@@ -13,17 +13,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.numerics import matmul_topk
+from microtome.model.precision import fast_bfloat16
+from microtome.numerics import Precision, matmul_topk
 from microtome.readout.nulls import central_interval
 from microtome.readout.reader import Reader
 
-__all__ = ["ENDS", "RandomDirections", "TopTokens", "chance", "random_directions", "read_random", "tokens_table", "top_tokens"]
+__all__ = [
+    "ENDS",
+    "RandomDirections",
+    "TopTokens",
+    "chance",
+    "quickest",
+    "random_directions",
+    "read_random",
+    "tokens_table",
+    "top_tokens",
+]
 
 ENDS = ("+", "-")
-_MARGIN = 6
-"""Tokens beyond the k-th that are looked at again in float64, should float32 have put one of them too low."""
-_GATHERED = 1 << 22
-"""Numbers of token vectors gathered at a time."""
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -50,8 +57,8 @@ class TopTokens:
     """The k tokens at both ends of each direction, best first.
 
     `scores` are inner products with the reader's token vectors, `control` the mean score at the same rank of random
-    directions of the same length. `strength` is the first token's score in standard deviations of the direction's own scores
-    over the vocabulary, positive at both ends: how far the direction stands out, whatever its length.
+    directions of the same length. `strength` is how far the first token's score is from the mean of the direction's own scores over
+    the vocabulary, in their standard deviations, positive at both ends: how far the direction stands out, whatever its length.
     """
 
     tokens: Int[Tensor, "unit end k"]
@@ -77,9 +84,8 @@ def read_random(directions: Float[Tensor, "draw d_model"], reader: Reader, k: in
     rows = directions.double()
     rows = (rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)).to(reader.matrix)
     _, scores = _both_ends(rows, reader, k)
-    magnitude = scores.abs().double()
-    strength = magnitude[:, :, 0] / reader.spread(rows).clamp(min=_TINY)[:, None]
-    return RandomDirections(magnitude.mean((0, 1)).cpu(), strength.cpu())
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=scores.device)[:, None]
+    return RandomDirections((scores.double() * sign).mean((0, 1)).cpu(), _strength(rows, scores, reader).cpu())
 
 
 def top_tokens(directions: Float[Tensor, "unit d_model"], reader: Reader, random: RandomDirections) -> TopTokens:
@@ -94,8 +100,7 @@ def top_tokens(directions: Float[Tensor, "unit d_model"], reader: Reader, random
     lengths = rows.double().norm(dim=1)
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=rows.device)
     control = lengths[:, None, None] * sign[:, None] * random.scores.to(rows.device)
-    strength = scores[:, :, 0].double() * sign / reader.spread(rows).clamp(min=_TINY)[:, None]
-    return TopTokens(tokens.cpu(), scores.cpu(), control.float().cpu(), strength.cpu())
+    return TopTokens(tokens.cpu(), scores.cpu(), control.float().cpu(), _strength(rows, scores, reader).cpu())
 
 
 def chance(strength: Float[Tensor, "..."], random: RandomDirections) -> Float[Tensor, "..."]:
@@ -125,18 +130,24 @@ def tokens_table(addresses: Sequence[str], top: TopTokens) -> pa.Table:
     )
 
 
+def _strength(
+    rows: Float[Tensor, "unit d_model"], scores: Float[Tensor, "unit end k"], reader: Reader
+) -> Float[Tensor, "unit end"]:
+    """How far the first score of each end is from the mean over the vocabulary, in standard deviations."""
+    above = scores[:, :, 0].double() - reader.average(rows)[:, None]
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=above.device)
+    return above * sign / reader.spread(rows).clamp(min=_TINY)[:, None]
+
+
 def _both_ends(
     directions: Float[Tensor, "unit d_model"], reader: Reader, k: int
 ) -> tuple[Int[Tensor, "unit end k"], Float[Tensor, "unit end k"]]:
     """Token ids and scores at both ends; fewer than k where the vocabulary is smaller."""
-    k = min(k, len(reader.tokens))
-    ends = matmul_topk(directions, reader.matrix, min(k + _MARGIN, len(reader.tokens)))
-    columns = torch.stack([ends.top_index, ends.bottom_index], 1).sort(-1).values
-    vectors, tokens, scores = reader.matrix.T, [], []
-    rows = max(1, _GATHERED // (columns[0].numel() * vectors.shape[1])) if len(columns) else 1
-    for direction, column in zip(directions.split(rows), columns.split(rows), strict=True):
-        exact = torch.einsum("ud,uekd->uek", direction.double(), vectors[column].double()).float()
-        best = torch.sort(torch.stack([exact[:, 0], -exact[:, 1]], 1), dim=-1, descending=True, stable=True).indices[..., :k]
-        tokens.append(reader.tokens[column.gather(-1, best)])
-        scores.append(exact.gather(-1, best))
-    return torch.cat(tokens), torch.cat(scores)
+    rows = reader.entering(directions)
+    ends = matmul_topk(rows, reader.matrix, min(k, len(reader.tokens)), precision=quickest(rows.device))
+    return reader.tokens[torch.stack([ends.top_index, ends.bottom_index], 1)], torch.stack([ends.top, ends.bottom], 1)
+
+
+def quickest(device: torch.device) -> Precision:
+    """In which precision candidates are looked for: that of the products a device is fastest at. What is found is the same in both."""
+    return "bfloat16" if fast_bfloat16(device) else "float32"

@@ -19,3 +19,7 @@ from microtome.report.geometry import draw_joint_cosines as draw_joint_cosines
 from microtome.report.geometry import draw_position_cosines as draw_position_cosines
 from microtome.report.geometry import draw_spectra as draw_spectra
 from microtome.report.geometry import draw_spiral as draw_spiral
+from microtome.report.vocabulary import draw_group_stat as draw_group_stat
+from microtome.report.vocabulary import draw_head_scores as draw_head_scores
+from microtome.report.vocabulary import draw_pairs as draw_pairs
+from microtome.report.vocabulary import draw_types as draw_types

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_alignment"]
 
 _MATRICES: Final = (("pos", "cka", "position"), ("ctx", "cka_debiased", "context, debiased"))
+_FEWEST: Final = 3
 _ANGLES: Final = "mean_square_cosine_of_angles"
 _PARTS: Final = (("pos", "position", BLUE), ("ctx", "context", ORANGE))
 
@@ -29,12 +30,15 @@ def draw_alignment(alignment: pa.Table, run: str | None = None) -> "Figure":
 
     1 is the same arrangement of positions, or of windows, up to a rotation and a scale; the diagonal is left blank. The third panel
     has the control: random directions. `alignment` has the columns of the table `geometry_alignment`.
-    Errors: `Refusal` where there is nothing to draw, or several runs and none named.
+    Errors: `Refusal` where there is nothing to draw, fewer than three sites, or several runs and none named.
     """
     rows = [row for row in of_run(alignment, run, "geometry_alignment").to_pylist() if row["value"] is not None]
     sites = in_order([{"site": row[end]} for row in rows for end in ("site", "other")])
     if not sites:
         raise Refusal("the table geometry_alignment", why="no pair of sites has a value", instead="name more sites")
+    if len(sites) < _FEWEST:
+        why = f"a picture of it takes {_FEWEST} sites, and here are {len(sites)}"
+        raise Refusal("the alignment of sites", why=why, instead="read the table geometry_alignment, or name more sites")
     figure = blank(3, width=4.4)
     *panels, angles = figure.subplots(1, 3)
     labels, images = labels_of(sites), []

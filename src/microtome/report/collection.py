@@ -5,7 +5,8 @@ An atlas is asked by its `sql` and not imported: figures know tables. Drawing be
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ from microtome.report.geometry import (
     draw_spectra,
     draw_spiral,
 )
+from microtome.report.vocabulary import vocabulary_figures
+from microtome.store import committed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,16 +39,18 @@ _TABLES: Final = ("shares", "stats", "positions", "spectra", "frequencies", "win
 
 
 def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterator[tuple[str, "Figure"]]:
-    """Every figure of a run: its geometry and its loss by layer, each drawn as it is asked for, with a name that may be one of a file.
+    """Every figure of a run: its geometry, its loss by layer and what its weights say; each drawn as it is asked for, under a file's name.
 
     `sql` answers a query over the tables of an atlas: `Atlas.sql`. What the run does not have is left out.
-    Errors: `Refusal` where the run has no table of the geometry, or there are several runs and none is named.
+    Errors: `Refusal` where the run has no table of the geometry or the vocabulary, or there are several runs and none is named.
     """
     tables = {name: sql(f"select * from geometry_{name}") for name in _TABLES}
-    held = pa.concat_tables([table.select(["run"]).cast(pa.schema([("run", pa.string())])) for table in tables.values()])
-    here = str(of_run(held, run, "geometry_*")["run"][0])
+    runs = [table.select(["run"]) for table in tables.values()] + [sql("select run from vocabulary_stats")]
+    held = pa.concat_tables([table.cast(pa.schema([("run", pa.string())])) for table in runs])
+    here = str(of_run(held, run, "geometry_* or vocabulary_stats")["run"][0])
     losses = sql("select * from layer_loss")
-    for name, draw in [("losses", lambda: draw_losses(losses, here)), *_drawn(tables, here)]:
+    drawn = [("losses", lambda: draw_losses(losses, here)), *_drawn(tables, here), *vocabulary_figures(sql, here)]
+    for name, draw in drawn:
         try:
             figure = draw()
         except Refusal as nothing:
@@ -55,15 +60,39 @@ def figures_of(sql: Callable[[str], pa.Table], run: str | None = None) -> Iterat
 
 
 def save_all(figures: Iterable[tuple[str, "Figure"]], folder: Path, suffix: str = ".svg") -> list[Path]:
-    """Commit figures by name to a folder, which is made with the first of them.
+    """Commit figures by name to a folder, which is made with the first of them; beside them index.html, a page of all with their titles.
 
-    Errors: `Refusal` for an ending other than .svg, .pdf and .png.
+    Errors: `Refusal` for an ending other than .svg, .pdf and .png, and where `folder` is a file.
     """
-    saved = []
+    if folder.exists() and not folder.is_dir():
+        raise Refusal(str(folder), why="it is a file, and figures are saved in a folder", instead="name a folder")
+    saved, titles = [], []
     for name, figure in figures:
         folder.mkdir(parents=True, exist_ok=True)
         saved.append(save(figure, folder / f"{name}{suffix}"))
+        titles.append(_title(figure) or name)
+    if saved:
+        with committed(folder / "index.html") as temporary:
+            temporary.write_text(_index(titles, [path.name for path in saved]), encoding="utf-8")
     return saved
+
+
+def _title(figure: "Figure") -> str:
+    """The title of a figure, or those of its panels."""
+    panels = dict.fromkeys(axes.get_title() for axes in figure.axes if axes.get_title())
+    return " ".join((figure.get_suptitle() or "; ".join(panels)).split())
+
+
+def _index(titles: Sequence[str], files: Sequence[str]) -> str:
+    """A page that lists figures; what no browser draws is linked."""
+    rows = []
+    for title, file in zip(titles, files, strict=True):
+        image = (
+            "" if file.endswith(".pdf") else f'<br><img src="{escape(file)}" alt="{escape(title)}" loading="lazy" width="640">'
+        )
+        rows.append(f'<li><a href="{escape(file)}">{escape(title)}</a>{image}</li>')
+    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Figures</title>\n<h1>Figures</h1>\n'
+    return head + "<ol>\n" + "\n".join(rows) + "\n</ol>\n</html>\n"
 
 
 def _drawn(tables: dict[str, pa.Table], run: str) -> Iterator[tuple[str, Callable[[], "Figure"]]]:

@@ -60,7 +60,8 @@ def of_run(table: pa.Table, run: str | None, name: str) -> pa.Table:
         raise Refusal(f"the table {name}", why=f"it holds the runs {', '.join(runs)}", instead="name one: run=...")
     if not runs or run not in (None, *runs):
         why = f"it has no run {run}" if runs else "it has no rows"
-        raise Refusal(f"the table {name}", why=why, instead="build the atlas with a text")
+        there = f"name one that is there: {', '.join(runs)}" if runs else "build the atlas with a text"
+        raise Refusal(f"the table {name}", why=why, instead=there)
     return table if run is None else only(table, "run", [run])
 
 

@@ -4,6 +4,7 @@ The colours are those of the page: distinct for the colour-blind and in grey. Co
 of single sites in `geometry`.
 """
 
+import re
 from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +29,7 @@ from microtome.report.drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_losses", "draw_shares", "draw_stat"]
+__all__ = ["draw_losses", "draw_shares", "draw_stat", "title_of"]
 
 _PARTS: Final = {
     "pos": ("position", BLUE),
@@ -46,7 +47,49 @@ _SUBJECTS: Final = {
     "resid": "the residual",
     "states": "hidden states",
     "states without pos": "hidden states without position",
+    "token": "token ids",
 }
+_STATS: Final = {
+    "omega2": "variance that position explains, without what chance gives (omega squared)",
+    "pseudo_f": "variance of positions beside that within them (pseudo-F)",
+    "types": "different token ids",
+    "tokens": "tokens",
+    "share_of_residual": "share of the residual that token ids explain",
+    "screenot_rank": "rank by ScreeNOT",
+    "gavish_donoho_rank": "rank by the Gavish-Donoho threshold",
+    "parallel_rank": "rank by parallel analysis",
+    "two_nn_dimension": "intrinsic dimension from two nearest neighbours",
+    "mle_dimension": "intrinsic dimension by maximum likelihood",
+    "k_means_adjusted_rand": "agreement of k-means with labels (adjusted Rand index)",
+    "k_means_mutual_information": "agreement of k-means with labels (mutual information)",
+    "largest_over_median": "largest coordinate over the median magnitude",
+    "spiral_arc_chord": "length of the curve over that of its chord",
+}
+_KEPT: Final = {
+    "loss_change": "rise of the loss",
+    "kl": "change of the predictions (KL divergence)",
+    "state_change": "turn of final states (1 - cosine)",
+}
+_COUNTED: Final = (
+    (re.compile(r"low_frequency_(\d+)"), "part of the cosine transform in the {} lowest frequencies"),
+    (re.compile(r"low_frequency_energy_(\d+)"), "part of the energy in the {} lowest frequencies"),
+    (re.compile(r"frequencies_for_(\d+)_percent"), "frequencies that hold {} % of the energy"),
+)
+
+
+def title_of(subject: str, stat: str) -> str:
+    """What a number of the table `geometry_stats` is, in words: its name, where that is plain, and what it is of."""
+    of = _SUBJECTS.get(subject, subject)
+    name, kept, count = stat.partition("_keep_")
+    if kept and name in _KEPT:
+        left = "without position" if count == "0" else f"with only the {count} lowest frequencies of position"
+        return f"{_KEPT[name]} {left}"
+    for pattern, said in _COUNTED:
+        if found := pattern.fullmatch(stat):
+            return f"{said.format(found[1])}: {of}"
+    if stat in _STATS:
+        return f"{_STATS[stat]}: {of}"
+    return f"{words(stat)} of {of}"
 
 
 def draw_shares(shares: pa.Table, run: str | None = None) -> "Figure":
@@ -144,6 +187,6 @@ def draw_stat(stats: pa.Table, subject: str, stat: str, run: str | None = None) 
     axes.vlines(place, low, high, color=BLUE, alpha=0.5, linewidth=3)
     axes.plot(place, gaps(values), color=BLUE, marker="o", markersize=4, label=fill(words(stat), _WIDTH))
     axes.set_ylabel(fill(words(stat), 32))
-    axes.set_title(fill(f"{words(stat)} of {_SUBJECTS.get(subject, subject)}", _WIDTH, break_on_hyphens=False))
+    axes.set_title(fill(title_of(subject, stat), _WIDTH, break_on_hyphens=False))
     by_layer(axes, labels_of(sites), columns=1)
     return figure

@@ -30,6 +30,8 @@ __all__ = [
 _FAR: Final = 10.0
 """Positions farther out than this many median distances would leave a dot of all others."""
 _VALUES: Final = 60
+_ZERO: Final = 1e-6
+"""Singular values below this share of the largest are 0 up to rounding, and would squeeze all others on a logarithmic axis."""
 _PROJECTIONS: Final = {2: None, 3: "3d"}
 _SPECTRA: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "pos": ("position", {"color": BLUE, "linewidth": 3.5, "alpha": 0.6}),
@@ -110,7 +112,7 @@ def _name_axes(axes: Any, dimensions: int) -> None:
 def draw_spectra(spectra: pa.Table, run: str | None = None, sites: Sequence[str] | None = None) -> "Figure":
     """The first 60 singular values of position, of its noise (the control), cross-validated, and of context; a panel per site.
 
-    Cross-validated ones are eigenvalues of a matrix that may have negative ones: those are left out. `spectra` has the columns of
+    Cross-validated ones are eigenvalues of a matrix that may have negative ones: those are left out, and what is 0 up to rounding. `spectra` has the columns of
     the table `geometry_spectra`. Errors: `Refusal` as `draw_spiral`.
     """
     table = only(of_run(spectra, run, "geometry_spectra"), "subject", tuple(_SPECTRA))
@@ -119,9 +121,10 @@ def draw_spectra(spectra: pa.Table, run: str | None = None, sites: Sequence[str]
     panels = figure.subplots(1, len(chosen), squeeze=False)[0]
     for axes, site in zip(panels, chosen, strict=True):
         rows = at(table, site)
+        least = _ZERO * max((row["value"] for row in rows if row["value"] is not None), default=0.0)
         for subject, (name, look) in _SPECTRA.items():
             values = {row["rank"]: row["value"] for row in rows if row["subject"] == subject and row["rank"] < _VALUES}
-            seen = [rank for rank in sorted(values) if values[rank] is not None and values[rank] > 0]
+            seen = [rank for rank in sorted(values) if values[rank] is not None and values[rank] > least]
             if seen:
                 axes.plot([rank + 1 for rank in seen], [values[rank] for rank in seen], label=name, **look)
         axes.set(yscale="log", xlabel="rank", title=site)

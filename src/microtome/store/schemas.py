@@ -80,8 +80,9 @@ _ROWS: Final = (
     ),
     _spec(
         "tokens",
-        "a token of the vocabulary that a unit's written direction promotes (end +) or demotes (end -); "
-        "control is the mean score at the same rank of random mixtures of the units of its layer, of the same norm",
+        "a token of the vocabulary that a direction promotes or looks for (end +) or the opposite (end -): of a unit its written "
+        "direction, of a weight vector (W_gate.24/343) its own; control is the mean score at the same rank of random mixtures of the "
+        "vectors of its layer, of the same norm",
         "unit end rank",
         unit=_ADDRESS,
         end=_WORD,
@@ -89,6 +90,61 @@ _ROWS: Final = (
         token=pa.int32(),
         score=pa.float32(),
         control=pa.float32(),
+    ),
+    _spec(
+        "pairs",
+        "two tokens that a head puts together most (end +), least (end -), or by magnitude (end ±): of circuit ov the token attended to and the other that is "
+        "written, of qk the token that asks and the other that is attended to; z is the score in standard deviations over all pairs, "
+        "control the z at that rank of the heads of its layer, each rotated inside",
+        "circuit head end rank",
+        head=_ADDRESS,
+        circuit=_WORD,
+        end=_WORD,
+        rank=pa.int32(),
+        token=pa.int32(),
+        other=pa.int32(),
+        score=pa.float32(),
+        z=pa.float32(),
+        control=pa.float32(),
+    ),
+    _spec(
+        "vocabulary_stats",
+        "a measure of a group of parameters in a layer, read in the vocabulary, beside its control, 95 % of whose draws lie between "
+        "control_lo and control_hi; lo to hi is a 95 % interval of the value; where there is no value, undefined says why",
+        "run group layer stat",
+        run=_WORD,
+        group=_WORD,
+        layer=pa.int16(),
+        stat=_WORD,
+        value=pa.float64(),
+        control=pa.float64(),
+        control_kind=_WORD,
+        control_lo=pa.float64(),
+        control_hi=pa.float64(),
+        lo=pa.float64(),
+        hi=pa.float64(),
+        q=pa.float64(),
+        undefined=_WORD,
+    ),
+    _spec(
+        "changes",
+        "a parameter vector of this model beside the same one of another, `base`: how far it moved over its own length there, the "
+        "cosine of both, and tokens that the difference promotes and demotes, best first; score is how well these tell the words of a "
+        "list from others (AUC) or, without a list, how far the first token stands out, beside its control, which control_kind names",
+        "run base group layer vector",
+        run=_WORD,
+        base=_WORD,
+        group=_WORD,
+        layer=pa.int16(),
+        vector=_ADDRESS,
+        moved=pa.float64(),
+        cosine=pa.float64(),
+        promoted=pa.list_(pa.int32()),
+        demoted=pa.list_(pa.int32()),
+        score=pa.float64(),
+        control=pa.float64(),
+        control_kind=_WORD,
+        q=pa.float64(),
     ),
     _spec(
         "vocabulary",
@@ -281,7 +337,8 @@ _ROWS: Final = (
     ),
     _spec(
         "layer_loss",
-        "loss in nats per token when a site is read through the model's own final norm and head",
+        "nats per token when a site is read through the model's own final norm and head: the loss of an objective, or, of objectives named "
+        "kl, the divergence from the model's own answer; _tuned through a translator learned on the other half of the documents",
         "run objective site",
         run=_WORD,
         objective=_WORD,

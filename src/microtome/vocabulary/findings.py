@@ -11,7 +11,8 @@ from torch import Tensor
 from microtome.numerics import benjamini_hochberg
 from microtome.readout import LayerLoss, central_interval, quoted
 from microtome.vocabulary.heads import HeadScores
-from microtome.vocabulary.values import CONTROL, READ_STATS, Readable, Values
+from microtome.vocabulary.projection import CONTROL, Readable
+from microtome.vocabulary.values import READ_STATS, Values
 
 __all__ = [
     "COMPOSED",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.model import Norm, Shape, Weights
+from microtome.model.first_block import normed
 from microtome.numerics import hash_parts
 from microtome.readout import Reader, central_interval, fold_norm, pooled_chance, written
 
@@ -30,6 +31,7 @@ __all__ = [
     "Rotations",
     "embedded",
     "head_weights",
+    "positivity",
     "previous_token_scores",
     "rotations",
     "score_heads",
@@ -138,12 +140,12 @@ def score_heads(
     qk = heads.k.mT @ tokens.in_in @ heads.q
     moments = {"ov": (heads.o @ heads.o.mT, heads.v.mT @ heads.v), "qk": (heads.k.mT @ heads.k, heads.q.mT @ heads.q)}
     circuits = {"copying_score": ov, "matching_score": qk}
-    values = {name: _positivity(circuit) for name, circuit in circuits.items()}
+    values = {name: positivity(circuit) for name, circuit in circuits.items()}
     values |= {f"{name}_norm": _paired(left, right) for name, (left, right) in moments.items()}
     draws: dict[str, list[Tensor]] = {name: [] for name in values}
     for turn in turns:
         for name, circuit in circuits.items():
-            draws[name].append(_positivity(turn @ circuit))
+            draws[name].append(positivity(turn @ circuit))
         for name, (left, right) in moments.items():
             draws[f"{name}_norm"].append(_paired(turn @ left @ turn.mT, right))
     return [HeadScores(name, heads.layer, values[name], torch.cat(draws[name])) for name in values]
@@ -160,9 +162,9 @@ def previous_token_scores(
     """
     x = _here(weights.get("W_pos")[:POSITIONS]) + _raw_mean(weights)
     if weights.has("embed_norm"):
-        x = _normed(weights.norm("embed_norm"), x)
+        x = normed(weights.norm("embed_norm"), x)
     if weights.has("attn_norm", layer):
-        x = _normed(weights.norm("attn_norm", layer), x)
+        x = normed(weights.norm("attn_norm", layer), x)
     group = torch.arange(shape.heads) // (shape.heads // shape.heads_kv)
     sides = {}
     for part in ("Q", "K"):
@@ -259,7 +261,8 @@ def _paired(left: Float[Tensor, "... d_head d_head"], right: Float[Tensor, "head
     return (left * right.mT).sum((-2, -1)).clamp(min=0).sqrt()
 
 
-def _positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "..."]:
+def positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, "..."]:
+    """Sum of eigenvalues over the sum of their moduli. Errors: `Refusal` for NaN or infinity."""
     if not bool(torch.isfinite(matrices).all()):  # LAPACK would end the process
         raise Refusal(
             "scores of attention heads",
@@ -303,9 +306,3 @@ def _raw_mean(weights: Weights) -> Float[Tensor, " d_model"]:
     embedding = weights.get("W_E")
     mean = _here(torch.stack([block.double().sum(0) for block in embedding.split(_BLOCK)]).sum(0) / len(embedding))
     return mean + _here(weights.get("W_type")[0]) if weights.has("W_type") else mean
-
-
-def _normed(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    centred = x - x.mean(1, keepdim=True) if norm.kind == "layer" else x
-    scaled = centred * (centred.square().mean(1, keepdim=True) + norm.eps).rsqrt() * norm.gain.to(x)
-    return scaled if norm.bias is None else scaled + norm.bias.to(x)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,22 +15,21 @@ from microtome.core import Fold, Site, UnitAddress
 from microtome.corpus.corpus import MASKED_SHARE
 from microtome.model import Checkpoint, Model, Shape, Weights, final_norm, unembed
 from microtome.model.allocator import give_back_freed_memory
-from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.numerics import hash_parts
 from microtome.readout import (
     LayerLoss,
     Reader,
     TargetCounts,
     TokenSample,
     layer_loss,
-    output_reader,
-    stored_weights,
     texts_of,
     unigram_entropy,
 )
 from microtome.store.schemas import TABLES
+from microtome.vocabulary.deeper import deeper_tables
+from microtome.vocabulary.deeper_heads import Described
+from microtome.vocabulary.deeper_states import state_descriptions, state_folds
 from microtome.vocabulary.findings import (
-    COMPOSED,
-    ROTATED,
     SHUFFLED,
     Row,
     head_findings,
@@ -48,12 +46,13 @@ from microtome.vocabulary.heads import (
     k_composition,
     previous_token_scores,
     score_heads,
-    tail_chance,
 )
+from microtome.vocabulary.subject import Subject, subject_of
+from microtome.vocabulary.tables import corrected, head_rows
 from microtome.vocabulary.values import read_values, readable_layers, strength_q, strength_rows, value_rows
-from microtome.vocabulary.words import unreadable_tokens, vocabulary_table
+from microtome.vocabulary.words import vocabulary_table
 
-__all__ = ["VocabularyLens", "all_head_scores", "head_rows", "loss_rows"]
+__all__ = ["VocabularyLens", "all_head_scores", "loss_rows"]
 
 _DIRECTIONS = 0
 """Seed of the random directions: `tokens` holds for any run of the model, so its control may not depend on the run's seed."""
@@ -95,6 +94,8 @@ class VocabularyLens:
         folds: dict[str, Fold] = {_COUNTS: TargetCounts(shape.vocab, target)}
         for site in _read_sites(shape):
             folds[_sample(site)] = TokenSample(site, shape.d_model, target, rate, run.seed)
+        if run.depth != "quick" and isinstance(run.model, Model):
+            folds |= state_folds(run.model, target, rate, run.seed)
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
@@ -106,28 +107,41 @@ class VocabularyLens:
         if losses is not None:
             tables["layer_loss"] = losses
         if run.model.weights.has("W_E"):
-            read, sentences = self._read(run, texts)
-            tables, found = {**tables, **read}, in_turn(found, *sentences)
+            read, sentences = self._read(run, results)
+            tables, found = {**tables, **_joined(tables, read)}, in_turn(found, *sentences)
         rows = [{**row, "run": run.name, "rank": rank, "lens": self.name} for rank, row in enumerate(found)]
         tables["findings"] = pa.Table.from_pylist(rows, TABLES["findings"].schema)
         return tables
 
-    def _read(self, run: Run, texts: Sequence[str]) -> tuple[dict[str, Rows], list[list[Row]]]:
+    def _read(self, run: Run, results: Results) -> tuple[dict[str, Rows], list[list[Row]]]:
         """What the weights alone say in terms of token vectors: tables, and findings by kind."""
-        model, shape, weights = run.model, run.model.shape, stored_weights(run.model)
-        unwanted = frozenset() if model.tokenizer is None else unreadable_tokens(model.tokenizer, texts)
-        reader = output_reader(weights, unwanted, device=_device(model))
+        subject = subject_of(run.model)
+        weights, shape, reader = subject.weights, subject.shape, subject.write
         values = list(read_values(weights, shape, reader, self.k, self.directions, seed=_DIRECTIONS))
         q = strength_q(values)
         scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
-        head_q = {stat: _corrected(layers) for stat, layers in scores.items()}
+        head_q = {stat: corrected(layers) for stat, layers in scores.items()}
         tables: dict[str, Rows] = {
             "tokens": value_rows(values),
             "units": _head_units(shape),
             "unit_stats": pa.concat_tables([strength_rows(values, q, run.name), head_rows(scores, head_q, run.name)]),
         }
         layers = readable_layers(values, seed=_DIRECTIONS)
-        return tables, [readable_findings(layers, q), value_findings(values, q, texts), head_findings(scores, head_q)]
+        found = [readable_findings(layers, q), value_findings(values, q, subject.texts), head_findings(scores, head_q)]
+        if run.depth == "quick":
+            return tables, found
+        deeper, more = deeper_tables(subject, run.model, tables, self._states(run, results, subject), run.name)
+        return deeper, found + more
+
+    def _states(self, run: Run, results: Results, subject: Subject) -> list[Described]:
+        """What hidden states say of the weights; nothing without a text, or where no token of it is to predict one."""
+        stage, model = _loss_stage(run), run.model
+        if stage is None or not isinstance(model, Model):
+            return []
+        samples = [results.of(stage, _sample(site)) for site in _read_sites(model.shape)]
+        if not len(samples[0].target):
+            return []
+        return [state_descriptions(subject, model, samples, lambda name: results.of(stage, name), _objective(stage), run.name)]
 
     def absent(self, run: Run) -> Mapping[str, str]:
         """Why there are no losses, no token texts, no readings, or no output embedding."""
@@ -144,6 +158,10 @@ class VocabularyLens:
             missing["tokens"] = missing["head scores"] = family.absent.get("W_E", "the model embeds no tokens")
         elif not weights.has("W_U"):
             missing["W_U"] = "the checkpoint has no head: value vectors are read in the input embedding"
+        if weights.has("W_E") and run.depth == "quick":
+            missing["pairs"] = (
+                "pairs of tokens, and all parameters: not part of depth quick: microtome vocabulary MODEL -o ATLAS"
+            )
         return missing
 
     def _losses(self, run: Run, results: Results) -> tuple[pa.Table | None, list[Row]]:
@@ -159,7 +177,7 @@ class VocabularyLens:
 
         losses = [layer_loss(sample, logits) for sample in samples]
         unigram = unigram_entropy(results.of(stage, _COUNTS))
-        objective = "masked_token" if stage.masked else "next_token"
+        objective = _objective(stage)
         return loss_rows(losses, unigram, objective, run.name), [*loss_findings(losses, unigram, objective)]
 
 
@@ -180,28 +198,6 @@ def all_head_scores(weights: Weights, shape: Shape, reader: Reader, draws: int, 
     if previous and shape.causal:
         found += k_composition(lambda layer: head_weights(weights, layer, shape), previous)
     return {stat: [each for each in found if each.stat == stat] for stat in dict.fromkeys(each.stat for each in found)}
-
-
-def head_rows(scores: Mapping[str, Sequence[HeadScores]], q: Mapping[str, Sequence[Tensor]], run: str) -> pa.Table:
-    """Rows of `unit_stats` for heads.
-
-    `control` is the mean of the head's own draws; `lo` and `hi` are empty: weights are known without error.
-    """
-    rows = [
-        {
-            "unit": str(UnitAddress("heads", head, layer=each.layer)),
-            "stat": stat,
-            "value": float(each.values[head]),
-            "control": float(each.control[head]),
-            "control_kind": COMPOSED if stat == "k_composition" else ROTATED,
-            "q": float(quality[head]),
-            "run": run,
-        }
-        for stat, layers in scores.items()
-        for each, quality in zip(layers, q[stat], strict=True)
-        for head in range(len(each.values))
-    ]
-    return pa.Table.from_pylist(rows, TABLES["unit_stats"].schema)
 
 
 def loss_rows(losses: Sequence[LayerLoss], unigram: float, objective: str, run: str) -> pa.Table:
@@ -234,15 +230,17 @@ def _head_units(shape: Shape) -> pa.Table:
     return pa.Table.from_pylist(rows, TABLES["units"].schema)
 
 
-def _corrected(layers: Sequence[HeadScores]) -> list[Tensor]:
-    """q-values of one statistic over all heads of the model, layer by layer."""
-    p = tail_chance(layers)
-    return list(benjamini_hochberg(torch.cat(p)).split([len(part) for part in p]))
+def _joined(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str, Rows]:
+    """`more`, with the rows of a table that `tables` has as well put behind those."""
+    joined = dict(more)
+    for name in set(tables) & set(more):
+        parts = (tables[name], more[name])
+        joined[name] = pa.concat_tables([part for part in parts if isinstance(part, pa.Table)])
+    return joined
 
 
-def _device(model: Model | Checkpoint) -> torch.device:
-    """Where products with the vocabulary are formed: on the GPU of a model that is on one. Not on devices without float64."""
-    return model.device if isinstance(model, Model) and model.device.type == "cuda" else torch.device("cpu")
+def _objective(stage: Stage) -> str:
+    return "masked_token" if stage.masked else "next_token"
 
 
 def _loss_stage(run: Run) -> Stage | None:

@@ -1,14 +1,11 @@
 """Value vectors of feed-forward units, read in the vocabulary: what each unit promotes at its positive and its negative end.
 
-Both ends are read alike: in a gated block reversing a unit's up branch and its value vector leaves the model as it was.
-
-The control of a unit are random mixtures of the units of its layer, with weights from a normal distribution, at the unit's length.
-They point where the layer's units point as a whole, so what all of a layer writes is no unit's finding. Axes: end is + or -, mixture
-one of a layer's mixtures.
+Both ends are read alike: in a gated block reversing a unit's up branch and its value vector leaves the model as it was. How a block
+of vectors is read, and what its control is, is said in `projection`. The axis end is + or -.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,40 +18,15 @@ from microtome.core import UnitAddress
 from microtome.model import Shape, Weights
 from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import benjamini_hochberg, hash_parts
-from microtome.readout import (
-    RandomDirections,
-    Reader,
-    TopTokens,
-    central_interval,
-    pooled_chance,
-    read_random,
-    tokens_table,
-    top_tokens,
-    written,
-)
+from microtome.readout import RandomDirections, Reader, TopTokens, pooled_chance, tokens_table
 from microtome.store.schemas import TABLES
+from microtome.vocabulary.parameters import GROUPS, block_of
+from microtome.vocabulary.projection import CONTROL, LEAST_DRAWS, Readable, Standing, read_block, readable
 
-__all__ = [
-    "CONTROL",
-    "LEAST_DRAWS",
-    "READ_STATS",
-    "Readable",
-    "Values",
-    "read_values",
-    "readable_layers",
-    "strength_q",
-    "strength_rows",
-    "value_rows",
-]
+__all__ = ["READ_STATS", "Values", "read_values", "readable_layers", "strength_q", "strength_rows", "value_rows"]
 
-CONTROL: Final = "random mixtures of the layer's units"
-LEAST_DRAWS: Final = 128
-"""Random mixtures of a layer; more where the model has few layers, because the tail is that of all layers together."""
 READ_STATS: Final = ("read_top", "read_bottom")
 """Strength of the first token at the positive and at the negative end."""
-_BLOCK: Final = 1024
-_BEYOND: Final = 0.99
-_REDRAWN: Final = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,22 +44,6 @@ class Values:
         return [str(UnitAddress("neurons", i, layer=self.layer, expert=self.expert)) for i in range(len(self.top.tokens))]
 
 
-@dataclass(frozen=True)
-class Readable:
-    """A layer whose units are tested together.
-
-    `share` of its units have an end stronger than 99 % of the layer's mixtures; of as many mixtures it is `control` on average and
-    `low` to `high` in 95 % of 1,000 draws; q over all layers.
-    """
-
-    layer: int
-    share: float
-    control: float
-    low: float
-    high: float
-    q: float
-
-
 def read_values(weights: Weights, shape: Shape, reader: Reader, k: int, directions: int, *, seed: int) -> Iterator[Values]:
     """Read every row of every W_out, one block at a time, against `directions` random mixtures in all, at least 128 a layer.
 
@@ -98,11 +54,9 @@ def read_values(weights: Weights, shape: Shape, reader: Reader, k: int, directio
     draws = max(LEAST_DRAWS, -(-directions // shape.layers))
     for layer in range(shape.layers):
         give_back_freed_memory()
-        rows = weights.get("W_out", layer)
-        random = read_random(_mixtures(weights, layer, rows, draws, int(hash_parts(seed, layer))), reader, k)
+        found = read_block(block_of(weights, GROUPS["W_out"], layer), reader, k, draws, int(hash_parts(seed, layer)))
         for expert in range(shape.experts) if shape.experts else (None,):
-            mine = (rows if expert is None else rows[expert]).to(reader.matrix)
-            yield Values(layer, expert, top_tokens(written(weights, layer, mine, "mlp"), reader, random), random)
+            yield Values(layer, expert, _of_expert(found.top, expert, shape.experts), found.random)
 
 
 def value_rows(values: Sequence[Values]) -> Iterator[pa.Table]:
@@ -123,22 +77,13 @@ def strength_q(values: Sequence[Values]) -> Float[Tensor, "unit end"]:
 
 
 def readable_layers(values: Sequence[Values], *, seed: int) -> list[Readable]:
-    """How many units of each layer can be read, against as many mixtures, drawn 1,000 times.
-
-    A draw takes the mixtures anew, with replacement, both those that stand for units and those that say what 99 % are.
-    """
-    found, tests = [], []
-    for layer in _layers(values):
-        mine = [block for block in values if block.layer == layer]
-        strength = torch.cat([block.top.strength for block in mine]).amax(1)
-        null = mine[0].random.strength.amax(1)
-        share = float((strength > torch.quantile(null, _BEYOND)).double().mean())
-        drawn = _shares_by_chance(null, len(strength), int(hash_parts(seed, layer)))
-        low, high = central_interval(drawn).tolist()
-        tests.append((1 + int((drawn >= share).sum())) / (1 + _REDRAWN))
-        found.append(Readable(layer, share, float(drawn.mean()), low, high, torch.nan))
-    q = benjamini_hochberg(torch.tensor(tests, dtype=torch.float64)).tolist()
-    return [replace(each, q=quality) for each, quality in zip(found, q, strict=True)]
+    """How many units of each layer can be read, see `projection.readable`."""
+    layers = [[block for block in values if block.layer == layer] for layer in _layers(values)]
+    standing = [
+        Standing("W_out", mine[0].layer, torch.cat([block.top.strength for block in mine]), mine[0].random.strength)
+        for mine in layers
+    ]
+    return readable(standing, seed=seed)
 
 
 def strength_rows(values: Sequence[Values], q: Float[Tensor, "unit end"], run: str) -> pa.Table:
@@ -172,22 +117,6 @@ def _layers(values: Sequence[Values]) -> list[int]:
     return list(dict.fromkeys(block.layer for block in values))
 
 
-def _mixtures(
-    weights: Weights, layer: int, rows: Float[Tensor, "*expert unit d_model"], draws: int, seed: int
-) -> Float[Tensor, "draw d_model"]:
-    """Sums of a layer's value vectors, each at length 1, times normal random numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = torch.zeros(draws, rows.shape[-1], dtype=torch.float64, device=rows.device)
-    for block in rows.flatten(0, -2).split(_BLOCK):
-        vectors = written(weights, layer, block.float(), "mlp").double()
-        vectors /= vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        mixed += torch.randn(draws, len(block), generator=generator, dtype=torch.float64).to(rows.device) @ vectors
-    return mixed
-
-
-def _shares_by_chance(null: Float[Tensor, " mixture"], units: int, seed: int) -> Float[Tensor, " draw"]:
-    """Shares of `units` mixtures, drawn with replacement, that are beyond 99 % of the mixtures, which are drawn with replacement too."""
-    generator = torch.Generator().manual_seed(seed)
-    redrawn = null[torch.randint(len(null), (_REDRAWN, len(null)), generator=generator)]
-    beyond = (null[None] > torch.quantile(redrawn, _BEYOND, dim=1, keepdim=True)).double().mean(1)
-    return torch.binomial(torch.full_like(beyond, units), beyond, generator=generator) / units
+def _of_expert(top: TopTokens, expert: int | None, experts: int) -> TopTokens:
+    """The part of a block's readings that is an expert's."""
+    return top if expert is None else TopTokens(*(part.chunk(experts)[expert] for part in vars(top).values()))

@@ -1,14 +1,73 @@
-"""Which tokens a reader wants to see, and the table of all of them. Their spelling is that of `readout.words`."""
+"""Which tokens a reader wants to see, which are spellings of one word, and the table of all of them.
+
+How a token is spelt is said in `readout.words`.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
-__all__ = ["unreadable_tokens", "vocabulary_table"]
+from microtome.core import Refusal
+
+__all__ = ["TOKENS", "kept_tokens", "spelling", "unreadable_tokens", "vocabulary_table", "word_classes"]
 
 _UNUSED: Final = re.compile(r"\[unused_?\d+\]|<unused_?\d+>|<\|?reserved[^>]*>|<extra_id_\d+>", re.IGNORECASE)
+
+TOKENS: Final[dict[str, Callable[[str], bool]]] = {
+    "all": lambda text: True,
+    "readable": lambda text: True,
+    "ascii": lambda text: text.isascii() and text.strip().isprintable(),
+    "alphanumeric": lambda text: text.strip().isalnum(),
+    "words": lambda text: text[:1] == " " and text[1:].isalpha(),
+}
+"""Filters of tokens by their text. All but `all` leave out what is unreadable."""
+
+
+def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[int]:
+    """Ids of the tokens that a filter of `TOKENS` lets through, or that spell a word of a file: one a line, cases alike.
+
+    Errors: `Refusal` for an unknown filter, and where no token is left.
+    """
+    if which == "all":
+        return frozenset(range(len(texts)))
+    hidden = unreadable_tokens(tokenizer, texts) if tokenizer is not None else frozenset()
+    if which in TOKENS:
+        lets_through = TOKENS[which]
+    elif Path(which).is_file():
+        listed = {spelling(line) for line in Path(which).read_text("utf-8").splitlines()} - {""}
+        lets_through = lambda text: spelling(text) in listed  # noqa: E731
+    else:
+        raise Refusal(
+            f"tokens {which}",
+            why="it is no filter and no file",
+            instead=f"use one of {', '.join(TOKENS)}, or a file with a word on each line",
+        )
+    kept = frozenset(index for index, text in enumerate(texts) if index not in hidden and lets_through(text))
+    if not kept:
+        raise Refusal(f"tokens {which}", why="no token of the model is among them", instead="use --tokens readable")
+    return kept
+
+
+def spelling(text: str) -> str:
+    """A token's word, whatever the space and the case.
+
+    >>> spelling(" His") == spelling("his")
+    True
+    """
+    return text.strip().casefold()
+
+
+def word_classes(texts: Sequence[str]) -> Int[Tensor, " vocab"]:
+    """A number for each token that tokens of the same spelling share; those without one (white space) share it with none."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(spelling(text) or f"\0{place}", len(numbers)) for place, text in enumerate(texts)]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def unreadable_tokens(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:

@@ -13,7 +13,7 @@ import torch
 from microtome.atlas import Atlas, Settings, build
 from microtome.capture import Silent
 from microtome.core import Refusal
-from microtome.corpus import Document
+from microtome.corpus import Document, Joined
 from microtome.model import Model, wrap
 from microtome.store import digest, locked
 from tests import toys
@@ -179,7 +179,7 @@ def test_without_text_only_the_weights_are_read(tmp_path: Path) -> None:
 
 
 def test_a_depth_that_is_not_computed_is_refused() -> None:
-    with pytest.raises(Refusal, match="depth full: this version has no random-weight twin; use --depth standard"):
+    with pytest.raises(Refusal, match="depth full: this version has no random-weight twin; use standard"):
         Settings(depth="full")
     untyped = Settings()
     object.__setattr__(untyped, "depth", "deep")  # as a caller without a type checker may say; the tests have one
@@ -367,3 +367,23 @@ def test_a_protocol_takes_texts(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="protocol paper: it says how windows of a text are taken"):
         build(toys.save_checkpoint(tmp_path / "model"), output=tmp_path / "atlas", settings=paper)
     assert not (tmp_path / "atlas").exists()
+
+
+def test_the_protocol_is_part_of_a_run_and_has_windows_of_its_own(
+    decoder: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings(protocol="paper").windows == Joined(512, 6400, seed=1234)
+    monkeypatch.setattr(Settings, "windows", property(lambda own: 24 if own.protocol == "clean" else Joined(contexts=200)))
+    clean = Settings(window=24, depth="quick", lenses=("geometry",))
+    paper = replace(clean, protocol="paper", run="paper")
+    build(decoder, _TEXTS[:8], output=tmp_path / "atlas", settings=clean)
+    atlas = build(decoder, _TEXTS[:8], output=tmp_path / "atlas", settings=paper)
+    runs = atlas.manifest.runs
+    assert (runs["main"].protocol, runs["main"].window) == ("clean", 24)
+    assert (runs["paper"].protocol, runs["paper"].window) == ("paper", 64), "512, or the context of the model"
+    assert runs["paper"].corpus is not None
+    assert (runs["paper"].corpus["windows"], runs["paper"].corpus["documents"]) == (200, 1)
+    table = atlas.sql("select distinct windows, tokens from geometry_shares where run = 'paper'").to_pylist()
+    assert table == [{"windows": 200, "tokens": 200 * 63}]
+    with pytest.raises(Refusal, match="protocol was paper and is now clean"):
+        build(decoder, _TEXTS[:8], output=tmp_path / "atlas", settings=replace(clean, run="paper"))

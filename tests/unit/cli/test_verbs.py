@@ -151,8 +151,9 @@ def test_figures_saves_what_the_atlas_has_and_says_how_many(
     atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(monkeypatch, "figures", atlas, "-o", tmp_path / "drawn", "--format", "png") == 0
-    saved = sorted(tmp_path.glob("drawn/*"))
-    assert capsys.readouterr().out == f"{len(saved)} figures in {tmp_path / 'drawn'}\n"
+    saved = sorted(tmp_path.glob("drawn/*.png"))
+    assert (tmp_path / "drawn" / "index.html").is_file()
+    assert capsys.readouterr().out == f"{len(saved)} figures in {tmp_path / 'drawn'}: open index.html there\n"
     assert {"shares.png", "losses.png", "alignment.png", "spiral.png"} <= {path.name for path in saved}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved)
     assert _run(monkeypatch, "figures", atlas, "--run", "other", "-o", tmp_path / "none") != 0

@@ -28,7 +28,13 @@ def test_unit_addresses_round_trip(address: UnitAddress) -> None:
     assert UnitAddress.parse(str(address)) == address
 
 
-@given(st.builds(WeightAddress, st.sampled_from(["W_out", "W_Q", "W_gate"]), _numbers, _numbers, head=_maybe, expert=_maybe))
+_families = st.sampled_from(["W_out", "W_Q", "router", "attn_norm_post"])
+
+
+@given(
+    st.builds(WeightAddress, _families, _numbers, _numbers, head=_maybe, expert=_maybe)
+    | st.builds(WeightAddress, st.sampled_from(["W_pos", "final_norm"]), st.none(), _numbers)
+)
 def test_weight_addresses_round_trip(address: WeightAddress) -> None:
     assert WeightAddress.parse(str(address)) == address
 
@@ -49,7 +55,7 @@ def test_malformed_units_are_refused(text: str) -> None:
         UnitAddress.parse(text)
 
 
-@pytest.mark.parametrize("text", ["W_out/343", "W_out.24", "Wout.24/343", "W_out.24/343/1"])
+@pytest.mark.parametrize("text", ["W_out.24", "W-out.24/343", "_out.24/3", "W_out./3", "W_out.24/343/1", "W_out.1.2.3/4"])
 def test_malformed_weight_vectors_are_refused(text: str) -> None:
     with pytest.raises(Refusal, match="weight vector"):
         WeightAddress.parse(text)

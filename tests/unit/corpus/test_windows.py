@@ -135,6 +135,7 @@ def test_real_tokens_decode_to_the_text_they_cover(gpt):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Cutting(window=1), "windows of 1 token: there is no context in them; use 4 or more"),
         (lambda: Cutting(window=3), "windows of 3 tokens: there is no context in them; use 4 or more"),
         (lambda: Cutting(fewest=1), "fewest 1: a document of one token has no context; use 2 or more"),
         (lambda: Cutting(shortest=0), "shortest 0: a window has at least one token; use 1 or more"),

@@ -107,7 +107,10 @@ def test_rows_without_shape_are_undefined(width: int) -> None:
     assert math.isnan(found.plain.value)
     assert found.plain.undefined == "all rows of a side are the same"
     assert procrustes(normal(10, 4), flat).undefined == "all rows of a side are the same"
-    assert linear_alignment(normal(3, width), normal(3, 4)).plain.undefined == "3 rows are too few: four are needed"
+    assert (
+        linear_alignment(normal(3, width), normal(3, 4)).plain.undefined
+        == "there are too few rows: four are needed, here are 3"
+    )
     with pytest.raises(Refusal, match="NaN or infinity"):
         linear_alignment(flat * math.nan, normal(10, 4))
 

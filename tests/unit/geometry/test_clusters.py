@@ -93,7 +93,7 @@ def test_halves_must_not_share_documents() -> None:
 def test_too_little_is_undefined() -> None:
     x, document, half, _ = corpus(2, 1.0, documents=10)
     found = context_clusters(x, document, half)
-    assert found.stability.undefined == "15 windows in a half are too few for 10 clusters"
+    assert found.stability.undefined == "a half has too few windows for 10 clusters: 15"
     assert (found.count, found.assignment.unique().tolist()) == (0, [-1])
     assert (
         context_clusters(0 * x, document, half, counts=(2, 3)).held_out.undefined

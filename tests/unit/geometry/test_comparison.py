@@ -65,3 +65,11 @@ def test_other_documents_leave_position_and_say_why_there_is_no_context(found: G
     assert rows["pos", "cka", site, site]["value"] == pytest.approx(1, abs=1e-9)
     assert rows["ctx", "cka", site, site]["value"] is None
     assert rows["ctx", "cka", site, site]["undefined"] == "the two did not read the same documents"
+
+
+def test_too_few_shared_documents_are_one_reason_for_every_comparison_of_context(found: Geometry) -> None:
+    number = next(iter(found.documents))
+    rows = _rows(found, replace(found, documents={number: found.documents[number]}))
+    why = "documents that both read are too few: 1, and comparing takes 4"
+    assert {row["undefined"] for (subject, *_), row in rows.items() if subject == "ctx"} == {why}
+    assert {row["undefined"] for (subject, *_), row in rows.items() if subject == "pos"} == {None}

@@ -1,6 +1,7 @@
 """The one-pass decomposition against dense least squares, planted parts, and its merge laws."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from microtome.core import Batch, Refusal, Role, Site
 from microtome.geometry import Centre, Decomposition
+from microtome.geometry.sites import variance_of
 
 SITE = Site("resid_post", 0)
 
@@ -93,7 +95,7 @@ def draw(lengths, width=5, seed=0, offset=3.0):
     ]
 
 
-@pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [7, 7, 3, 5, 1, 2, 7], [4], [1, 1, 1], [9, 2]])
+@pytest.mark.parametrize("lengths", [[6, 6, 6, 6], [7, 7, 3, 5, 1, 2, 7], [9, 2]])
 def test_equals_dense_least_squares(lengths):
     windows = draw(lengths)
     ours, reference = decompose(windows), dense(windows)
@@ -106,6 +108,61 @@ def test_equals_dense_least_squares(lengths):
     assert ours.windows == len(lengths)
     assert ours.tokens == sum(lengths)
     assert ours.counts == tuple(sum(n > t for n in lengths) for t in range(max(lengths)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "why"),
+    [
+        ([4], "there is one window, which cannot tell position from residual"),
+        ([1, 1, 1], "there is one position, which cannot tell context from residual"),
+        ([5, 1, 1], "windows and positions are as many as tokens, and explain them all"),
+    ],
+)
+def test_where_nothing_is_left_over_no_part_has_a_number(lengths, why):
+    ours = decompose(draw(lengths))
+    assert ours.undefined == why
+    assert all(math.isnan(ours.share[part]) and math.isnan(ours.norm[part]) for part in ("pos", "ctx", "resid"))
+    assert not ours.pos.any()
+    assert ours.norm["mu"] == pytest.approx(dense(draw(lengths))["norm"]["mu"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("documents", "halves", "cluster", "why"),
+    [
+        ([5, 5, 5, 5], [0, 1, 0, 1], "window", "all windows are of one document"),
+        ([5, 5, 5, 5], [0, 0, 0, 0], "document", "all windows are of one document"),
+        (
+            [5, 5, 6, 6],
+            [0, 1, 0, 1],
+            "window",
+            "the documents are too few for two halves: at least four different ones are needed",
+        ),
+        ([5, 6, 7, 8], [1, 1, 1, 1], "document", "a half of the documents is empty"),
+        ([5, 6, 7, 8], [0, 1, 0, 1], "document", ""),
+    ],
+)
+def test_halves_are_of_documents_or_there_are_none(documents, halves, cluster, why):
+    windows = draw([6] * 4)
+    fold = Decomposition(SITE, torch.zeros(5), 6, cluster)
+    batch = replace(batch_of([6] * 4), document=torch.tensor(documents), half=torch.tensor(halves, dtype=torch.uint8))
+    states = [fold.init(), fold.init()]
+    fold.update(states[0], {SITE: pad(windows)}, batch)
+    found = fold.result(fold.merge(states[1], states[0]))
+    assert found.unhalved == why
+    assert (found.halves is None) == math.isnan(found.agreed) == bool(why)
+    agreed = variance_of(found).agreed
+    assert agreed.undefined == why
+    assert math.isnan(agreed.value) == bool(why)
+
+
+def test_shares_are_clipped_to_what_a_share_can_be():
+    generator = torch.Generator().manual_seed(0)
+    same = 30 * torch.randn(1, 7, 5, generator=generator)
+    windows = list(same.repeat(12, 1, 1) + 1e-7 * torch.randn(12, 7, 5, generator=generator))
+    for offset in (0.0, 1e3):
+        share = decompose([window + offset for window in windows]).share
+        assert all(0 <= value <= 1 for value in share.values())
+        assert share["pos"] == pytest.approx(1)
 
 
 def test_balanced_windows_give_the_plain_identities():
@@ -268,3 +325,29 @@ def test_a_gpu_gives_the_same_parts():
     theirs = fold.result(state)
     assert theirs.share == pytest.approx(ours.share, abs=1e-5)
     torch.testing.assert_close(theirs.pos, ours.pos, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("away", [0.0, 100.0, 1000.0])
+def test_a_pilot_of_other_texts_costs_no_digits(away):
+    """Standard deviations of 1 and an origin 1,000 of them away: sums of squares from there alone would keep two digits."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(*shape, 16, generator=generator) for shape in ((1, 40), (60, 1), (60, 40))]
+    windows = 5 + parts[0] + parts[1] + parts[2]
+    h = windows.double()
+    mu = h.mean((0, 1))
+    pos, total = h.mean(0) - mu, (h - mu).square().sum()
+    share = {
+        "pos": float(60 * pos.square().sum() / total),
+        "ctx": float(40 * (h.mean(1) - mu).square().sum() / total),
+    }
+    ours = decompose(list(windows), torch.full((16,), 5 + away), list(map(list, windows.split(6))))
+    assert ours.share["pos"] == pytest.approx(share["pos"], rel=5e-8)
+    assert ours.share["ctx"] == pytest.approx(share["ctx"], rel=5e-8)
+    assert ours.share["resid"] == pytest.approx(1 - sum(share.values()), rel=5e-8)
+    assert ours.spread == pytest.approx(float((total / 2400).sqrt()), rel=5e-8)
+    torch.testing.assert_close(ours.pos, pos, rtol=0, atol=1e-7)
+    torch.testing.assert_close(ours.lengths, h.square().sum(2).mean(0).sqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.highest, h.amax((0, 1)), rtol=1e-6, atol=0)
+    even, odd = (h[:, :32].reshape(60, 2, 16, 16)[:, side].mean(1) for side in range(2))
+    covariance = ((even - even.mean(0)) * (odd - odd.mean(0))).sum() / 59
+    assert ours.agreed_ctx == pytest.approx(float(covariance / (total / 2400)), rel=1e-6)

@@ -157,11 +157,11 @@ def test_copies_are_left_out_and_counted() -> None:
 
 
 def test_too_little_is_undefined() -> None:
-    assert dimension(torch.ones(50, 4)).two_nn.undefined == "1 different rows are too few for 5 neighbours and more"
+    assert dimension(torch.ones(50, 4)).two_nn.undefined == "there are too few different rows for 5 neighbours and more: 1"
     assert dimension(torch.ones(50, 4)).copies == 49
-    assert dimension(normal(12, 4)).mle.undefined == "12 different rows are too few for 5 neighbours and more"
+    assert dimension(normal(12, 4)).mle.undefined == "there are too few different rows for 5 neighbours and more: 12"
     alone = dimension(normal(60, 4), window=torch.arange(60) // 6, ks=(3, 5))
-    assert alone.mle.undefined == "60 different rows of 10 windows are too few for 3 neighbours and more"
+    assert alone.mle.undefined == "there are too few different rows for 3 neighbours and more: 60, in 10 of the windows"
     near = dimension(normal(60, 4), position=torch.arange(60), gap=58, ks=(3, 5))
     assert near.mle.undefined == "more than a tenth of 60 rows have fewer than 5 neighbours that count"
     with pytest.raises(Refusal, match=r"neighbours 1 to 5: an estimate needs a range"):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from microtome.core import Batch, Refusal, Role, Site
 from microtome.geometry import filtering
 from microtome.geometry.anova import Fit
 from microtome.geometry.decomposition import Parts
-from microtome.geometry.filtering import CONTROL, FilterEffect, filter_effects, filter_stats, filtered
+from microtome.geometry.filtering import CONTROL, FilterEffect, PositionFilter, filter_stats, filtered, spaced
 from microtome.geometry.findings import filter_findings
 from microtome.geometry.measured import Measured
 from microtome.geometry.rows import stat_table
@@ -67,6 +68,14 @@ def planted(modes: slice, *, size: float = 4.0) -> tuple[Model, Parts]:
         module.transformer.wpe.weight.zero_()
         module.transformer.wpe.weight[1:LENGTH] = pos
     return wrap(module, name="planted"), parts_of(Site("resid_pre", 0), pos)
+
+
+def filter_effects(model: Model, parts: list[Parts], batches: list[Batch], **options: Any) -> list[FilterEffect]:
+    fold = PositionFilter(model, tuple(parts), **options)
+    state = fold.init()
+    for batch in batches:
+        fold.update(state, {}, batch)
+    return fold.result(state)
 
 
 def by_keep(effects: list[FilterEffect]) -> dict[int, FilterEffect]:
@@ -245,7 +254,7 @@ def test_sites_are_evenly_spaced_and_rows_have_their_control() -> None:
     model = opened("gpt2")
     pos = torch.randn(LENGTH - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     sites = [Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(3))]
-    effects = filter_effects(model, [parts_of(site, pos) for site in sites], [text(3)], keep=(0, 30), sites=2, draws=1)
+    effects = filter_effects(model, [parts_of(site, pos) for site in spaced(sites, 2)], [text(3)], keep=(0, 30), draws=1)
     assert [(str(each.site), each.keep) for each in effects] == [
         ("resid_pre.0", 0),
         ("resid_pre.0", 30),

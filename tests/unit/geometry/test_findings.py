@@ -7,7 +7,9 @@ import torch
 
 from microtome.core import Site
 from microtome.geometry.findings import findings, interval, share_findings
-from microtome.geometry.sites import SiteGeometry
+from microtome.geometry.jackknife import Spread, spread_unknown
+from microtome.geometry.rows import stat_table, stats_of
+from microtome.geometry.sites import SiteGeometry, variance_of
 from microtome.geometry.terms import PIECES
 from microtome.store.schemas import TABLES
 from tests.unit.geometry.planted import TOKENS, Planted, measured, plant
@@ -69,14 +71,14 @@ def test_nothing_is_said_of_a_position_that_has_no_effect(sites: list[SiteGeomet
     )
 
 
-def test_one_window_has_no_context_and_states_that_do_not_vary_have_no_shares(planted: Planted) -> None:
+def test_one_window_one_position_and_states_that_do_not_vary_have_no_findings(planted: Planted) -> None:
     alone = Planted(
         planted.states[:1], planted.mu, planted.pos, planted.ctx[:1], planted.document[:1], planted.label[:1], planted.half[:1]
     )
     one = measured(alone)
-    assert kinds(share_findings([one.parts])) == ["position share"]
+    assert findings([one], [], "main").num_rows == 0
     short = measured(replace(planted, states=planted.states[:, :1]))
-    assert kinds(share_findings([short.parts])) == ["context share"]
+    assert findings([short], [], "main").num_rows == 0
     still = measured(replace(planted, states=torch.full_like(planted.states, 0.3)))
     assert findings([still], [], "main").num_rows == 0
     both = share_findings([still.parts, measured(planted, site=Site("resid_post", 1)).parts])
@@ -91,3 +93,51 @@ def test_heads_that_look_by_position_are_named() -> None:
     assert [row["sentence"] for row in rows] == [
         "heads.3/0 looks by position: it makes 80 % of the variance of its scores (queries turned at random: 10 %)"
     ]
+
+
+def telling(site: SiteGeometry, layer: int, agreed: float, error: float) -> SiteGeometry:
+    """A site whose halves agree on a share of position, with a standard error over 20 groups of documents."""
+    spread = Spread(dict.fromkeys(("pos", "ctx", "resid"), error), error, 20)
+    parts = replace(site.parts, site=Site("resid_post", layer), agreed=agreed, uncertainty=spread)
+    return replace(site, parts=parts, variance=variance_of(parts))
+
+
+def test_the_onset_is_where_halves_begin_to_agree_with_the_q_of_the_table(sites: list[SiteGeometry]) -> None:
+    silent = [telling(sites[0], layer, 0.001, 0.002) for layer in range(2)]
+    found = [*silent, *(telling(sites[0], layer, 0.14, 0.01) for layer in (2, 3))]
+    (row,) = [row for row in findings(found, [], "main").to_pylist() if row["kind"] == "onset of position"]
+    stats = stat_table([stat for site in found for stat in stats_of(site)], "main").to_pylist()
+    table = {row["site"]: row["q"] for row in stats if row["stat"] == "share that two halves of the documents agree on"}
+    assert row["subject"] == "resid_post.2"
+    assert row["q"] == table["resid_post.2"] < 1e-6
+    assert row["sentence"].endswith(f"at resid_post.1 on no more than noise would (q {table['resid_post.1']:.2g})")
+    assert "agree on 14 % of the variance there (95 % interval 11.9 % to 16.1 %)" in row["sentence"]
+
+
+def test_no_onset_is_said_where_the_site_before_has_an_interval_above_0(sites: list[SiteGeometry]) -> None:
+    doubtful = telling(sites[0], 0, 0.14, 0.06)
+    assert 0.01 < doubtful.variance.agreed.p < 0.025, "not told at a q of 0.01, though the interval is above 0"
+    assert doubtful.variance.agreed.lo > 0
+    found = [doubtful, telling(sites[0], 1, 0.14, 0.01)]
+    assert "onset of position" not in kinds(findings(found, [], "main").to_pylist())
+
+
+def test_chance_is_not_claimed_without_an_interval_nor_beside_a_shape_of_position(sites: list[SiteGeometry]) -> None:
+    weak = replace(sites[2].parts, share=sites[2].parts.control)
+    untested = replace(weak, uncertainty=spread_unknown("too few documents"))
+    assert kinds(share_findings([weak]))[0] == "no position share"
+    assert kinds(share_findings([untested])) == []
+    found = [telling(sites[0], 0, 0.001, 0.002)]
+    rows = kinds(findings(found, [], "main").to_pylist())
+    assert "smooth position" in rows
+    assert "no position share" not in rows
+
+
+def test_a_part_that_is_told_anywhere_is_not_called_chance(sites: list[SiteGeometry]) -> None:
+    loud = telling(sites[0], 0, 0.01, 0.05).parts
+    quiet = telling(sites[0], 1, 0.02, 0.001).parts
+    quiet = replace(quiet, share=quiet.share | {"pos": 0.02})
+    row = share_findings([loud, quiet])[0]
+    assert row["kind"] == "position share"
+    assert row["subject"] == "resid_post.1"
+    assert "(of the 1 of 2 sites where it is more than chance)" in row["sentence"]

@@ -56,7 +56,7 @@ def by_hand(h: np.ndarray, window: np.ndarray, place: np.ndarray, ids: np.ndarra
     return {
         "share": (three - two) / total,
         "omega2": fair / (total + error),
-        "of_residual": (three - two) / (squares - two),
+        "of_residual": fair / (squares - two + error),
     }
 
 
@@ -91,15 +91,17 @@ def test_a_planted_share_is_found_and_position_and_window_are_not_credited_to_it
     tok, ctx, pos = drawn(300, WIDTH, seed=1), 3 * drawn(60, WIDTH, seed=2), 2 * drawn(40, WIDTH, seed=3)
     found = measured(batch, tok[ids] + ctx[window] + pos[place] + drawn(2400, WIDTH))
     assert found.omega2.value == pytest.approx(1 / (1 + 9 + 4 + 1), abs=0.01)
-    assert found.of_residual.value > 1 / 2
+    assert found.of_residual.value == pytest.approx(1 / 2, abs=0.03)
+    assert found.of_residual.control == pytest.approx(0, abs=0.02)
     assert found.omega2.control == pytest.approx(0, abs=0.003)
 
 
-def test_without_an_effect_omega_squared_is_0_and_the_plain_shares_are_not() -> None:
+def test_without_an_effect_corrected_shares_are_0_and_the_plain_one_is_not() -> None:
     batch = stream([40] * 60, vocabulary=1000)
     found = measured(batch, drawn(2400, WIDTH))
-    assert found.of_residual.value == pytest.approx(found.types / 2400, abs=0.03)
-    assert found.of_residual.value > 0.3
+    assert found.share.value == pytest.approx(found.types / 2400, abs=0.03)
+    assert found.share.value > 0.3
+    assert found.of_residual.value == pytest.approx(0, abs=0.01)
     assert found.omega2.value == pytest.approx(0, abs=0.01)
     assert found.omega2.control == pytest.approx(0, abs=0.01)
 

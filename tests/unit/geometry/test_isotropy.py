@@ -12,7 +12,6 @@ from microtome.geometry.isotropy import (
     isoscore,
     isoscore_star,
     massive_coordinates,
-    massive_rows,
     mean_cosine,
     mean_cosines,
     moment_cosine,
@@ -77,7 +76,7 @@ def test_few_rows_look_anisotropic_and_the_corrected_score_does_not() -> None:
 def test_isoscore_is_undefined_where_it_means_nothing() -> None:
     assert isoscore(torch.zeros(4), 10).score.undefined == "the rows are all the same"
     assert isoscore(torch.ones(1), 10).score.undefined == "one coordinate has one direction"
-    assert isoscore(torch.ones(4), 2).score.undefined == "2 rows are too few"
+    assert isoscore(torch.ones(4), 2).score.undefined == "there are too few rows: 2"
     with pytest.raises(Refusal, match="NaN"):
         isoscore(torch.tensor([1.0, math.nan]), 10)
 
@@ -165,7 +164,7 @@ def test_isoscore_star_is_isoscore_of_the_mixed_covariance() -> None:
     for zeta in (0.0, 0.3, 1.0):
         mixed = torch.linalg.eigvalsh((1 - zeta) * few + zeta * many)
         assert isoscore_star(few, many, (5, 300), zeta).score.value == pytest.approx(published(mixed), rel=1e-9)
-    assert isoscore_star(few, many, (1, 300), 0.5).score.undefined == "1 rows are too few"
+    assert isoscore_star(few, many, (1, 300), 0.5).score.undefined == "there are too few rows: 1"
     with pytest.raises(Refusal, match="a shrinkage of 2"):
         isoscore_star(few, many, (5, 300), 2.0)
 
@@ -195,14 +194,6 @@ def test_massive_coordinates_pass_both_thresholds() -> None:
     assert found.ratio.tolist() == pytest.approx([30000, 25000, 900, 1500])
     with pytest.raises(Refusal, match="median magnitude of nan"):
         massive_coordinates(largest, math.nan)
-
-
-def test_massive_rows_are_measured_by_their_own_median() -> None:
-    rows = torch.full((3, 5), 0.1)
-    rows[0, 2] = -500.0
-    rows[1] = 0.6
-    rows[1, 2] = -500.0
-    assert massive_rows(rows).nonzero().tolist() == [[0, 2]]
 
 
 def test_sinks_are_found_at_any_position() -> None:

@@ -74,7 +74,7 @@ def test_an_alignment_of_too_few_windows_says_so(sites: list[SiteGeometry]) -> N
     assert len(rows) == 2
     for row in rows:
         assert (row["value"], row["control"], row["control_kind"], row["q"]) == (None, None, None, None)
-        assert row["undefined"] == "2 rows are too few: four are needed"
+        assert row["undefined"] == "there are too few rows: four are needed, here are 2"
 
 
 def test_divergence_is_tested_against_turned_queries_over_windows() -> None:

@@ -15,6 +15,7 @@ from microtome.core import Site
 from microtome.corpus import Corpus
 from microtome.geometry import Centre, Decomposition, GeometryLens, Parts
 from microtome.geometry.findings import share_findings
+from microtome.geometry.jackknife import Spread
 from microtome.geometry.lens import shares_table, stream
 from microtome.geometry.sample import WindowSample
 from microtome.store.schemas import TABLES
@@ -100,20 +101,22 @@ def test_findings_name_the_peak_and_its_chance() -> None:
     rows = share_findings(found)
     assert [row["kind"] for row in rows] == ["position share", "context share"]
     assert rows[0]["sentence"] == (
-        "the position of a token explains most at resid_pre.0: 50 % of the variance of hidden states (chance 1 %); "
+        "the position of a token explains most at resid_pre.0: 50 % of the variance of hidden states (chance 1 %, no interval); "
         "50 % at resid_pre.0, 2 % at resid_post.1"
     )
     assert (rows[0]["value"], rows[0]["control"], rows[0]["subject"]) == (0.5, 0.01, "resid_pre.0")
 
 
 def test_a_share_close_to_chance_is_called_that() -> None:
-    rows = share_findings([parts(site, 0.011, 0.01) for site in LAYERS])
+    spread = Spread({"pos": 0.001, "ctx": 0.5, "resid": 0.5}, 0.001, 20)
+    known = {"lengths": torch.ones(3, dtype=torch.float64), "lowest": torch.zeros(4), "highest": torch.zeros(4)}
+    rows = share_findings([replace(parts(site, 0.011, 0.01), agreed=0.0005, uncertainty=spread, **known) for site in LAYERS])
     assert len(rows) == 2
     assert (
         "the position of a token explains no more of the variance of hidden states than chance may, at any layer"
         in rows[0]["sentence"]
     )
-    assert "at most 1.1 % (resid_pre.0; chance 1 %)" in rows[0]["sentence"]
+    assert "at most 1.1 % (resid_pre.0; chance 1 %, 95 % interval over documents 0.891 % to 1.31 %)" in rows[0]["sentence"]
 
 
 def test_folds_use_the_pilot_centre() -> None:

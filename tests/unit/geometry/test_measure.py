@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from microtome.atlas import Settings, build
+from microtome.atlas import Settings, build, estimate
 from microtome.core import Refusal, Site
 from microtome.corpus import Joined
 from microtome.geometry import measure
+from microtome.model import wrap
 from tests import toys
 
 
@@ -66,10 +69,61 @@ def test_sites_without_a_vector_for_every_token_are_refused(model: Path) -> None
 
 
 def test_what_cannot_be_measured_is_refused(model: Path) -> None:
-    with pytest.raises(Refusal, match="depth full: this version has no random-weight twin"):
-        measure(model, ["text"], depth="full")
+    asked: list[tuple[dict[str, object], str]] = [
+        ({"depth": "full"}, "depth full: this version has no random-weight twin"),
+        ({"seed": -1}, "seed -1: it is negative or needs more than 63 bits"),
+        ({"seed": 2**70}, "it is negative or needs more than 63 bits"),
+        ({"sites": "mlp_out.9"}, "the last layer of model is 2"),
+        ({"sites": [Site("mlp_out", 9)]}, "the last layer of model is 2"),
+    ]
+    for settings, why in asked:
+        with pytest.raises(Refusal, match=why):
+            measure(model, ["text"], **settings)
     with pytest.raises(Refusal):
         measure(model, [])
+
+
+def test_sites_are_names_or_sites_and_one_name_is_one(model: Path) -> None:
+    texts = toys.toy_texts(documents=6)
+    for sites in ("mlp_out.0", Site("mlp_out", 0), [Site("mlp_out", 0)]):
+        assert list(measure(model, texts, window=24, depth="quick", sites=sites).sites) == [Site("mlp_out", 0)]
+
+
+def test_sites_too_wide_for_their_second_moments_are_refused_before_the_text_is_read() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40_000,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    wide = wrap(LlamaForCausalLM(config).eval(), toys.decoder_tokenizer(), name="wide")
+    why = "they have 40,000 numbers each, and their second moments would take 12.8 GB"
+    with pytest.raises(Refusal, match=why):
+        measure(wide, "/no/such/text", sites="logits")
+    with pytest.raises(Refusal, match=why):
+        estimate(wide, toys.toy_texts(documents=4), settings=Settings(window=24, lenses=("geometry",), sites=("logits",)))
+
+
+def test_one_window_and_one_document_give_reasons_and_no_findings() -> None:
+    model = toys.toy_decoder()
+    alone = measure(model, ["The river holds the stone."], window=32)
+    assert alone.findings == ()
+    why = "there is one window, which cannot tell position from residual"
+    shares = alone.tables["geometry_shares"].to_pylist()
+    assert {row["share"] for row in shares} == {None}
+    assert {row["norm"] for row in shares if row["part"] != "mu"} == {None}
+    stats = alone.tables["geometry_stats"].to_pylist()
+    assert {row["undefined"] for row in stats if row["subject"] != "states"} == {why}
+    assert alone.tables["geometry_attention"].num_rows == 0
+    book = measure(model, [" ".join(toys.toy_texts(documents=4))], window=24, depth="quick")
+    agreed = "share that two halves of the documents agree on"
+    rows = [row for row in book.tables["geometry_stats"].to_pylist() if row["stat"] == agreed]
+    assert {(row["value"], row["undefined"]) for row in rows} == {(None, "all windows are of one document")}
+    assert {row["lo"] for row in book.tables["geometry_shares"].to_pylist()} == {None}
+    assert not any("halves" in sentence or "no more" in sentence for sentence in book.findings)
 
 
 def test_joined_windows_are_cut_to_the_context_of_the_model(model: Path) -> None:

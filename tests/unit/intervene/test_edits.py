@@ -1,5 +1,9 @@
 """Edits as values: sums by place and by token, composition, exact undo, refusals."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,3 +69,47 @@ def test_half_precision_sums_are_rounded_as_the_model_s_own() -> None:
 def test_an_edit_that_makes_nan_is_refused_where_it_is_made() -> None:
     with pytest.raises(Refusal, match="it adds NaN or infinity"):
         Add(SITE, torch.tensor([[[float("nan")]]]))
+
+
+@dataclass(frozen=True)
+class Given:
+    """An edit of a user: any site, any change."""
+
+    site: Any
+    does: Callable[[torch.Tensor], Any]
+
+    def change(self, value: torch.Tensor, batch: object) -> Any:
+        return self.does(value)
+
+
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [
+        (lambda value: None, "an edit at resid_post.1: its change is NoneType; return a tensor from change"),
+        (lambda value: value.mul_(0), "it writes to the tensor that it is given"),
+        (lambda value: value.clone() + 0 * value.add_(1), "it writes to the tensor that it is given"),
+        (lambda value: value[:, :1], "keep shape and dtype"),
+    ],
+)
+def test_a_change_that_is_none_or_in_place_is_refused(does: Callable[[torch.Tensor], Any], why: str) -> None:
+    model = opened("llama")
+    batch = batch_for(model)
+    with pytest.raises(Refusal, match=why), edited(model, batch, [Given(SITE, does)]):
+        forward(model, batch)
+
+
+def test_an_edit_names_a_site_and_no_word() -> None:
+    model = opened("llama")
+    why = r"an edit at 'resid_post.1': its site is no Site; use Site.parse"
+    with pytest.raises(Refusal, match=why), edited(model, batch_for(model), [Given("resid_post.1", lambda value: value)]):
+        pass
+
+
+def test_hidden_units_of_experts_cannot_be_edited() -> None:
+    model = opened("mixtral")
+    added = Add(Site("mlp_act", 1), torch.zeros(2, 7, 24))
+    with (
+        pytest.raises(Refusal, match="inside fused experts, where no module passes it on"),
+        edited(model, batch_for(model), [added]),
+    ):
+        pass

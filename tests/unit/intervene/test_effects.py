@@ -46,3 +46,27 @@ def test_a_model_without_a_head_has_no_predictions() -> None:
     states = final_states(model, batch_for(model))[0]
     with pytest.raises(Refusal, match="without a language-model head"):
         predictions(model, states, states[None], torch.zeros(7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("rows", "variants", "targets", "why"),
+    [
+        (4, 1, [0, 1, 2, -100], "targets go from -100 to 2, and ids from 0 to 49; leave out the rows that have no target"),
+        (4, 1, [0, 1, 2, 50], "targets go from 0 to 50, and ids from 0 to 49"),
+        (4, 0, [0, 1, 2, 3], "there is nothing to predict: .* clean, .0, 4, 16. edited and 4 targets"),
+        (0, 1, [], "there is nothing to predict"),
+    ],
+)
+def test_predictions_that_cannot_be_made_are_refused(rows: int, variants: int, targets: list[int], why: str) -> None:
+    model = opened("llama")
+    assert model.shape.vocab == 50
+    states = torch.zeros(rows, 16)
+    with pytest.raises(Refusal, match=why):
+        predictions(model, states, states[None].repeat(variants, 1, 1), torch.tensor(targets, dtype=torch.int64))
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    model, states = opened("llama"), torch.zeros(4, 16)
+    for clean, edited, targets in ((states, states, 4), (states, states[None, :3], 4), (states, states[None], 3)):
+        with pytest.raises(Refusal, match=r"do not fit: there are \(4, 16\) clean"):
+            effects._require_fitting(model, clean, edited, torch.zeros(targets, dtype=torch.int64))

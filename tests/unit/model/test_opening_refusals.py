@@ -53,7 +53,7 @@ def test_a_folder_without_configuration(folder: Path) -> None:
     (folder / "config.json").unlink()
     assert refused_by_both(folder).endswith("it has no config.json; name the folder that save_pretrained wrote")
     (folder / "adapter_config.json").write_text("{}")
-    assert "it holds an adapter and not a model; merge the adapter" in refused_by_both(folder)
+    assert "it holds an adapter and not a model; name it beside its base model" in refused_by_both(folder)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from microtome.core import Refusal, Site
-from microtome.model import sites_named, vector_width
+from microtome.model import selection, sites_named, vector_width
 from tests.unit.model.tiny import opened
 
 
@@ -28,6 +28,26 @@ def test_sites_come_in_the_order_of_a_forward_pass_each_once() -> None:
     expected = [Site("embed"), Site("resid_pre", 0), Site("resid_post", 0), Site("resid_pre", 1), Site("resid_post", 1)]
     assert list(found)[:5] == expected
     assert len(found) == len(set(found)) == 1 + model.shape.layers + 2
+
+
+def test_a_site_is_itself() -> None:
+    model = opened("llama")
+    assert sites_named(model, [Site("resid_mid", 1), "resid_mid.0"]) == _layers("resid_mid", 0, 1)
+
+
+def test_vectors_whose_second_moments_do_not_fit_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("llama")
+    vocab, layers, width = model.shape.vocab, model.shape.layers, model.shape.d_model
+    monkeypatch.setattr(selection, "WIDEST", vocab - 1)
+    with pytest.raises(
+        Refusal, match=f"vectors of logits: they have {vocab} numbers each, and their second moments would take"
+    ):
+        sites_named(model, ["logits"])
+    sites_named(model, ["resid_mid"])
+    monkeypatch.setattr(selection, "_memory", lambda: 8 * layers * width**2 - 1)
+    with pytest.raises(Refusal, match=f"{layers} sites of .*: their second moments take .* and this machine has"):
+        sites_named(model, ["resid_mid"])
+    sites_named(model, ["resid_mid.1:"])
 
 
 def test_spellings_of_other_tools_are_understood() -> None:

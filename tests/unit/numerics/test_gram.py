@@ -25,6 +25,31 @@ def test_against_numpy_beside_a_massive_coordinate():
     assert torch.equal(found.second, found.second.T)
 
 
+def _covariance(x: torch.Tensor, shift: torch.Tensor) -> np.ndarray:
+    state = gram.init(x.shape[1], shift)
+    for part in x.split(2000):
+        gram.update(state, part)
+    return gram.result(state).covariance.numpy()
+
+
+def test_a_few_massive_rows_cost_no_digits():
+    """One row of 256 is 20,000 long: beside its square, float32 has no room for what the others add."""
+    x = torch.randn(8000, 6, generator=torch.Generator().manual_seed(0)) + 20
+    x[::256, 2] += 20_000
+    y, exact = x - x.mean(0), np.cov(x.double().numpy().T, bias=True)
+    plain = sum(float((part.T @ part)[2, 2]) for part in y.split(1000)) / len(x)
+    assert abs(plain / exact[2, 2] - 1) > 1e-7
+    assert _covariance(x, x.mean(0))[2, 2] == pytest.approx(exact[2, 2], rel=1e-10)
+
+
+@pytest.mark.parametrize("away", [0.0, 30.0, 1000.0])
+def test_the_shift_may_be_anywhere(away: float):
+    """A pilot's text may be nothing like the rest: standard deviations of 1, and a shift 1,000 away."""
+    x = torch.randn(8000, 6, generator=torch.Generator().manual_seed(0)) + 5
+    exact = np.cov(x.double().numpy().T, bias=True)
+    np.testing.assert_allclose(_covariance(x, torch.full((6,), 5 + away)), exact, rtol=0, atol=1e-6)
+
+
 @settings(max_examples=20, deadline=None)
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_any_split_is_one_pass(sizes: list[int], seed: int):

@@ -68,7 +68,7 @@ def test_position_is_the_mean_over_windows_drawn_as_the_paper_does(model: Model,
 def test_what_takes_two_halves_is_undefined(found: Geometry) -> None:
     for site in found.sites.values():
         assert site.position.corrected is None
-        assert site.variance.agreed.undefined == "a half of the documents is empty"
+        assert site.variance.agreed.undefined == "all windows are of one document"
         assert math.isnan(site.variance.agreed.lo)
 
 

@@ -1,5 +1,6 @@
 """The training experiments of Song & Zhong: noise where it should be, runs that continue bit by bit, and the conclusion at a small size."""
 
+import dataclasses
 import math
 from pathlib import Path
 from pydoc_data import topics
@@ -9,9 +10,10 @@ import torch
 
 from microtome.core import Refusal
 from microtome.model import wrap
+from recipes.contrast import Contrast, contrasts
 from recipes.curves import Windows, curves
 from recipes.language import Language, Level, language, noisy
-from recipes.song2023_training import QUICK, Contrast, contrasts, describe, randomisation
+from recipes.song2023_training import QUESTIONS, QUICK, describe, randomisation
 from recipes.training import Examples, Schedule, Size, decoder, train
 
 SMALL = Size(layers=2, width=16, heads=2, window=12, vocabulary=300)
@@ -72,6 +74,28 @@ def test_interrupted_and_continued_is_the_same_bit_by_bit(text: Language, tmp_pa
     assert all(map(torch.equal, parameters(once), parameters(again)))
 
 
+def test_what_is_solved_is_not_trained_further(text: Language, tmp_path: Path) -> None:
+    examples, asked = text.stream("clean", 0), []
+
+    def second_time(module: torch.nn.Module) -> bool:
+        asked.append(parameters(module))
+        return len(asked) > 1
+
+    module = decoder(SMALL, 0)
+    found = train(module, examples, SHORT, tmp_path, solved=second_time)
+    assert (len(found.losses), found.done) == (8, True), "the second checkpoint"
+    again = decoder(SMALL, 0)
+    assert len(train(again, examples, SHORT, tmp_path, solved=second_time).losses) == 8
+    assert len(asked) == 2, "what is done is read"
+    assert all(map(torch.equal, parameters(again), asked[1]))
+
+
+def test_positions_begin_at_the_size_that_is_asked_for() -> None:
+    small, usual = (decoder(dataclasses.replace(SMALL, positions=size), 0).transformer.wpe.weight for size in (0.1, 1.0))
+    assert torch.equal(usual * 0.1, small)
+    assert float(usual.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
 def test_runs_that_cannot_be(text: Language, tmp_path: Path) -> None:
     examples = text.stream("clean", 0)
     train(decoder(SMALL, 0), examples, SHORT, tmp_path)
@@ -97,6 +121,8 @@ def test_the_first_curve_is_that_of_the_position_embeddings(text: Language) -> N
     assert [curve.site for curve in smooth] == ["resid_pre.0", "resid_post.0", "resid_post.1"]
     assert smooth[0].roughness == pytest.approx(exact, rel=0.01)
     assert sum(smooth[0].steps) == pytest.approx(smooth[0].roughness * (SMALL.window - 1))
+    apart = (own[2:] - own[:-2]).square().sum(1) / own.square().sum(1).mean()
+    assert smooth[0].leaps == pytest.approx(apart.tolist(), rel=0.05, abs=0.01)
     assert smooth[0].roughness < 0.5 * smooth[0].rough_lo
     assert white[0].roughness > 3 * smooth[0].roughness
 
@@ -109,6 +135,7 @@ def test_a_contrast_is_one_only_beyond_the_spread_of_seeds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_conclusion_at_a_small_size(tmp_path: Path) -> None:
     rows = list(randomisation(QUICK, texts(), tmp_path))
     assert [row.condition for row in rows[:3]] == ["untrained", "clean", "random"]
@@ -119,6 +146,6 @@ def test_the_conclusion_at_a_small_size(tmp_path: Path) -> None:
     assert min(row.jump for row in by["half random"]) > 3 * max(row.jump for row in by["clean"] + by["random"])
     smooth, rough = ([row.embedded.roughness for row in by[name]] for name in ("clean", "random"))
     assert sum(smooth) / 3 < sum(rough) / 3 - 0.2, "0.5 apart; all that can be trained in the time a test has"
-    found = {each.says: each.verdict for each in contrasts(rows)}
+    found = {each.says: each.verdict for each in contrasts(QUESTIONS, rows)}
     assert found["position embeddings are smoother after clean text than before training"] == "yes"
     assert "What differs from the paper:" in describe(rows)

@@ -1,6 +1,7 @@
 """Figures of alignment show what the table says."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from microtome.core import Refusal
@@ -39,3 +40,11 @@ def test_a_table_without_values_is_refused() -> None:
 def test_sites_of_several_names_are_labelled_in_full() -> None:
     assert labels_of(["resid_pre.0", "resid_post.0", "resid_post.3"]) == ["in", "0", "3"]
     assert labels_of(["attn_out.0", "mlp_out.0"]) == ["attn_out.0", "mlp_out.0"]
+
+
+def test_two_sites_are_no_picture() -> None:
+    table = planted.alignment()
+    two = [row for row in table.to_pylist() if {row["site"], row["other"]} <= {"resid_pre.0", "resid_post.0"}]
+    assert two
+    with pytest.raises(Refusal, match="a picture of it takes 3 sites, and here are 2"):
+        draw_alignment(pa.Table.from_pylist(two, table.schema))

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,9 +31,10 @@ class _Atlas:
         self.runs, self.without = runs, without
 
     def sql(self, query: str) -> pa.Table:
-        name = query.removeprefix("select * from ")
-        tables = [NAMED[name](run) for run in self.runs if name not in self.without]
-        return pa.concat_tables([TABLES[name].schema.empty_table(), *tables])
+        name, asked = query.split(" from ")[1].split()[0], query.removeprefix("select ").split(" from ")[0]
+        tables = [NAMED[name](run) for run in self.runs if name in NAMED and name not in self.without]
+        found = pa.concat_tables([TABLES[name].schema.empty_table(), *tables])
+        return found if asked == "*" else found.select(asked.split(", "))
 
 
 def test_every_figure_that_there_is_has_a_name() -> None:
@@ -54,9 +56,9 @@ def test_one_run_must_be_chosen() -> None:
     with pytest.raises(Refusal, match="it holds the runs main, twin"):
         next(figures_of(_Atlas("main", "twin").sql))
     assert len(list(figures_of(_Atlas("main", "twin").sql, "twin"))) == 15
-    with pytest.raises(Refusal, match="it has no run third"):
+    with pytest.raises(Refusal, match="it has no run third; name one that is there: main"):
         next(figures_of(_Atlas("main").sql, "third"))
-    with pytest.raises(Refusal, match=r"geometry_\*: it has no rows; build the atlas with a text"):
+    with pytest.raises(Refusal, match=r"geometry_\* or vocabulary_stats: it has no rows; build the atlas with a text"):
         next(figures_of(_Atlas().sql))
 
 
@@ -69,3 +71,19 @@ def test_all_are_saved_and_twice_the_same(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     with pytest.raises(Refusal, match=r"\.jpg is not a format"):
         save_all(figures_of(few.sql), tmp_path, ".jpg")
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(Refusal, match="file: it is a file, and figures are saved in a folder; name a folder"):
+        save_all(figures_of(few.sql), file)
+    assert file.read_text() == "mine"
+
+
+def test_a_page_lists_all_figures_with_their_titles(tmp_path: Path) -> None:
+    few = _Atlas("main", without=tuple(NAMED.keys() - {"geometry_stats", "geometry_shares"}))
+    for suffix in (".svg", ".pdf"):
+        saved = save_all(figures_of(few.sql), tmp_path / suffix, suffix)
+        page = (tmp_path / suffix / "index.html").read_text()
+        assert [file.name for file in saved] == re.findall(r'<a href="([^"]+)"', page)
+        assert page.count("<img") == (len(saved) if suffix == ".svg" else 0)
+        assert ">What hidden states are made of; Against chance</a>" in page
+        assert ">stable rank of position</a>" in page

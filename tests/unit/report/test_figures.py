@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from microtome.core import Refusal
 from microtome.report import draw_losses, draw_shares, draw_stat, save
+from microtome.report.figures import title_of
 from microtome.store import TABLES
 from tests.unit.report import planted
 
@@ -129,3 +130,19 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"\.jpg is not a format; end it in \.pdf, \.png, \.svg"):
         save(draw_shares(_shares()), tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("subject", "stat", "title"),
+    [
+        ("pos", "kl_keep_5", "change of the predictions (KL divergence) with only the 5 lowest frequencies of position"),
+        ("pos", "loss_change_keep_0", "rise of the loss without position"),
+        ("pos", "pseudo_f", "variance of positions beside that within them (pseudo-F): position"),
+        ("token", "types", "different token ids: token ids"),
+        ("pos noise", "low_frequency_10", "part of the cosine transform in the 10 lowest frequencies: the noise of position"),
+        ("pos", "frequencies_for_90_percent", "frequencies that hold 90 % of the energy: position"),
+        ("pos", "stable_rank", "stable rank of position"),
+    ],
+)
+def test_titles_say_what_a_number_is(subject: str, stat: str, title: str) -> None:
+    assert title_of(subject, stat) == title

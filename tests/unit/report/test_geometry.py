@@ -184,3 +184,16 @@ def test_the_same_figure_is_the_same_bytes(
     first, second = (save(draw(table(), sites=["resid_post.2"]), tmp_path / f"{name}.svg").read_bytes() for name in "ab")
     assert first == second
     assert len(first) > 5000
+
+
+def test_singular_values_that_are_0_up_to_rounding_are_left_out() -> None:
+    table = planted.spectra()
+    largest = max(row["value"] for row in table.to_pylist() if row["site"] == "resid_post.2")
+    rows = [
+        {**row, "value": 1e-7 * largest if row["rank"] > 2 and row["subject"] == "ctx" else row["value"]}
+        for row in table.to_pylist()
+    ]
+    (axes,) = draw_spectra(pa.Table.from_pylist(rows, table.schema), sites=["resid_post.2"]).axes
+    lines = {line.get_label(): line.get_xdata() for line in axes.lines}
+    assert list(lines["context"]) == [1, 2, 3]
+    assert min(min(line.get_ydata()) for line in axes.lines) >= 1e-6 * largest

@@ -19,8 +19,8 @@ from microtome.model import Model, wrap
 from microtome.readout import RandomDirections, TopTokens, output_reader
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.findings import readable_findings, value_findings
+from microtome.vocabulary.projection import LEAST_DRAWS
 from microtome.vocabulary.values import (
-    LEAST_DRAWS,
     Values,
     read_values,
     readable_layers,

@@ -1,9 +1,14 @@
 """Which tokens a reader wants to see."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
+import pytest
+
+from microtome.core import Refusal
 from microtome.readout import texts_of
-from microtome.vocabulary.words import unreadable_tokens, vocabulary_table
+from microtome.vocabulary.words import kept_tokens, unreadable_tokens, vocabulary_table, word_classes
 from tests.toys import encoder_tokenizer
 
 
@@ -22,3 +27,42 @@ def test_special_tokens_of_a_real_tokenizer_are_unreadable() -> None:
     hidden = {texts[index] for index in unreadable_tokens(tokenizer, texts)}
     assert {"[CLS]", "[SEP]", "[PAD]", "[MASK]"} <= hidden
     assert " river" not in hidden
+
+
+TEXTS = ["<end>", " his", "His", "his ", "\n", " ", "é", " 12", "a-b", "\\xe2", ""]
+
+
+class _Tokenizer(SimpleNamespace):
+    all_special_ids = (0,)
+    added_tokens_decoder: ClassVar[dict] = {}
+
+
+@pytest.mark.parametrize(
+    ("which", "kept"),
+    [
+        ("all", set(range(11))),
+        ("readable", set(range(1, 10))),
+        ("ascii", {1, 2, 3, 4, 5, 7, 8, 9}),
+        ("alphanumeric", {1, 2, 3, 6, 7}),
+        ("words", {1}),
+    ],
+)
+def test_filters_keep_what_they_say(which: str, kept: set[int]) -> None:
+    assert kept_tokens(_Tokenizer(), TEXTS, which) == kept
+
+
+def test_a_file_of_words_keeps_their_spellings(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("HIS\n\nhers\n", "utf-8")
+    assert kept_tokens(_Tokenizer(), TEXTS, str(path)) == {1, 2, 3}
+    path.write_text("hers\n", "utf-8")
+    with pytest.raises(Refusal, match="no token of the model is among them"):
+        kept_tokens(_Tokenizer(), TEXTS, str(path))
+    with pytest.raises(Refusal, match="tokens nouns: it is no filter and no file"):
+        kept_tokens(_Tokenizer(), TEXTS, "nouns")
+
+
+def test_spellings_of_a_word_share_a_class_and_white_space_does_not() -> None:
+    classes = word_classes(TEXTS).tolist()
+    assert classes[1] == classes[2] == classes[3]
+    assert len(set(classes)) == len(TEXTS) - 2

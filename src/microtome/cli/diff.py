@@ -1,0 +1,154 @@
+"""How differences between two models, or two atlases, look on a terminal."""
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from microtome.atlas.diff import AtlasDifference, ModelDifference
+from microtome.readout import quoted
+from microtome.vocabulary.changed import farthest_blocks
+from microtome.vocabulary.changes import BlockChange
+
+__all__ = ["show_difference"]
+
+_WIDE = 160
+"""Columns of a report that goes to a file."""
+_TOKENS = 6
+
+
+def show_difference(found: ModelDifference | AtlasDifference, top: int) -> None:
+    """The report: how far each group moved in each layer, then the `top` blocks, vectors and words of each kind."""
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
+    if isinstance(found, AtlasDifference):
+        _show_atlases(console, found, top)
+    elif found.identical:
+        vectors = sum(each.total for each in found.blocks)
+        console.print(
+            escape(f"{found.base} and {found.tuned} are the same: all {vectors:,} vectors and every other weight are equal.")
+        )
+    else:
+        _show_models(console, found, top)
+
+
+def _show_models(console: Console, found: ModelDifference, top: int) -> None:
+    changed, total = (sum(counts) for counts in zip(*((len(b.addresses), b.total) for b in found.blocks), strict=True))
+    console.print(
+        escape(f"From {found.base} to {found.tuned}: {changed:,} of {total:,} vectors differ, {total - changed:,} are equal.")
+    )
+    for each in found.embeddings:
+        words = quoted([found.texts[token] for token in each.tokens], _TOKENS)
+        text = f"{each.name} moved by {_percent(each.whole)}: {each.changed:,} of {each.total:,} tokens, {words} most"
+        console.print(escape(text))
+    if found.elsewhere:
+        more = f" and {len(found.elsewhere) - top} more" if len(found.elsewhere) > top else ""
+        console.print(escape(f"Also different, and no vectors of the stream: {', '.join(found.elsewhere[:top])}{more}"))
+    if found.words is not None:
+        words = found.words
+        told = f"{int(words.listed.sum())} words and {int((~words.listed).sum())} {words.against}"
+        console.print(escape(f"Words: {words.name}, {words.asked} listed; compared as single tokens: {told}"))
+    _show_layers(console, found.blocks)
+    _show_blocks(console, found, top)
+    _show_vectors(console, found, top)
+    for row in found.findings()[:top]:
+        q = "" if row["q"] is None else f" (q = {_number(row['q'])})"
+        console.print(f"- {escape(row['sentence'])}{q}", soft_wrap=True)
+
+
+def _show_layers(console: Console, blocks: Sequence[BlockChange]) -> None:
+    """How far each group moved in each layer, in per cent of its length; those that are equal everywhere are left out."""
+    groups = list(dict.fromkeys(each.group for each in blocks if each.addresses))
+    layers = sorted({each.layer for each in blocks if each.addresses}, key=lambda layer: -1 if layer is None else layer)
+    place = {(each.group, each.layer): each for each in blocks}
+    table = Table("layer", box=box.SIMPLE, title="Moved, in % of the length of the base's vectors", title_justify="left")
+    for group in groups:
+        table.add_column(group, justify="right")
+    for layer in layers:
+        cells = [place.get((group, layer)) for group in groups]
+        table.add_row("model" if layer is None else str(layer), *("" if c is None else _cell(c) for c in cells))
+    console.print(table)
+
+
+def _show_blocks(console: Console, found: ModelDifference, top: int) -> None:
+    """Of the blocks that moved farthest, what their changes have in common."""
+    mine = [each for each in found.blocks if each.addresses]
+    heads = ["block", "moved", "along its first direction", "q", "promoted", "demoted"]
+    told = found.significance.block
+    heads += ["words told apart", "turned", "q"] if told is not None else []
+    table = Table(*heads, box=box.SIMPLE, title="What moved farthest, and its first direction", title_justify="left")
+    for each in farthest_blocks(mine)[:top]:
+        place = mine.index(each)
+        assert each.directions is not None
+        ends = [_tokens(found, each.directions.top.tokens[0, end].tolist()) for end in (0, 1)]
+        name = each.group if each.layer is None else f"{each.group}.{each.layer}"
+        cells = [
+            name,
+            _percent(each.whole),
+            _percent(float(each.directions.share[0])),
+            _number(found.significance.direction[place]),
+            *ends,
+        ]
+        if told is not None and each.words is not None:
+            cells += [f"{each.words.pooled:.3f}", f"{float(each.words.pooled_turned.mean()):.3f}", _number(told[place])]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _show_vectors(console: Console, found: ModelDifference, top: int) -> None:
+    """The vectors that moved most for their block, with their words."""
+    mine = [each for each in found.blocks if each.addresses]
+    tests, rows = found.significance, []
+    for index, each in enumerate(mine):
+        assert each.reading is not None
+        usual = float(each.moved.nanmedian())
+        for place, vector in enumerate(each.reading.vectors.tolist()):
+            moved = float(each.moved[vector])
+            rows.append((moved if moved == moved else 0.0, usual, index, place, vector))
+    rows.sort(key=lambda row: -row[0])
+    heads = ["vector", "moved", "median there", "cosine", "promoted", "demoted", "q"]
+    heads += ["area of words", "q"] if tests.word is not None else []
+    table = Table(*heads, box=box.SIMPLE, title="Vectors that moved farthest, with what was added", title_justify="left")
+    for moved, usual, index, place, vector in rows[:top]:
+        each = mine[index]
+        assert each.reading is not None
+        ends = [_tokens(found, each.reading.top.tokens[place, end].tolist()) for end in (0, 1)]
+        cells = [str(each.addresses[vector]), _percent(moved), _percent(usual), f"{float(each.cosine[vector]):.3f}", *ends]
+        cells.append(_number(float(tests.reading[index][place])))
+        if tests.word is not None and each.words is not None:
+            cells += [f"{float(each.words.areas[vector]):.2f}", _number(float(tests.word[index][vector]))]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
+    """Statistics of units that differ most."""
+    text = f"From {found.base} to {found.tuned}: {found.matched:,} statistics of units in both"
+    console.print(escape(f"{text}, {found.only_base:,} and {found.only_tuned:,} in one of them."))
+    if not found.same_text:
+        console.print("They were computed from two different texts, and so differ for that reason too.")
+    heads = ("unit", "statistic", "base", "tuned", "difference", "in standard deviations between units", "q")
+    table = Table(*heads, box=box.SIMPLE, title="What differs most", title_justify="left")
+    for row in found.rows.slice(0, top).to_pylist():
+        unit = row["unit"] if row["site"] is None else f"{row['unit']}@{row['site']}"
+        numbers = [_number(row[name]) for name in ("base", "tuned", "difference", "effect", "q")]
+        table.add_row(escape(unit), row["stat"], *numbers)
+    console.print(table)
+
+
+def _tokens(found: ModelDifference, tokens: Sequence[int]) -> str:
+    return escape(quoted([found.texts[token] for token in tokens], _TOKENS))
+
+
+def _cell(each: BlockChange) -> str:
+    return _percent(each.whole).removesuffix(" %") if each.addresses else "-"
+
+
+def _percent(value: float) -> str:
+    return "new" if value != value else f"{100 * value:.{2 if value < 0.1 else 3}g} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.3g}"

@@ -1,0 +1,159 @@
+"""Which unit of one model is which of another: the parameter vectors most alike in the vocabulary the models share.
+
+Meant for feed-forward units, which are coordinates that the model itself keeps apart. The vectors inside a head are coordinates of
+training, not of the function: there is nothing to match in them unless both models come from one.
+
+Axes of this module: `vector` is a vector of a group in any layer, `other` one of the second model.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from microtome.core import WeightAddress
+from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.readout import pooled_chance
+from microtome.store.schemas import TABLES
+from microtome.vocabulary.alignment import common_groups, layers_of, readers_of
+from microtome.vocabulary.findings import LARGEST_Q
+from microtome.vocabulary.parameters import Group, block_of
+from microtome.vocabulary.shared import kernels_of, shared_tokens, standardised
+from microtome.vocabulary.subject import Subject
+
+__all__ = ["UnitMatches", "link_rows", "match_units"]
+
+_TILE: Final = 1024
+"""Vectors of the first model that are compared with a layer of the second at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMatches:
+    """For each vector of a group in one model the vector of another model whose scores over shared tokens correlate most with its own.
+
+    `best` indexes `others`, `score` is that correlation with its sign, whose size was largest. `mutual` are those that are chosen back.
+    `draws` is the largest correlation with as many random mixtures of the vectors of each layer of the other model: they have its
+    directions, its frequent and its rare tokens, and are none of its units.
+    """
+
+    group: str
+    units: tuple[WeightAddress, ...]
+    others: tuple[WeightAddress, ...]
+    best: Int[Tensor, " vector"]
+    score: Float[Tensor, " vector"]
+    mutual: Bool[Tensor, " vector"]
+    draws: Float[Tensor, "draw vector"]
+
+    @cached_property
+    def control(self) -> Float[Tensor, " vector"]:
+        """Mean of each vector's draws."""
+        return self.draws.double().mean(0)
+
+    @cached_property
+    def q(self) -> Float[Tensor, " vector"]:
+        """How sure each match is, among all of them: each against its own draws, the tail that of all draws."""
+        (p,) = pooled_chance([self.score.abs()], [self.draws], "greater")
+        return benjamini_hochberg(p)
+
+
+def match_units(left: Subject, right: Subject, name: str, *, draws: int = 16, seed: int = 0) -> UnitMatches:
+    """Match all vectors of a group, of all layers with all layers. Ties go to the first.
+
+    Errors: `Refusal` for unrelated vocabularies, and a group that one model does not have.
+    Cost: (1 + 2 draws) times 2 vector other d FLOP; a tile of correlations is held, and the first model's vectors of one layer.
+    """
+    (group,) = common_groups(left, right, [name])
+    mine, theirs = readers_of(left, right, group)
+    kernels = kernels_of(mine, theirs, shared_tokens(left, right))
+    others = _addresses(right, group)
+    back = _Largest(len(others))
+    best, score, null = [], [], []
+    begin = 0
+    for layer in layers_of(left, group):
+        rows = standardised(_rows(left, group, layer), mine, kernels.left) @ kernels.across.float()
+        kinds = [_Largest(len(rows)) for _ in range(1 + draws)]
+        for place, number, vectors in _layers(right, group):
+            for kind, candidates in enumerate(_mixtures(vectors, draws, seed, number)):
+                met = standardised(candidates, theirs, kernels.right)
+                for start in range(0, len(rows), _TILE):
+                    tile = rows[start : start + _TILE] @ met.T
+                    kinds[kind].look(tile, start, place)
+                    if kind == 0:
+                        back.look(tile.T, place, begin + start)
+        found, *random = kinds
+        best.append(found.place)
+        score.append(found.value)
+        null.append(torch.stack([each.value.abs() for each in random]))
+        begin += len(rows)
+    chosen = torch.cat(best)
+    mutual = back.place[chosen] == torch.arange(len(chosen))
+    return UnitMatches(name, _addresses(left, group), others, chosen, torch.cat(score), mutual, torch.cat(null, 1))
+
+
+def link_rows(matches: Sequence[UnitMatches], other: str, largest_q: float = LARGEST_Q) -> pa.Table:
+    """Rows of the store's table `links`, of matches that are no more than `largest_q` likely to be chance.
+
+    The kind says of which model the other vector is, and whether it is chosen back: `mutual in NAME`, `nearest in NAME`.
+    """
+    rows = [
+        {
+            "unit": str(each.units[index]),
+            "other": str(each.others[int(each.best[index])]),
+            "kind": f"{'mutual' if each.mutual[index] else 'nearest'} in {other}",
+            "score": float(each.score[index]),
+            "control": float(each.control[index]),
+        }
+        for each in matches
+        for index in (each.q <= largest_q).nonzero()[:, 0].tolist()
+    ]
+    rows.sort(key=lambda row: (row["kind"], row["unit"], row["other"]))
+    return pa.Table.from_pylist(rows, TABLES["links"].schema)
+
+
+class _Largest:
+    """The entry of largest size of each row of a matrix that comes in tiles, with its sign and its column."""
+
+    def __init__(self, rows: int) -> None:
+        self.value = torch.zeros(rows)
+        self.place = torch.zeros(rows, dtype=torch.int64)
+
+    def look(self, tile: Float[Tensor, "vector other"], row: int, column: int) -> None:
+        """A tile whose first entry is at (row, column); tiles of a row come from left to right."""
+        size, found = tile.abs().max(1)
+        here = slice(row, row + len(tile))
+        more = size > self.value[here].abs()
+        self.place[here] = torch.where(more, found + column, self.place[here])
+        self.value[here] = torch.where(more, tile.gather(1, found[:, None])[:, 0], self.value[here])
+
+
+def _mixtures(
+    rows: Float[Tensor, "other d_model"], draws: int, seed: int, layer: int
+) -> Iterator[Float[Tensor, "other d_model"]]:
+    """The vectors, and then as many random mixtures of them, `draws` times; the same whenever they are asked for."""
+    yield rows
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(int(hash_parts(seed, layer, draw)))
+        yield torch.cat([torch.randn(len(some), len(rows), generator=generator) @ rows for some in rows.split(_TILE)])
+
+
+def _layers(subject: Subject, group: Group) -> Iterator[tuple[int, int, Float[Tensor, "vector d_model"]]]:
+    """Where a layer's vectors begin among all, the layer, and the vectors."""
+    begin = 0
+    for layer in layers_of(subject, group):
+        rows = _rows(subject, group, layer)
+        yield begin, layer, rows
+        begin += len(rows)
+
+
+def _rows(subject: Subject, group: Group, layer: int) -> Float[Tensor, "vector d_model"]:
+    return block_of(subject.weights, group, layer, folding=subject.folding).rows
+
+
+def _addresses(subject: Subject, group: Group) -> tuple[WeightAddress, ...]:
+    blocks = (block_of(subject.weights, group, layer, folding=subject.folding) for layer in layers_of(subject, group))
+    return tuple(address for block in blocks for address in block.addresses)

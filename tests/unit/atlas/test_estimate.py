@@ -1,0 +1,29 @@
+"""What a build is said to take: every stage is counted at its own number of windows, and trying it takes few of them."""
+
+import time
+from collections.abc import Mapping
+
+import pytest
+from torch import Tensor
+
+from microtome.atlas import Settings, estimate
+from microtome.core import Batch, ExpertRows, Site, State
+from microtome.geometry.filtering import WINDOWS, PositionFilter
+from tests import toys
+
+
+def test_passes_of_the_causal_filter_are_counted_and_tried_on_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def slow(fold: PositionFilter, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
+        tried.append(len(batch.ids))
+        time.sleep(0.5 * len(batch.ids))
+
+    monkeypatch.setattr(PositionFilter, "update", slow)
+    model, texts = toys.toy_decoder(), toys.toy_texts(documents=12)
+    quick = estimate(model, texts, settings=Settings(window=24, lenses=("geometry",)))
+    assert tried == []
+    deep = estimate(model, texts, settings=Settings(window=24, lenses=("geometry",), depth="standard"))
+    assert tried == [1]
+    assert deep.windows > WINDOWS
+    assert deep.seconds > 0.5 * WINDOWS > quick.seconds
