@@ -136,7 +136,7 @@ def test_chance_is_not_claimed_without_an_interval_nor_beside_a_shape_of_positio
 def test_a_part_that_is_told_anywhere_is_not_called_chance(sites: list[SiteGeometry]) -> None:
     loud = telling(sites[0], 0, 0.01, 0.05).parts
     quiet = telling(sites[0], 1, 0.02, 0.001).parts
-    quiet = replace(quiet, share=quiet.share | {"pos": 0.02})
+    quiet = replace(quiet, share={**quiet.share, "pos": 0.02})
     row = share_findings([loud, quiet])[0]
     assert row["kind"] == "position share"
     assert row["subject"] == "resid_post.1"

@@ -1,6 +1,7 @@
 """Measuring in memory is what a build writes into an atlas."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_sites_without_a_vector_for_every_token_are_refused(model: Path) -> None
 
 
 def test_what_cannot_be_measured_is_refused(model: Path) -> None:
-    asked: list[tuple[dict[str, object], str]] = [
+    asked: list[tuple[dict[str, Any], str]] = [
         ({"depth": "full"}, "depth full: this version has no random-weight twin"),
         ({"seed": -1}, "seed -1: it is negative or needs more than 63 bits"),
         ({"seed": 2**70}, "it is negative or needs more than 63 bits"),

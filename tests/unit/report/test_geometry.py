@@ -194,6 +194,6 @@ def test_singular_values_that_are_0_up_to_rounding_are_left_out() -> None:
         for row in table.to_pylist()
     ]
     (axes,) = draw_spectra(pa.Table.from_pylist(rows, table.schema), sites=["resid_post.2"]).axes
-    lines = {line.get_label(): line.get_xdata() for line in axes.lines}
+    lines = {line.get_label(): np.asarray(line.get_xdata()) for line in axes.lines}
     assert list(lines["context"]) == [1, 2, 3]
-    assert min(min(line.get_ydata()) for line in axes.lines) >= 1e-6 * largest
+    assert min(float(np.min(line.get_ydata())) for line in axes.lines) >= 1e-6 * largest

@@ -56,6 +56,7 @@ def test_with_a_layer_norm_and_biases_the_folded_key_explains_all_but_a_constant
     seen = states(model, "resid_mid", "mlp_pre")
     norm, x = model.weights.norm("mlp_norm", 1), seen["resid_mid"]
     scale = (x.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+    assert norm.bias is not None
     constant = norm.bias @ model.weights.get("W_in", 1) + model.weights.get("b_in", 1)
     rows = block_of(model.weights, GROUPS["W_in"], 1).rows
     torch.testing.assert_close(x @ rows.T / scale + constant, seen["mlp_pre"], rtol=1e-4, atol=1e-5)
