@@ -222,14 +222,13 @@ def _write(
 _JOINED: Final = """
 with one as (select unit::varchar as unit, stat::varchar as stat, site::varchar as site, value, lo, hi from base),
      other as (select unit::varchar as unit, stat::varchar as stat, site::varchar as site, value, lo, hi from tuned),
-     spreads as (select stat, site, stddev_samp(value) as spread from one where isfinite(value) group by stat, site)
+     spreads as (select stat, site, stddev_samp(value) as spread from one group by stat, site)
 select one.unit as unit, one.stat as stat, one.site as site, one.value as base, other.value as tuned,
        other.value - one.value as difference, (other.value - one.value) / nullif(spread, 0) as effect,
        (other.value - one.value)
            / nullif(sqrt(power((one.hi - one.lo) / 3.92, 2) + power((other.hi - other.lo) / 3.92, 2)), 0) as z
 from one join other on one.unit = other.unit and one.stat = other.stat and one.site is not distinct from other.site
      left join spreads on one.stat = spreads.stat and one.site is not distinct from spreads.site
-where isfinite(one.value) and isfinite(other.value)
 order by stat, site, unit
 """
 """Statistics of both atlases; the standard error of each is its 95 % interval over 2 x 1.96."""
@@ -245,7 +244,7 @@ def _atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifference:
         raise Refusal(f"{base.path} and {tuned.path}", why=why, instead="name atlases of a model and what it was fine-tuned to")
     cards = [_card(atlas, run) for atlas in (base, tuned)]
     tables = [
-        atlas.sql("select unit, stat, site, value, lo, hi from unit_stats where run = ?", [name])
+        atlas.sql("select unit, stat, site, value, lo, hi from unit_stats where run = ? and isfinite(value)", [name])
         for atlas, (name, _) in zip((base, tuned), cards, strict=True)
     ]
     with duckdb.connect() as connection:

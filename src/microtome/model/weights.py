@@ -58,7 +58,7 @@ class Weights:
         if name in self.family.norms:
             return self._gain(name, layer) is not None
         row = self._rows.get(name)
-        return row is not None and self._found(row, name, layer) is not None
+        return row is not None and any(all(self._present(part, name, layer) for part in way.names) for way in row.sources)
 
     def get(self, name: str, layer: int | None = None) -> Tensor:
         """A weight in the row-vector convention; one that the model does not have is refused.
@@ -132,13 +132,22 @@ class Weights:
                 return way.view, present
         return None
 
+    def _present(self, part: str, name: str, layer: int | None) -> bool:
+        """Whether a stored tensor is there, of experts each; nothing is put together."""
+        paths = self._paths(part, name, layer)
+        return bool(paths) and all(self.fetch(path) is not None for path in paths)
+
     def _tensor(self, part: str, name: str, layer: int | None) -> Tensor | None:
+        paths = self._paths(part, name, layer)
+        found = [tensor for path in paths if (tensor := self.fetch(path)) is not None]
+        if not found or len(found) < len(paths):
+            return None
+        return torch.stack(found) if "{e}" in part else found[0]
+
+    def _paths(self, part: str, name: str, layer: int | None) -> list[str]:
+        """The parameter's name, or where experts are stored one by one theirs."""
         path = part if part.startswith("/") else self._path(part, name, layer)
-        if "{e}" not in path:
-            return self.fetch(path)
-        each = [self.fetch(path.replace("{e}", str(expert))) for expert in range(self.shape.experts)]
-        found = [tensor for tensor in each if tensor is not None]
-        return torch.stack(found) if found and len(found) == len(each) else None
+        return [path.replace("{e}", str(expert)) for expert in range(self.shape.experts)] if "{e}" in path else [path]
 
 
 def _address(name: str, layer: int | None) -> str:

@@ -142,12 +142,16 @@ def _second(reader: Reader) -> Float[Tensor, "d_model d_model"]:
     return len(reader.tokens) * (reader.covariance + torch.outer(mean, mean))
 
 
+def _both(reader: Reader) -> Pairing:
+    return Pairing(reader, reader)
+
+
 BASES: Final[Mapping[str, Callable[[Reader], Pairing]]] = {
-    "transpose": lambda reader: Pairing(reader, reader),
+    "transpose": lambda reader: _both(reader),
     "centred": lambda reader: Pairing(centred(reader), reader),
     "pseudo-inverse": lambda reader: Pairing(pseudo_inverse(reader), reader),
     "ridge": lambda reader: Pairing(ridge(reader), reader),
-    "cosine": lambda reader: Pairing(cosine(reader), cosine(reader)),
-    "whitened": lambda reader: Pairing(whitened(reader), whitened(reader)),
+    "cosine": lambda reader: _both(cosine(reader)),
+    "whitened": lambda reader: _both(whitened(reader)),
 }
 """Every pairing by name. Source: Dar et al. 2022, arXiv:2209.02535, appendix A, for transpose and pseudo-inverse."""

@@ -45,7 +45,7 @@ def named(text: str) -> str:
     '‘his’‘\\n’‘ ’‘4 spaces’'
     """
     if word := text.strip():
-        return f"‘{word}’"
+        return "‘" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word) + "’"
     return f"‘{len(text)} spaces’" if len(text) > 1 and not text.strip(" ") else f"‘{text.encode('unicode_escape').decode()}’"
 
 

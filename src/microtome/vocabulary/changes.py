@@ -51,9 +51,6 @@ _DRAWS: Final = 128
 _DIRECTIONS: Final = 8
 """Singular directions that are read, where no adapter says how many there are."""
 _ROUNDS: Final = 8
-_SAMPLED: Final = 4
-"""Of each 512 vectors of a block, those whose shuffled scores stand for all: they have one distribution, but for ties."""
-_AT_A_TIME: Final = 512
 _ALIKE: Final = 0.99
 """Share of the tokens that two tokenizers must spell alike: a chat model gives some unused ones a meaning."""
 

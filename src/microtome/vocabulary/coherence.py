@@ -287,7 +287,10 @@ def coherence_rows(found: Sequence[Coherence], q: Sequence[Float[Tensor, "unit s
 
 def coherent_shares(found: Sequence[Coherence], *, seed: int) -> list[Readable]:
     """How many units of each block have a list more coherent than 99 % of the null's, see `projection.readable`."""
-    return readable([Standing(each.lists.group, each.lists.layer, each.values, each.null) for each in found], seed=seed)
+    return readable(
+        [Standing(each.lists.group, each.lists.layer, each.values, each.null, each.lists.null_kind) for each in found],
+        seed=seed,
+    )
 
 
 def share_rows(found: Sequence[Readable], run: str) -> pa.Table:

@@ -88,6 +88,7 @@ def parameter_tables(subject: Subject, k: int, run: str) -> tuple[Iterator[pa.Ta
     tokens = token_rows(project(subject, groups, k, seed=_SEED), standing)
 
     def shares() -> Iterator[pa.Table]:
+        assert standing, "tokens.parameters is written first"
         yield readable_rows(readable(standing, seed=_SEED), run)
 
     return tokens, shares()

@@ -28,7 +28,7 @@ from microtome.vocabulary.composition import (
 from microtome.vocabulary.findings import Row
 from microtome.vocabulary.heads import POSITIONS, HeadScores, Rotations
 from microtome.vocabulary.positional import rotary_previous_token_scores
-from microtome.vocabulary.relations import relation_findings, relation_q, relation_rows, relation_scores, relations_of
+from microtome.vocabulary.relations import Relation, relation_findings, relation_q, relation_rows, relation_scores, relations_of
 from microtome.vocabulary.singular import ReadSpectrum, read_spectra, singular_findings, singular_rows, singular_stats
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.tables import corrected, head_rows
@@ -62,16 +62,22 @@ def head_descriptions(subject: Subject, model: Model | Checkpoint, tokens: Int[T
     scores = _scores(subject, model, tokens[:_SEEN], kinds[1])
     stats = [head_rows(scores, {stat: corrected(layers) for stat, layers in scores.items()}, run)]
     findings = [composition_findings(kind, stand) for kind, stand in zip(kinds, stands, strict=True)]
-    try:
-        related = list(relation_scores(subject, relations_of(subject)))
-    except Refusal as why:
-        _log.info("%s", why)
-    else:
+    if relations := _relations(subject):
+        related = list(relation_scores(subject, relations))
         q = relation_q(related)
         stats.append(relation_rows(related, q, run))
         findings.append(relation_findings(related, q))
     links = [link_rows(kind, stand) for kind, stand in zip(kinds, stands, strict=True)]
     return Described({"links": pa.concat_tables(links), "unit_stats": pa.concat_tables(stats)}, findings)
+
+
+def _relations(subject: Subject) -> list[Relation]:
+    """The relations that ship, as far as the vocabulary has their words as single tokens."""
+    try:
+        return relations_of(subject)
+    except Refusal as why:
+        _log.warning("no relations between words: %s", why)
+        return []
 
 
 def _scores(

@@ -51,8 +51,9 @@ def state_descriptions(
     tables: dict[str, pa.Table] = {}
     findings = [activated_findings(overlaps, subject.shape)]
     stats = [activated_rows(overlaps, run)]
-    if why_no_attribution(model) is None:
-        parts = contributions(found(_ATTRIBUTION))
+    attributed = found(_ATTRIBUTION) if why_no_attribution(model) is None else None
+    if attributed is not None and len(attributed.own):  # a token alone in its window has nothing to be compared with
+        parts = contributions(attributed)
         stats.append(contribution_rows(parts, run))
         tables["unit_stats"] = unit_contribution_rows(parts, run)
         findings.append(contribution_findings(parts))

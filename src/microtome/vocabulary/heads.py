@@ -115,7 +115,8 @@ def embedded(weights: Weights, reader: Reader) -> Embedded:
     for output, tokens in zip(reader.matrix.T.split(_BLOCK), reader.tokens.split(_BLOCK), strict=True):
         inputs = embedding[tokens.to(embedding.device)].to(reader.matrix)
         if norm is not None:
-            inputs = (inputs - inputs.mean(1, keepdim=True)) * norm.gain.to(inputs)
+            centred = inputs - inputs.mean(1, keepdim=True) if norm.kind == "layer" else inputs
+            inputs = centred * norm.gain.to(inputs)
         out_in += (output.T @ inputs).double()
         in_in += (inputs.T @ inputs).double()
         total += inputs.sum(0, dtype=torch.float64)

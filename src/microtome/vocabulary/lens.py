@@ -234,8 +234,10 @@ def _joined(tables: Mapping[str, Rows], more: Mapping[str, Rows]) -> dict[str, R
     """`more`, with the rows of a table that `tables` has as well put behind those."""
     joined = dict(more)
     for name in set(tables) & set(more):
-        parts = (tables[name], more[name])
-        joined[name] = pa.concat_tables([part for part in parts if isinstance(part, pa.Table)])
+        one, other = tables[name], more[name]
+        assert isinstance(one, pa.Table), f"{name} is written whole"
+        assert isinstance(other, pa.Table), f"{name} is written whole"
+        joined[name] = pa.concat_tables([one, other])
     return joined
 
 

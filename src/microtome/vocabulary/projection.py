@@ -32,6 +32,7 @@ from microtome.vocabulary.parameters import Block, Group, block_of, layers_of
 from microtome.vocabulary.subject import Subject
 
 __all__ = [
+    "ANYWHERE",
     "CONTROL",
     "LEAST_DRAWS",
     "Projected",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 CONTROL: Final = "random mixtures of the layer's vectors"
+ANYWHERE: Final = "directions drawn from all alike"
 LEAST_DRAWS: Final = 128
 """Mixtures of a block."""
 _FEW: Final = 8
@@ -56,11 +58,12 @@ _REDRAWN: Final = 1000
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """A block in the vocabulary, and what mixtures of it are there."""
+    """A block in the vocabulary, and what directions of no meaning are there: mixtures of it, where `kind` does not say otherwise."""
 
     block: Block
     top: TopTokens
     random: RandomDirections
+    kind: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,7 @@ class Standing:
     layer: int | None
     strength: Float[Tensor, "unit end"]
     null: Float[Tensor, "mixture end"]
+    kind: str = CONTROL
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Readable:
     low: float
     high: float
     q: float
+    kind: str = CONTROL
 
 
 def project(
@@ -115,12 +120,11 @@ def read_block(block: Block, reader: Reader, k: int, draws: int, seed: int, hubs
     if hubs == "removed" and len(rows) >= _FEW:
         population = population_of(rows)
         reader, rows = standardised(reader, population), (rows.double() - population.mean).float()
-    random = (
-        random_directions(reader, k, draws, seed=seed)
-        if len(rows) < _FEW
-        else read_random(mixtures(rows, draws, seed), reader, k)
-    )
-    return Projected(block, top_tokens(rows, reader, random), random)
+    if len(rows) < _FEW:
+        random, kind = random_directions(reader, k, draws, seed=seed), ANYWHERE
+    else:
+        random, kind = read_random(mixtures(rows, draws, seed), reader, k), CONTROL
+    return Projected(block, top_tokens(rows, reader, random), random, kind)
 
 
 def mixtures(rows: Float[Tensor, "vector d_model"], draws: int, seed: int) -> Float[Tensor, "mixture d_model"]:
@@ -138,7 +142,7 @@ def token_rows(projected: Iterator[Projected], standing: list[Standing]) -> Iter
     """Pieces of the table `tokens`; `standing` is filled while they are drawn, so that no block has to be held."""
     for each in projected:
         group, layer = each.block.group.name, each.block.layer
-        standing.append(Standing(group, layer, each.top.strength, each.random.strength))
+        standing.append(Standing(group, layer, each.top.strength, each.random.strength, each.kind))
         yield tokens_table([str(address) for address in each.block.addresses], each.top)
 
 
@@ -154,7 +158,7 @@ def readable(standing: Sequence[Standing], *, seed: int) -> list[Readable]:
         drawn = _shares_by_chance(null, len(strength), int(hash_parts(seed, each.layer or 0)))
         low, high = central_interval(drawn).tolist()
         tests.append((1 + int((drawn >= share).sum())) / (1 + _REDRAWN))
-        found.append(Readable(each.group, each.layer, share, float(drawn.mean()), low, high, torch.nan))
+        found.append(Readable(each.group, each.layer, share, float(drawn.mean()), low, high, torch.nan, each.kind))
     q = benjamini_hochberg(torch.tensor(tests, dtype=torch.float64)).tolist()
     return [replace(each, q=quality) for each, quality in zip(found, q, strict=True)]
 
@@ -169,7 +173,7 @@ def readable_rows(found: Sequence[Readable], run: str) -> pa.Table:
             "stat": "readable_share",
             "value": each.share,
             "control": each.control,
-            "control_kind": CONTROL,
+            "control_kind": each.kind,
             "control_lo": each.low,
             "control_hi": each.high,
             "q": each.q,

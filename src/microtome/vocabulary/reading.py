@@ -14,7 +14,7 @@ from microtome.model import Checkpoint, Model, open_checkpoint
 from microtome.numerics import hash_parts
 from microtome.readout import RandomDirections, TopTokens, chance, quoted, random_directions, read_random, top_tokens
 from microtome.vocabulary.parameters import block_of, group_named, vector_at
-from microtome.vocabulary.projection import mixtures
+from microtome.vocabulary.projection import ANYWHERE, mixtures
 from microtome.vocabulary.subject import Preset, Subject, subject_of
 
 __all__ = ["Reading", "Word", "read", "read_directions"]
@@ -107,18 +107,21 @@ def read_directions(subject: Subject, directions: Float[Tensor, "*unit d_model"]
         raise Refusal("directions", why="they hold NaN or infinity", instead="leave those out")
     random = random_directions(subject.write, k, _DRAWS, seed=_SEED)
     names = [f"direction {number}" for number in range(len(rows))]
-    return _readings(subject, names, rows, ("write", random, "directions drawn from all alike"))
+    return _readings(subject, names, rows, ("write", random, ANYWHERE))
 
 
 def _read_address(subject: Subject, address: WeightAddress, k: int) -> Reading:
     group, vector = vector_at(subject.weights, address, folding=subject.folding)
     block = block_of(subject.weights, group_named(address.family), address.layer, folding=subject.folding)
+    if not bool(torch.isfinite(block.rows).all()):
+        why = "it, or another vector of its layer, holds NaN or infinity"
+        raise Refusal(f"weight vector {address}", why=why, instead="check the checkpoint")
     reader = subject.read if group.end == "read" else subject.write
     if len(block.rows) < _FEW:
-        random, kind = random_directions(reader, k, _DRAWS, seed=_SEED), "directions drawn from all alike"
+        random, kind = random_directions(reader, k, _DRAWS, seed=_SEED), ANYWHERE
     else:
         drawn = mixtures(block.rows, _DRAWS, int(hash_parts(_SEED, address.layer or 0)))
-        random, kind = read_random(drawn, reader, k), f"mixtures of {group.name}.{address.layer}"
+        random, kind = read_random(drawn, reader, k), f"mixtures of {str(address).split('/')[0]}"
     (found,) = _readings(subject, [str(address)], vector[None], (group.end, random, kind))
     return found
 

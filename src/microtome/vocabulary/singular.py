@@ -154,7 +154,8 @@ def read_spectra(
         blocks = {"read": _block(subject, "W_V", layer), "write": _block(subject, "W_O", layer)}
         randoms = {end: _mixed(subject, block, k) for end, block in blocks.items()}
         for spectrum in head_spectra(subject, layer, metric):
-            yield from _read(subject, _cut(spectrum, most), randoms, k)
+            if len(spectrum.value):  # a head that was pruned away has none
+                yield from _read(subject, _cut(spectrum, most), randoms, k)
         for group in groups:
             if layer in layers_of(subject.weights, group):
                 block = block_of(subject.weights, group, layer, folding=subject.folding)

@@ -76,7 +76,7 @@ class Classifier:
         """Logits of what is at `site`."""
         there = (batch.roles != Role.PAD).to(states)
         pooled = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
-        return pooled.float() @ self.weight + self.bias
+        return pooled.float() @ self.weight.to(pooled.device) + self.bias.to(pooled.device)
 
 
 def stitching_kernel(
@@ -112,7 +112,7 @@ def stitched(
     The blocks before run too, on nothing, and what they make is replaced.
     """
     model, site = classifier.model, Site("resid_pre", classifier.since)
-    arrived = states.float() @ kernel
+    arrived = states.float() @ kernel.to(states.device)
     if entering == "embedded":
         arrived = _embedded(model, arrived)
     blank = replace(batch, ids=torch.zeros_like(batch.ids), extra={})
@@ -156,7 +156,7 @@ def accuracies(
             for name, each in kernels.items():
                 kernel = each[keep] if len(each) > 1 else each[0]
                 found = stitched(classifier, batch, states, kernel, stitch.entering).argmax(1)
-                right[name][keep] += int((found == batch.label).sum())
+                right[name][keep] += int((found.cpu() == batch.label.cpu()).sum())
     return {name: each / max(windows, 1) for name, each in right.items()}
 
 

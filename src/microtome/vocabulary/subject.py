@@ -61,6 +61,8 @@ def subject_of(
     if not model.weights.has("W_E"):
         why = model.family.absent.get("W_E", "it embeds no tokens")
         raise Refusal(f"the vocabulary of {model.name}", why=why, instead="open a model that reads text")
+    if preset not in PRESETS:
+        raise Refusal(f"preset {preset}", why="there is none of that name", instead=f"use one of {', '.join(PRESETS)}")
     choice, weights = PRESETS[preset], stored_weights(model)
     texts = texts_of(model.tokenizer, model.shape.vocab)
     shown = kept_tokens(model.tokenizer, texts, tokens or choice.tokens)

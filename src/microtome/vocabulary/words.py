@@ -3,6 +3,7 @@
 How a token is spelt is said in `readout.words`.
 """
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +15,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from microtome.core import Refusal
+from microtome.readout import is_whole
 
 __all__ = ["TOKENS", "kept_tokens", "spelling", "unreadable_tokens", "vocabulary_table", "word_classes"]
+
+_log = logging.getLogger(__name__)
 
 _UNUSED: Final = re.compile(r"\[unused_?\d+\]|<unused_?\d+>|<\|?reserved[^>]*>|<extra_id_\d+>", re.IGNORECASE)
 
 TOKENS: Final[dict[str, Callable[[str], bool]]] = {
     "all": lambda text: True,
     "readable": lambda text: True,
-    "ascii": lambda text: text.isascii() and text.strip().isprintable(),
+    "ascii": lambda text: text.isascii() and text.strip().isprintable() and is_whole(text),
     "alphanumeric": lambda text: text.strip().isalnum(),
     "words": lambda text: text[:1] == " " and text[1:].isalpha(),
 }
@@ -40,7 +44,9 @@ def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[i
     if which in TOKENS:
         lets_through = TOKENS[which]
     elif Path(which).is_file():
-        listed = {spelling(line) for line in Path(which).read_text("utf-8").splitlines()} - {""}
+        listed = _listed(Path(which))
+        if lacking := sorted(listed - {spelling(text) for text in texts}):
+            _log.warning("%s: no token spells %s", which, ", ".join(lacking[:10]) + (", ..." if len(lacking) > 10 else ""))
         lets_through = lambda text: spelling(text) in listed  # noqa: E731
     else:
         raise Refusal(
@@ -52,6 +58,15 @@ def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[i
     if not kept:
         raise Refusal(f"tokens {which}", why="no token of the model is among them", instead="use --tokens readable")
     return kept
+
+
+def _listed(path: Path) -> set[str]:
+    """The words of a file."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"tokens {path}", why=f"it is not UTF-8: {error.reason}", instead="save it as UTF-8") from error
+    return {spelling(line) for line in text.splitlines()} - {""}
 
 
 def spelling(text: str) -> str:

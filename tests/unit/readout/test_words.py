@@ -55,3 +55,7 @@ def test_ids_without_a_token_are_empty_and_without_a_tokenizer_tokens_are_number
 def test_words_are_quoted_once_each(texts: list[str], shown: str) -> None:
     assert quoted(texts) == shown
     assert quoted(texts, most=1) == named(texts[0])
+
+
+def test_control_characters_are_written_out() -> None:
+    assert named("\x14a") == "‘\\x14a’"
