@@ -129,6 +129,9 @@ def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
     console.print(escape(f"{text}, {found.only_base:,} and {found.only_tuned:,} in one of them."))
     if not found.same_text:
         console.print("They were computed from two different texts, and so differ for that reason too.")
+    if not any(found.rows["difference"].to_pylist()):
+        console.print("All of them are equal.")
+        return
     heads = ("unit", "statistic", "base", "tuned", "difference", "in standard deviations between units", "q")
     table = Table(*heads, box=box.SIMPLE, title="What differs most", title_justify="left")
     for row in found.rows.slice(0, top).to_pylist():

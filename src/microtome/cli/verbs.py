@@ -165,6 +165,8 @@ def vocabulary(
     Without a text the model is never built: weights are read from their files, a layer at a time.
     """
     if vector:
+        if text is not None:
+            raise Refusal(f"--vector and the text {text}", why="a vector is read without one", instead="leave one of them out")
         from microtome.model import open_checkpoint
         from microtome.vocabulary import read
 

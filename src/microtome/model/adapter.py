@@ -114,9 +114,8 @@ class AdaptedWeights(Weights):
     def rank(self, name: str, layer: int | None = None) -> int | None:
         """The largest rank that the change of a weight can have, 0 where it has none; None where a part of it is another tensor."""
         row = {**self.family.weights, **(self.head.weights if self.head else {})}.get(name)
-        block = "" if layer is None else f"{self.family.at(self.config, layer).block}."
-        parts = {part if part.startswith("/") else f"{block}{part}" for way in row.sources for part in way.names} if row else ()
-        full = [_full(part, self.prefix) for part in parts]
+        parts = {part for way in row.sources for part in way.names} if row else ()
+        full = [_full(path, self.prefix) for part in parts for path in self._paths(part, name, layer)]
         if any(part in self.adapter.replaced for part in full):
             return None
         return sum(self.adapter.factors[part].rank for part in full if part in self.adapter.factors)

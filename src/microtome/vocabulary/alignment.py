@@ -21,6 +21,7 @@ from microtome.core import Refusal
 from microtome.numerics import benjamini_hochberg, permutation_p
 from microtome.readout import Reader, central_interval
 from microtome.store.schemas import TABLES
+from microtome.vocabulary import parameters
 from microtome.vocabulary.findings import LARGEST_Q, Row
 from microtome.vocabulary.parameters import GROUPS, Group, block_of, group_named
 from microtome.vocabulary.shared import Kernels, Shared, kernels_of, shared_tokens, shuffled_kernels, standardised
@@ -100,6 +101,8 @@ def align(
     Cost: 2 vector^2 d FLOP for each pair of layers; the null 2 draws shared d_left d_right.
     Source: Dar et al. 2022, arXiv:2209.02535, section 5.1.
     """
+    if draws < 1 or sample < 1:
+        raise Refusal(f"{draws} draws of {sample} vectors", why="there is nothing to compare with", instead="use 100 and 64")
     shared, groups = shared_tokens(left, right), common_groups(left, right, names)
     metrics = {pair: kernels_of(*pair, shared) for pair in dict.fromkeys(readers_of(left, right, group) for group in groups)}
     null = _null(left, right, shared, groups, metrics, draws=draws, sample=sample, seed=seed)
@@ -136,8 +139,7 @@ def common_groups(left: Subject, right: Subject, names: Sequence[str] = ()) -> t
 
 def layers_of(subject: Subject, group: Group) -> tuple[int, ...]:
     """Layers in which a model has all that a group needs."""
-    weights = subject.weights
-    return tuple(each for each in range(subject.shape.layers) if all(weights.has(name, each) for name in group.needs))
+    return tuple(layer for layer in parameters.layers_of(subject.weights, group) if layer is not None)
 
 
 def same_depth(rows: int, columns: int) -> Int[Tensor, " left_layer"]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from microtome.core import Refusal, UnitAddress
 from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import benjamini_hochberg, hash_parts
-from microtome.readout import RandomDirections, Reader, TopTokens, chance, quoted, read_random, tokens_table, top_tokens
+from microtome.readout import RandomDirections, Reader, TopTokens, pooled_chance, quoted, read_random, tokens_table, top_tokens
 from microtome.vocabulary.background import reader_moments
 from microtome.vocabulary.circuits import layer_heads
 from microtome.vocabulary.composition import Metric
@@ -73,7 +73,7 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class ReadSpectrum:
-    """The directions of a spectrum at one end in the vocabulary, both ends of each; `p` against mixtures of the layer's vectors.
+    """The directions of a spectrum at one end in the vocabulary, both ends of each, beside mixtures of the layer's vectors.
 
     Signs are such that the strongest token of what is written, or else read, is promoted.
     """
@@ -82,7 +82,6 @@ class ReadSpectrum:
     end: Literal["read", "write"]
     top: TopTokens
     random: RandomDirections
-    p: Float[Tensor, "direction end"]
 
     @property
     def addresses(self) -> list[str]:
@@ -253,7 +252,7 @@ def _read(subject: Subject, spectrum: Spectrum, randoms: dict[str, RandomDirecti
             signed = {name: None if (rows := getattr(spectrum, name)) is None else rows * sign[:, None] for name in ends}
             spectrum = replace(spectrum, **signed)
         top = top_tokens(getattr(spectrum, end), reader, randoms[end])
-        yield ReadSpectrum(spectrum, end, top, randoms[end], chance(top.strength, randoms[end]))
+        yield ReadSpectrum(spectrum, end, top, randoms[end])
 
 
 def _signs(top: TopTokens) -> Float[Tensor, " direction"]:
@@ -280,8 +279,17 @@ def _cut(spectrum: Spectrum, most: int) -> Spectrum:
 
 
 def _q(found: Sequence[ReadSpectrum]) -> list[Float[Tensor, "direction end"]]:
-    q = benjamini_hochberg(torch.cat([each.p.flatten() for each in found])) if found else torch.empty(0)
-    return [part.view(-1, 2) for part in q.split([each.p.numel() for each in found])]
+    """q-values of both ends of all directions; each against its own mixtures, the tail that of all mixtures (`readout.pooled_chance`)."""
+    sets: dict[int, list[int]] = {}  # spectra of a layer and an end share their mixtures
+    for place, each in enumerate(found):
+        sets.setdefault(id(each.random), []).append(place)
+    strength = [torch.cat([found[place].top.strength.flatten() for place in mine]) for mine in sets.values()]
+    draws = [found[mine[0]].random.strength.reshape(-1, 1) for mine in sets.values()]
+    p: dict[int, Tensor] = {}
+    for mine, part in zip(sets.values(), pooled_chance(strength, draws, "greater"), strict=True):
+        p |= zip(mine, part.split([found[place].top.strength.numel() for place in mine]), strict=True)
+    q = benjamini_hochberg(torch.cat([p[place] for place in range(len(found))])) if found else torch.empty(0)
+    return [part.view(-1, 2) for part in q.split([each.top.strength.numel() for each in found])]
 
 
 def _root(reader: Reader) -> Float[Tensor, "d_model d_model"]:

@@ -32,6 +32,8 @@ _RIDGE: Final = 0.1
 """Of the mean eigenvalue of E_B E_B^T."""
 _LITTLE: Final = 1e-4
 """Of the mean eigenvalue of the states' second moments, where a stitch is trained."""
+_FAINT: Final = 1e-10
+"""Of the largest eigenvalue: below it a direction is rounding, of no token."""
 
 
 @dataclass(frozen=True)
@@ -212,16 +214,14 @@ def _through(norm: Norm, values: Float[Tensor, "window token d_right"]) -> Float
 
 
 def _solved(second: Float[Tensor, "d d"], product: Float[Tensor, "d other"], share: float = 0.0) -> Float[Tensor, "d other"]:
-    """(second + lambda 1)^-1 product, with lambda `share` of the mean eigenvalue of `second`."""
-    lifted = second + share * second.diagonal().mean() * torch.eye(len(second)).to(second)
-    factor, failed = torch.linalg.cholesky_ex(lifted)
-    if int(failed):
-        raise Refusal(
-            "a kernel between two models",
-            why="the token vectors of one do not span its stream",
-            instead="use the kernel ridge, or procrustes",
-        )
-    return torch.cholesky_solve(product, factor)
+    """(second + lambda 1)^+ product, with lambda `share` of the mean eigenvalue of `second`.
+
+    Directions that no token has (a folded layer norm takes one) are left out: their eigenvalues are rounding.
+    """
+    values, vectors = torch.linalg.eigh(second + share * second.diagonal().mean() * torch.eye(len(second)).to(second))
+    kept = values > _FAINT * values[-1]
+    inverse = torch.where(kept, 1 / values.clamp(min=_FAINT * values[-1]), 0)
+    return (vectors * inverse) @ (vectors.T @ product)
 
 
 def _inverted(kernels: Kernels, share: float = 0.0) -> Float[Tensor, "d_left d_right"]:

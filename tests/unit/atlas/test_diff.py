@@ -122,7 +122,13 @@ def test_units_of_two_atlases_are_matched_by_address_and_ranked(
     exact = next(row for row in found.rows.to_pylist() if row["stat"] == "exact")
     assert (exact["difference"], exact["z"], exact["q"], exact["effect"]) == (1.0, None, None, None)
     show_difference(found, 2)
-    assert "neurons.0/3" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "neurons.0/3" in told
+    assert "equal" not in told
+    show_difference(diff(atlases[0], atlases[0]), 2)
+    told = capsys.readouterr().out
+    assert told.endswith("All of them are equal.\n")
+    assert "What differs most" not in told
 
 
 def test_what_does_not_correspond_is_refused(atlases: tuple[Path, Path], base: Path, tmp_path: Path) -> None:

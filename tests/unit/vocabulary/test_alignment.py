@@ -118,6 +118,8 @@ def test_groups_are_those_of_both_models() -> None:
     gated = wrap(llama())
     with pytest.raises(Refusal, match="W_gate of .* not both models"):
         compare((decoder, gated), "W_gate")
+    with pytest.raises(Refusal, match="100 draws of 0 vectors: there is nothing to compare with"):
+        align(subject_of(decoder), subject_of(encoder), sample=0)
     (found,) = compare((gated, wrap(bert())), "W_K")
     assert found.scores.shape == (3, 2), "fewer key heads than heads, and a post-norm encoder beside a decoder"
 

@@ -141,12 +141,14 @@ def test_what_stands_out_is_said_and_random_heads_are_silent(monkeypatch) -> Non
     o[0] = of.write.matrix[:, far]
     with_heads(monkeypatch, torch.linalg.qr(o.T).Q.T, o)
     found = list(read_spectra(of, k=3, layers=[0], most=1))
-    strengths = found[0].top.strength[0]
-    rows = singular_findings([replace(found[0], p=torch.full((1, 2), 1e-4, dtype=torch.float64))], of.texts)
+    written, read = found
+    rows = singular_findings([replace(written, top=replace(written.top, strength=torch.tensor([[50.0, 0.0]]))), read], of.texts)
+    assert len(rows) == 1
+    assert rows[0]["q"] < 0.005, "the tail is that of all mixtures: those of one end alone allow 4 / 1025"
     assert rows[0]["sentence"].startswith(
         f"Singular direction heads.0/0.svd0+ (value {float(found[0].spectrum.value[0]):.2f}) writes ‘w{int(far)}’"
     )
-    assert rows[0]["value"] == pytest.approx(float(strengths[0]))
+    assert rows[0]["value"] == 50
 
 
 def test_a_direction_planted_for_a_set_of_words_is_located_and_others_are_not() -> None:

@@ -106,6 +106,14 @@ def test_the_kernel_is_numpys() -> None:
     assert float(random[0].norm() / stitching_kernel(left, right, "ridge").norm()) == pytest.approx(1, rel=1e-4)
 
 
+def test_a_direction_that_a_folded_norm_takes_from_the_tokens_is_left_out() -> None:
+    left, right = (subject_of(wrap(plain_gpt2(width, 1, width)), preset="folded") for width in (16, 24))
+    one, two = left.write.matrix.double().numpy(), right.write.matrix.double().numpy()
+    assert np.linalg.matrix_rank(two, tol=1e-4) == 23, "the mean is taken out"
+    expected = one @ np.linalg.pinv(two, rcond=1e-4)
+    np.testing.assert_allclose(stitching_kernel(left, right).numpy(), expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_only_shared_tokens_make_the_kernel() -> None:
     words = [f"w{number}" for number in range(150)]
     modules = [plain_gpt2(width, 1, width, 160) for width in (16, 24)]
