@@ -48,12 +48,13 @@ def main() -> None:
             times["unit"].append(_seconds(lambda: page(view, f"neurons.{layer}/{index}")))  # noqa: B023
             times["units"] += [_seconds(lambda query=query: units(view, query)) for query in (listed, deep)]
             times["search"].append(_seconds(lambda: units(view, search)))  # noqa: B023
-    rows = {
-        name: {f"p{q}": round(1e3 * float(np.quantile(taken, q / 100)), 1) for q in (50, 95)} for name, taken in times.items()
-    }
-    write_results(RESULTS, "pages", {"milliseconds": rows, "units": LAYERS * WIDTH})
-    for name, row in rows.items():
-        sys.stdout.write(f"{name:8} p50 {row['p50']:6.1f} ms  p95 {row['p95']:6.1f} ms\n")
+    rows: list[dict[str, float | str]] = [
+        {"name": name, **{f"p{q}_ms": round(1e3 * float(np.quantile(taken, q / 100)), 1) for q in (50, 95)}}
+        for name, taken in times.items()
+    ]
+    write_results(RESULTS, f"pages of {LAYERS * WIDTH} units", rows)
+    for row in rows:
+        sys.stdout.write(f"{row['name']:8} p50 {row['p50_ms']:6.1f} ms  p95 {row['p95_ms']:6.1f} ms\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Writes the pages of docs/ that the code already says: papers, sites, verbs, licences, one line per module.
+"""Writes the pages of docs/ that the code already says: papers, sites, verbs, licences, speed, one line per module.
 
 `make gen` writes them; tests/test_docs.py fails when one of them is not what this script would write.
 """
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -213,11 +214,76 @@ The Python packages that are installed are listed in `requirements/run.txt` and 
     return NOTE + text + "\n".join(rows) + tail
 
 
+def speed() -> str:
+    """docs/speed.md: what the benchmarks last measured, as benchmarks/results.json holds it."""
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    lines = [
+        "# Speed",
+        "",
+        "Contestants of a table were run in turns, in one run, on a machine that did nothing else: two cores of an AMD EPYC. `ratio` is the "
+        "rate beside that of the first contestant, the median over turns, between the quartiles. The command that measures it again "
+        "(all of them: `make bench`) stands above each table.",
+        "",
+    ]
+    for path in sorted((ROOT / "benchmarks").glob("*.py")) + [ROOT / "benchmarks" / "peers" / "__main__.py"]:
+        name = path.parent.name if path.name == "__main__.py" else path.stem
+        tables = {key: rows for key, rows in results.items() if key.split()[0] == name}
+        if not tables:
+            continue
+        says, *rest = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+        lines += [f"## {name.capitalize()}", "", says, *_prose(rest), "", f"    python -m benchmarks.{name}", ""]
+        for key, rows in tables.items():
+            heads = list(dict.fromkeys(column for row in rows for column in row))
+            heads.sort(key=_SPEED.index)
+            lines += [
+                f"**{key}**",
+                "",
+                f"| {' | '.join(head.replace('_', ' ') for head in heads)} |",
+                "|---" * len(heads) + "|",
+            ]
+            lines += [f"| {' | '.join(_cell(head, row.get(head)) for head in heads)} |" for row in rows] + [""]
+    return NOTE + "\n".join(lines).rstrip() + "\n"
+
+
+_SPEED = [
+    "name",
+    "depth",
+    "windows",
+    "tokens",
+    "ratio",
+    "quartile_low",
+    "quartile_high",
+    "tokens_per_second",
+    "gflop_per_second",
+    "seconds",
+    "p50_ms",
+    "p95_ms",
+    "checkpoint_bytes",
+    "own_bytes",
+    "resident_bytes",
+    "peak_bytes",
+]
+"""Columns of the tables of speed.md, in order."""
+
+
+def _prose(lines: list[str]) -> list[str]:
+    return [line for line in lines if line and not line.startswith("usage:")]
+
+
+def _cell(head: str, value: str | float | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if head.endswith("bytes"):
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+
+
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "papers.md": papers,
     DOCS / "sites.md": sites,
     DOCS / "internals.md": internals,
     DOCS / "licences.md": licences,
+    DOCS / "speed.md": speed,
     DOCS / "reference" / "cli.md": command_line,
 }
 

@@ -21,8 +21,8 @@ from microtome.model import load
 from microtome.numerics import benjamini_hochberg, permutation_p
 from microtome.vocabulary.activated import Activated
 from microtome.vocabulary.overlap import Overlap
-from microtome.vocabulary.search import Search
 from microtome.vocabulary.subject import subject_of
+from microtome.vocabulary.topics import Search
 from microtome.vocabulary.truncation import Kept
 from recipes.dar2023_measures import BASES, EXPERIMENTS, TOPIC, Experiments, Ranked, experiments
 from recipes.dar2023_paper import acceptance, is_gpt2_medium, report

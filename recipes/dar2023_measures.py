@@ -24,8 +24,8 @@ from microtome.vocabulary.circuits import Kind, LayerHeads, layer_heads
 from microtome.vocabulary.overlap import PARTNERS, Overlap, chosen_tokens, overlap_of
 from microtome.vocabulary.pairs import LayerPairs, Question, common_tokens, pair_q, pairs_of_layer, read_pairs
 from microtome.vocabulary.parameters import block_of, group_named, groups_of, layers_of
-from microtome.vocabulary.search import Search, search
 from microtome.vocabulary.subject import Subject
+from microtome.vocabulary.topics import Search, search
 from microtome.vocabulary.truncation import HIGH, LOW, Kept, normal_vectors, truncated, value_vectors
 
 __all__ = [
@@ -170,7 +170,7 @@ def similarities(
 def topic_search(subject: Subject, words: Sequence[str] = TOPIC, *, count: int = 5, seed: int = 0) -> Search:
     """The feed-forward keys and values that score a topic's mean token vector highest (appendix C)."""
     names = [name for name in ("W_in", "W_gate", "W_up", "W_out") if layers_of(subject.weights, group_named(name))]
-    return search(subject, groups_of(subject.weights, names), words, count=count, seed=seed)
+    return search(subject, words, groups_of(subject.weights, names), count=count, measure="dot", seed=seed)
 
 
 @dataclass(frozen=True, eq=False)

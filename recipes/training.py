@@ -36,17 +36,14 @@ _LONGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True)
 class Size:
-    """A decoder's size; `window` is how many positions it has, `positions` how large their embeddings begin: 1 is GPT-2's 0.02.
-
-    White noise of a tenth of that does not outlast a short training.
-    """
+    """A decoder's size; `window` is how many positions it has, `positions` how large their embeddings begin: 1 is GPT-2's 0.02."""
 
     layers: int
     width: int
     heads: int
     window: int
     vocabulary: int
-    positions: float = 0.1
+    positions: float = 1.0
 
 
 @dataclass(frozen=True)

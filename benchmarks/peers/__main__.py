@@ -50,7 +50,7 @@ def main() -> None:
     runs = {
         "bare": (Path(sys.executable), "bare", "float32"),
         "microtome": (Path(sys.executable), "microtome", "float32"),
-        "microtome, automatic dtype": (Path(sys.executable), "microtome", automatic),
+        f"microtome, automatic dtype ({automatic})": (Path(sys.executable), "microtome", automatic),
         **{name: (environment(options.environments, name), name, "float32") for name in PEERS},
     }
     contestants: dict[str, Process] = {}
@@ -61,7 +61,7 @@ def main() -> None:
     finally:
         for process in contestants.values():
             process.close()
-    write_results(RESULTS, "peers", {"automatic": automatic, "rows": result.rows()})
+    write_results(RESULTS, "peers", result.rows())
     for row in result.rows():
         sys.stdout.write(f"{row['name']:28} {row['tokens_per_second']:8} tokens/s  {row['ratio']:6} of bare\n")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from microtome.capture import SiteGram, SiteMeans, SiteMoments
+from microtome.capture import SiteGram
 from microtome.core import Batch, ExpertRows, Fold, Role, Site
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
 from microtome.geometry.anova import PARTS
@@ -84,12 +84,6 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("unit survey of an expert", lambda: UnitSurvey(Neurons(2, SIZES["unit"], expert=0), k=3), experts=True),
     FoldCase("pilot quantiles", lambda: PilotQuantiles(_DENSE, rows=20, seed=3)),
     FoldCase("decile contexts", lambda: DecileContexts(_DENSE, _EDGES, per_decile=2, rate=0.5, seed=3, neighbours=4)),
-    FoldCase("moments of a site", lambda: SiteMoments(_RESID, SIZES["d_model"])),
-    FoldCase("moments of heads", lambda: SiteMoments(Site("z", 1), SIZES["head"] * SIZES["d_head"])),
-    FoldCase("means by position", lambda: SiteMeans(_RESID, SIZES["d_model"], "position", 20)),
-    FoldCase("means by label", lambda: SiteMeans(_RESID, SIZES["d_model"], "label", 2)),
-    FoldCase("means by document", lambda: SiteMeans(_RESID, SIZES["d_model"], "document", 10)),
-    FoldCase("means by token", lambda: SiteMeans(_RESID, SIZES["d_model"], "token", SIZES["vocab"])),
     FoldCase("second moments", lambda: SiteGram(_RESID, torch.full((SIZES["d_model"],), 0.1), rate=0.6, seed=3)),
     FoldCase("token counts", lambda: TokenCounts(SIZES["vocab"])),
     FoldCase("centre", lambda: Centre(_RESID, SIZES["d_model"])),

@@ -35,7 +35,7 @@ def test_a_head_of_smollm2_that_writes_what_it_reads(smollm2: Path) -> None:
     tokens = torch.randperm(len(reader.tokens), generator=torch.Generator().manual_seed(0))[:200]
     read = checkpoint.weights.get("W_E").float()[tokens]
     for layer, head, copies in ((29, 2, True), (12, 5, False)):
-        heads = head_weights(checkpoint.weights, layer, checkpoint.shape)
+        heads = head_weights(checkpoint.weights, layer)
         scores = read @ heads.v[head] @ heads.o[head] @ reader.matrix
         rank = (scores > scores.gather(1, tokens[:, None])).double().mean(1).median()
         assert float(rank) < 0.01 if copies else float(rank) > 0.99

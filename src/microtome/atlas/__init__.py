@@ -3,8 +3,8 @@
 from microtome.atlas.build import LENSES as LENSES
 from microtome.atlas.build import Settings as Settings
 from microtome.atlas.build import build as build
-from microtome.atlas.diff import Comparison as Comparison
 from microtome.atlas.diff import diff as diff
+from microtome.atlas.differences import Comparison as Comparison
 from microtome.atlas.estimate import Estimate as Estimate
 from microtome.atlas.estimate import estimate as estimate
 from microtome.atlas.read import Atlas as Atlas

@@ -99,7 +99,8 @@ def estimate(
             why = f"{names} would not read the text with this model"
             raise Refusal("an estimate", why=why, instead="leave the text out, or name another lens")
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
-    return _extrapolate(run, corpus, stages, text_bytes, _read_vectors(run.model.shape, settings))
+    written = text_bytes + _learned_bytes(run.model.shape, settings)
+    return _extrapolate(run, corpus, stages, written, _read_vectors(run.model.shape, settings))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,13 @@ def _read_vectors(shape: Shape, settings: Settings) -> int:
     return units * (3 if shape.gated else 2) + shape.layers * shape.d_head * 2 * (shape.heads + shape.heads_kv)
 
 
-def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_bytes: int, vectors: int) -> Estimate:
+def _learned_bytes(shape: Shape, settings: Settings) -> int:
+    """What a tuned lens takes, which is learned beyond depth quick: a map of the stream for every layer but the last."""
+    deep = settings.asked.get("vocabulary", "quick") != "quick"
+    return 4 * (shape.layers - 1) * shape.d_model * (shape.d_model + 1) if deep else 0
+
+
+def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], written: int, vectors: int) -> Estimate:
     model = run.model
     assert isinstance(model, Model), "extrapolating from a trial"
     windows = {stage: corpus.windows if stage.sample is None else min(stage.sample, corpus.windows) for stage in stages}
@@ -171,7 +178,7 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], text_
         tokens_per_second=rate,
         seconds=forward + readout / (flops_per_token(model) * rate),
         memory_bytes=_peak_memory(model) + 2 * state,
-        atlas_bytes=state + text_bytes,
+        atlas_bytes=state + written,
         working_bytes=2 * state,
     )
 

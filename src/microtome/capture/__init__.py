@@ -3,8 +3,6 @@
 from microtome.capture.execution import execution_class as execution_class
 from microtome.capture.execution import tokens_per_batch as tokens_per_batch
 from microtome.capture.folds import SiteGram as SiteGram
-from microtome.capture.folds import SiteMeans as SiteMeans
-from microtome.capture.folds import SiteMoments as SiteMoments
 from microtome.capture.folds import sampled as sampled
 from microtome.capture.lens import MAIN as MAIN
 from microtome.capture.lens import MASKED as MASKED

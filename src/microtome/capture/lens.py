@@ -27,13 +27,15 @@ class Stage:
     """One pass over windows of the corpus.
 
     `order` places it among the stages; `sample` is the number of windows taken (seeded, spread over the corpus), all if None;
-    `masked` hides 15 % of the content tokens from a masked language model and keeps them as `Batch.targets`.
+    `masked` hides 15 % of the content tokens from a masked language model and keeps them as `Batch.targets`. `unit` is how many windows are
+    done and committed together, where a window takes long; None: as many as `execution.windows_per_unit` says.
     """
 
     order: int
     name: str
     sample: int | None = None
     masked: bool = False
+    unit: int | None = None
 
 
 PILOT = Stage(0, "pilot", sample=32)

@@ -70,12 +70,12 @@ class StageWork:
 
     @property
     def units(self) -> int:
-        """Units of as many windows as `execution.windows_per_unit` says."""
+        """Units of as many windows as the stage or `execution.windows_per_unit` says."""
         return math.ceil(len(self.windows) / self._per_unit)
 
     @functools.cached_property
     def _per_unit(self) -> int:
-        return windows_per_unit(self._model, self.folds.values(), self._corpus.window)
+        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._corpus.window)
 
     @property
     def _model(self) -> Model:

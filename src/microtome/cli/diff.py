@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from microtome.atlas.diff import AtlasDifference, ModelDifference
-from microtome.readout import quoted
+from microtome.atlas.differences import AtlasDifference, ModelAlignment, ModelDifference
+from microtome.cli.aligned import show_alignment
+from microtome.cli.cells import number, words
 from microtome.vocabulary.changed import farthest_blocks
 from microtome.vocabulary.changes import BlockChange
 
@@ -17,14 +18,15 @@ __all__ = ["show_difference"]
 
 _WIDE = 160
 """Columns of a report that goes to a file."""
-_TOKENS = 6
 
 
-def show_difference(found: ModelDifference | AtlasDifference, top: int) -> None:
-    """The report: how far each group moved in each layer, then the `top` blocks, vectors and words of each kind."""
+def show_difference(found: ModelDifference | ModelAlignment | AtlasDifference, top: int) -> None:
+    """The report of a comparison, with the `top` of each kind of thing."""
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDE)
     if isinstance(found, AtlasDifference):
         _show_atlases(console, found, top)
+    elif isinstance(found, ModelAlignment):
+        show_alignment(console, found, top)
     elif found.identical:
         vectors = sum(each.total for each in found.blocks)
         console.print(
@@ -40,21 +42,20 @@ def _show_models(console: Console, found: ModelDifference, top: int) -> None:
         escape(f"From {found.base} to {found.tuned}: {changed:,} of {total:,} vectors differ, {total - changed:,} are equal.")
     )
     for each in found.embeddings:
-        words = quoted([found.texts[token] for token in each.tokens], _TOKENS)
-        text = f"{each.name} moved by {_percent(each.whole)}: {each.changed:,} of {each.total:,} tokens, {words} most"
-        console.print(escape(text))
+        text = f"{each.name} moved by {_percent(each.whole)}: {each.changed:,} of {each.total:,} tokens, "
+        console.print(f"{escape(text)}{_tokens(found, each.tokens)} most")
     if found.elsewhere:
         more = f" and {len(found.elsewhere) - top} more" if len(found.elsewhere) > top else ""
         console.print(escape(f"Also different, and no vectors of the stream: {', '.join(found.elsewhere[:top])}{more}"))
     if found.words is not None:
-        words = found.words
-        told = f"{int(words.listed.sum())} words and {int((~words.listed).sum())} {words.against}"
-        console.print(escape(f"Words: {words.name}, {words.asked} listed; compared as single tokens: {told}"))
+        listed = found.words
+        told = f"{int(listed.listed.sum())} words and {int((~listed.listed).sum())} {listed.against}"
+        console.print(escape(f"Words: {listed.name}, {listed.asked} listed; compared as single tokens: {told}"))
     _show_layers(console, found.blocks)
     _show_blocks(console, found, top)
     _show_vectors(console, found, top)
     for row in found.findings()[:top]:
-        q = "" if row["q"] is None else f" (q = {_number(row['q'])})"
+        q = "" if row["q"] is None else f" (q = {number(row['q'])})"
         console.print(f"- {escape(row['sentence'])}{q}", soft_wrap=True)
 
 
@@ -88,11 +89,11 @@ def _show_blocks(console: Console, found: ModelDifference, top: int) -> None:
             name,
             _percent(each.whole),
             _percent(float(each.directions.share[0])),
-            _number(found.significance.direction[place]),
+            number(found.significance.direction[place]),
             *ends,
         ]
         if told is not None and each.words is not None:
-            cells += [f"{each.words.pooled:.3f}", f"{float(each.words.pooled_turned.mean()):.3f}", _number(told[place])]
+            cells += [f"{each.words.pooled:.3f}", f"{float(each.words.pooled_turned.mean()):.3f}", number(told[place])]
         table.add_row(*cells)
     console.print(table)
 
@@ -116,9 +117,9 @@ def _show_vectors(console: Console, found: ModelDifference, top: int) -> None:
         assert each.reading is not None
         ends = [_tokens(found, each.reading.top.tokens[place, end].tolist()) for end in (0, 1)]
         cells = [str(each.addresses[vector]), _percent(moved), _percent(usual), f"{float(each.cosine[vector]):.3f}", *ends]
-        cells.append(_number(float(tests.reading[index][place])))
+        cells.append(number(float(tests.reading[index][place])))
         if tests.word is not None and each.words is not None:
-            cells += [f"{float(each.words.areas[vector]):.2f}", _number(float(tests.word[index][vector]))]
+            cells += [f"{float(each.words.areas[vector]):.2f}", number(float(tests.word[index][vector]))]
         table.add_row(*cells)
     console.print(table)
 
@@ -129,20 +130,20 @@ def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
     console.print(escape(f"{text}, {found.only_base:,} and {found.only_tuned:,} in one of them."))
     if not found.same_text:
         console.print("They were computed from two different texts, and so differ for that reason too.")
-    if not any(found.rows["difference"].to_pylist()):
+    if not found.rows["difference"].to_numpy().any():
         console.print("All of them are equal.")
         return
     heads = ("unit", "statistic", "base", "tuned", "difference", "in standard deviations between units", "q")
     table = Table(*heads, box=box.SIMPLE, title="What differs most", title_justify="left")
     for row in found.rows.slice(0, top).to_pylist():
         unit = row["unit"] if row["site"] is None else f"{row['unit']}@{row['site']}"
-        numbers = [_number(row[name]) for name in ("base", "tuned", "difference", "effect", "q")]
+        numbers = [number(row[name]) for name in ("base", "tuned", "difference", "effect", "q")]
         table.add_row(escape(unit), row["stat"], *numbers)
     console.print(table)
 
 
 def _tokens(found: ModelDifference, tokens: Sequence[int]) -> str:
-    return escape(quoted([found.texts[token] for token in tokens], _TOKENS))
+    return words([found.texts[token] for token in tokens])
 
 
 def _cell(each: BlockChange) -> str:
@@ -151,7 +152,3 @@ def _cell(each: BlockChange) -> str:
 
 def _percent(value: float) -> str:
     return "new" if value != value else f"{100 * value:.{2 if value < 0.1 else 3}g} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or value != value else f"{value:.3g}"

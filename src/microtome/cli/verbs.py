@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from microtome.cli.options import Verb
+from microtome.cli.vocabulary import Lookup, answer, require_one_way
 from microtome.core import Refusal
 
 if TYPE_CHECKING:
@@ -123,28 +125,43 @@ def geometry(
     _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
-@app.command()
+@app.command(cls=Verb)
 def vocabulary(
+    context: typer.Context,
     model: Model,
     text: Text = None,
     vector: Annotated[
         list[str] | None,
-        typer.Option("--vector", help="Only read this weight vector, and print it: W_out.24/343, W_Q.5.1/17; may be repeated."),
+        typer.Option(
+            "--vector",
+            help="Only print this: a weight vector (W_out.24/343, W_Q.5.1/17), a head (heads.25/3) or a unit (neurons.24/343); may be "
+            "repeated.",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="With --vector: tokens at each end.")] = 20,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic",
+            help="Only print the vectors that speak of these words: january,february,july, or a file of words, one a line; may be repeated.",
+        ),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", help="Tokens at each end of a vector (20), pairs of a head (10); with --topic vectors (20)."),
+    ] = None,
     preset: Annotated[
         Literal["folded", "paper"],
         typer.Option(
-            help="With --vector: folded takes norms into account; paper reads what is stored, as Dar et al. 2022 did."
+            help="Of what is printed: folded takes norms into account; paper reads what is stored, as Dar et al. 2022 did."
         ),
     ] = "folded",
     basis: Annotated[
-        str, typer.Option(help="With --vector: transpose, centred, pseudo-inverse, ridge, cosine or whitened.")
+        str, typer.Option(help="Of what is printed: transpose, centred, pseudo-inverse, ridge, cosine or whitened.")
     ] = "transpose",
     tokens: Annotated[
         str | None,
         typer.Option(
-            "--tokens", help="With --vector, which tokens: all, readable, ascii, alphanumeric, words, or a file of words."
+            "--tokens", help="Of what is printed, which tokens: all, readable, ascii, alphanumeric, words, or a file of words."
         ),
     ] = None,
     output: Output = Path("atlas"),
@@ -160,19 +177,14 @@ def vocabulary(
     remote_code: RemoteCode = "refuse",
     dry_run: DryRun = False,
 ) -> None:
-    """Read a model's parameters in its own vocabulary: all of them into an atlas, or single vectors onto the terminal.
+    """Read a model's parameters in its own vocabulary: all of them into an atlas, or what is named onto the terminal.
 
     Without a text the model is never built: weights are read from their files, a layer at a time.
     """
-    if vector:
-        if text is not None:
-            raise Refusal(f"--vector and the text {text}", why="a vector is read without one", instead="leave one of them out")
-        from microtome.model import open_checkpoint
-        from microtome.vocabulary import read
-
-        opened = open_checkpoint(model, remote_code=remote_code)
-        for reading in read(opened, vector, k=k, preset=preset, basis=basis, tokens=tokens):
-            typer.echo(str(reading))
+    require_one_way(context)
+    if vector or topic:
+        asked = Lookup(vector or (), topic or (), k, preset, basis, tokens, seed)
+        typer.echo(answer(model, remote_code, asked))
         return
     from microtome.atlas import Settings
 
@@ -183,13 +195,23 @@ def vocabulary(
 
 @app.command()
 def diff(
-    base: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or the folder of an atlas.")],
-    tuned: Annotated[
-        str, typer.Argument(help="What became of it: the same, or the folder of an adapter (LoRA) trained on it.")
+    left: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or the folder of an atlas.")],
+    right: Annotated[
+        str,
+        typer.Argument(
+            help="What became of it, or another model with tokens of the same text: the same, or the folder of a LoRA adapter."
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of an atlas of TUNED to write the rows into: new, or there.")
+        Path | None, typer.Option("--output", "-o", help="Folder of an atlas of RIGHT to write the rows into: new, or there.")
     ] = None,
+    kind: Annotated[
+        Literal["auto", "displacement", "alignment"],
+        typer.Option(
+            help="What is compared: how far every vector moved (auto for two models of one shape), or which layers and units are "
+            "alike in the tokens that both models have (auto for any others)."
+        ),
+    ] = "auto",
     words: Annotated[
         list[Path] | None,
         typer.Option(
@@ -204,13 +226,14 @@ def diff(
     run: Annotated[str | None, typer.Option("--run", help="Name of the run that is written, or, of atlases, compared.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Say what changed from one model to another: which parameters moved, how far, and what that says in words. Or compare two atlases."""
+    """Say what changed from one model to another, in words. Or align two models that share tokens, or compare two atlases."""
     from microtome.atlas import Comparison
     from microtome.atlas import diff as difference
     from microtome.cli.diff import show_difference
 
-    comparison = Comparison(words=tuple(words or ()), groups=tuple(group or ()), seed=seed)
-    show_difference(difference(base, tuned, output=output, comparison=comparison, run=run), top)
+    asked = None if kind == "auto" else kind
+    comparison = Comparison(asked, words=tuple(words or ()), groups=tuple(group or ()), seed=seed)
+    show_difference(difference(left, right, output=output, comparison=comparison, run=run), top)
     if output is not None:
         typer.echo(f"{output} is ready: microtome open {shlex.quote(str(output))}")
 

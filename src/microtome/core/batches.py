@@ -39,7 +39,7 @@ class Batch:
     """Windows that go through a model together, with what folds need to know of each token.
 
     `ids` are what the model reads, padded on the right where lengths differ (`roles` tells). `window` is the window's index in
-    the run, so that (window, token) names a token for good; `document` its document's index, `start` the position in the
+    the run, so that (window, token) names a token for good; `document` its document's index (documents of the same text are one), `start` the position in the
     document, counted in ordinary tokens, of the window's first ordinary token. `extra` holds further model inputs
     (token_type_ids, pixel_values), and `targets` what a masked-language-model loss is to predict (-100 elsewhere).
     """

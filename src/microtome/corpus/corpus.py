@@ -58,13 +58,14 @@ class Extras(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Documents:
-    """Per document: first window, number of windows, rank among the usable ones, half (2: both) and label (-1: none)."""
+    """Per document: first window, number of windows, rank among the usable ones, half (2: both), label (-1: none), first of the same text."""
 
     first: NDArray[np.int64]
     windows: NDArray[np.int64]
     rank: NDArray[np.int64]
     half: NDArray[np.uint8]
     label: NDArray[np.int64]
+    same: NDArray[np.int64]
 
     def halves(self, window: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The half of each window: its document's, or turn and turn about in blocks of at most `DEAL` windows."""
@@ -80,9 +81,10 @@ class Corpus:
 
     Halves: usually a document is in one. Of a corpus with fewer than four distinct texts each document is in both: blocks of up
     to sixteen consecutive windows go to them by turns. Then the halves share authors, topics and phrases, and scores on the
-    confirm half are less independent than they are with many documents.
+    confirm half are less independent than they are with many documents. Documents of the same text and label are one in batches: the
+    first of them.
 
-    `fingerprint` is a hash of all ids, roles, halves and labels. Memory: 33 bytes a document, and a row group when read.
+    `fingerprint` is a hash of all ids, roles, halves and labels. Memory: 41 bytes a document, and a row group when read.
     """
 
     run: str
@@ -154,7 +156,7 @@ class Corpus:
         ids, roles = np.zeros(shape, np.int64), np.full(shape, Role.PAD, np.uint8)
         there = np.arange(shape[1]) < rows.lengths[:, None]
         ids[there], roles[there] = rows.ids, rows.roles
-        columns = (ids, roles, rows.window, rows.document, rows.start)
+        columns = (ids, roles, rows.window, self._index.same[rows.document], rows.start)
         half = self._index.halves(rows.window, rows.document)
         label = self._index.label[rows.document]
         extra = {} if self._extras is None else self._extras(rows.document.tolist())
@@ -191,8 +193,11 @@ def open_corpus(
         rank=np.cumsum(sizes > 0) - (sizes > 0),
         half=half,
         label=np.array([codes.get(label, -1) for label in labels], np.int64),
+        same=np.array(
+            [own if first is None else first for own, first in enumerate(table.column("same_as").to_pylist())], np.int64
+        ),
     )
-    for column in (index.windows, index.half, index.label):
+    for column in (index.windows, index.half, index.label, index.same):
         digest.update(np.ascontiguousarray(column).data)
     digest.update("\0".join(names).encode())
     digest.update(b"" if extras is None else extras.identity().encode())
@@ -216,8 +221,10 @@ def open_corpus(
 
 
 def _table(path: Path) -> pa.Table:
+    """Without the texts. Tables of before there was `same_as` have no copies."""
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(columns=["run", "name", "label", "half", "windows", "reason"])
+            table = file.read(columns=["run", "name", "label", "half", "same_as", "windows", "reason"])
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
+    return table if "same_as" in table.column_names else table.append_column("same_as", pa.nulls(table.num_rows, pa.int64()))

@@ -22,8 +22,6 @@ from microtome.geometry.measured import Measured, against, finite, undefined
 __all__ = [
     "Incoherence",
     "KernelBound",
-    "dual_free_form",
-    "exact_form",
     "incoherence",
     "isotropic_cosine",
     "joint_cosines",
@@ -191,28 +189,6 @@ def kernel_bound(coherence: float) -> KernelBound:
     """
     inside = not coherence >= 1  # NaN stays NaN
     return KernelBound(coherence, 1 / (1 - coherence) if inside else math.inf, 2 * coherence + coherence**2)
-
-
-def exact_form(
-    u: Float[Tensor, "left d_model"], v: Float[Tensor, "right d_model"], blocks: Float[Tensor, "code code"]
-) -> Float[Tensor, "d_model d_model"]:
-    """The W = Z^+ B Z^+' whose form x W y' is a B b' for x = a Z, y = b Z: four given forms at once, exactly.
-
-    Errors: `Refusal` where the spans meet, as then codes are not unique.
-    """
-    both = torch.cat([u, v]).double()
-    if not float(torch.linalg.svdvals(both)[-1]) > 1e-7:
-        raise Refusal("an exact bilinear form", why="the two subspaces share a direction", instead="use lower ranks")
-    inverse = torch.linalg.pinv(both)
-    return inverse @ blocks.double() @ inverse.T
-
-
-def dual_free_form(
-    u: Float[Tensor, "left d_model"], v: Float[Tensor, "right d_model"], blocks: Float[Tensor, "code code"]
-) -> Float[Tensor, "d_model d_model"]:
-    """W0 = Z' B Z, the sum of U'B_pp U, U'B_pc V, V'B_cp U and V'B_cc V; off by at most `kernel_bound(eps).form_error`, relatively."""
-    both = torch.cat([u, v]).double()
-    return both.T @ blocks.double() @ both
 
 
 def _side(x: Float[Tensor, "row d_model"]) -> _Side:

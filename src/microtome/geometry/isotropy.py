@@ -28,7 +28,6 @@ __all__ = [
     "massive_coordinates",
     "mean_cosine",
     "mean_cosines",
-    "moment_cosine",
     "partition_isotropy",
     "sinks",
 ]
@@ -119,19 +118,6 @@ def mean_cosines(
     versions = {"raw": states, "mu removed": cleared(about, size)}
     versions["pos removed"] = cleared(about - pos.double()[position], size)
     return {name: mean_cosine(version, window, draws=draws, seed=seed) for name, version in versions.items()}
-
-
-def moment_cosine(mean: Float[Tensor, " d_model"], second: Float[Tensor, "d_model d_model"], count: int) -> float:
-    """Mean inner product of different rows over the mean squared length: (n ||mean||^2 - tr S) / ((n - 1) tr S), S the mean of h h'.
-
-    What second moments alone can say: the mean cosine, each pair weighted by its lengths. Equal lengths give `mean_cosine` of
-    independent rows. Not: corrected for tokens of one window. NaN for fewer than two rows, or rows of length 0.
-    """
-    finite("mean cosine", mean, second)
-    trace = float(second.double().trace())
-    if count < 2 or not trace > 0:
-        return math.nan
-    return (count * float(mean.double().square().sum()) - trace) / ((count - 1) * trace)
 
 
 def isoscore(variances: Float[Tensor, " d_model"], count: int | float) -> IsoScore:

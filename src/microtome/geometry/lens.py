@@ -47,8 +47,8 @@ __all__ = ["DEEPER", "FILTERED", "GeometryLens", "effects_of", "shares_table", "
 DEEPER = Stage(3, "deeper", sample=64)
 """The pass that needs what the main pass found: scores of attention taken apart, sites with massive activations decomposed under
 each handling of them, and what token ids explain of every site. Several times as dear as the others, hence a sample."""
-FILTERED = Stage(4, "filtered", sample=WINDOWS)
-"""The passes in which position is filtered inside the running model, dozens for each window."""
+FILTERED = Stage(4, "filtered", sample=WINDOWS, unit=1)
+"""The passes in which position is filtered inside the running model, dozens for each window: done one by one."""
 
 _SPLIT = "geometry.split."
 _FILTER = "geometry.filter"

@@ -19,12 +19,9 @@ from microtome.core import Refusal
 from microtome.model import Shape, Weights
 from microtome.model.scoring import Scoring, turned
 from microtome.numerics import permutation_p
-from microtome.readout import fold_norm
+from microtome.readout import Folding, fold_norm
 
-__all__ = ["Factors", "Gain", "PositionalForm", "positional_basis", "positional_form", "qk_factors", "rotated"]
-
-Gain = Literal["folded", "raw"]
-"""Whether the norm before attention is in the weights (its gain, and for a layer norm its centring) or left out, as in the paper."""
+__all__ = ["Factors", "PositionalForm", "positional_basis", "positional_form", "qk_factors", "rotated"]
 
 _TOGETHER: Final = 16
 """Random bases that are drawn together."""
@@ -70,13 +67,14 @@ class PositionalForm:
 
 
 def qk_factors(
-    weights: Weights, layer: int, shape: Shape, *, gain: Gain = "folded", scoring: Scoring | None = None, offset: int = 0
+    weights: Weights, layer: int, shape: Shape, *, gain: Folding = "folded", scoring: Scoring | None = None, offset: int = 0
 ) -> Factors:
     """The factors of W_Q W_K^T of a layer; with rotary positions those for a query `offset` tokens after its key.
 
         W(offset) = scale W_Q turn_offset (W_K turn_0)^T
 
-    The gain of a QK-norm is folded in, in both senses of `gain`. Factors that depend on the token (scales of norms), biases and a soft
+    `gain` is that of the norm before attention (and for a layer norm its centring): "raw" leaves it out, as the paper does. The gain of a
+    QK-norm is folded in, in both senses of it. Factors that depend on the token (scales of norms), biases and a soft
     cap are left out. Without `scoring` the scale is 1 / sqrt(d_head) and the offset 0.
     Errors: `Refusal` for an offset that `scoring` does not reach, or without it.
     """
@@ -91,7 +89,7 @@ def qk_factors(
 
 
 def _side(
-    weights: Weights, layer: int, shape: Shape, letter: Literal["Q", "K"], gain: Gain
+    weights: Weights, layer: int, shape: Shape, letter: Literal["Q", "K"], gain: Folding
 ) -> Float[Tensor, "head d_model d_head"]:
     """W_Q or W_K with the norms around it, those of their parts that do not depend on the token."""
     side = weights.get(f"W_{letter}", layer)

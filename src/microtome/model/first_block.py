@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microtome.core import Refusal
-from microtome.model.weights import Norm, Weights
+from microtome.model.norms import normed
+from microtome.model.weights import Weights
 
-__all__ = ["first_mlp", "normed"]
+__all__ = ["first_mlp"]
 
 _SPELT: Final = ("hidden_activation", "hidden_act", "activation_function", "activation", "hidden_function", "feed_forward_proj")
 """How configurations name the activation of a feed-forward block."""
@@ -69,13 +70,6 @@ def _activation(weights: Weights) -> nn.Module:
 def _linear(weights: Weights, name: str, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row unit"]:
     found = x @ _here(weights.get(f"W_{name}", 0))
     return found + _here(weights.get(f"b_{name}", 0)) if weights.has(f"b_{name}", 0) else found
-
-
-def normed(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """Rows as a norm leaves them, gain and bias included."""
-    centred = x - x.mean(1, keepdim=True) if norm.kind == "layer" else x
-    scaled = centred * (centred.square().mean(1, keepdim=True) + norm.eps).rsqrt() * norm.gain.to(x)
-    return scaled if norm.bias is None else scaled + norm.bias.to(x)
 
 
 def _here(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from microtome.core import ExpertRows
 from microtome.model.model import Model
-from microtome.model.weights import Norm
+from microtome.model.norms import normed
 
-__all__ = ["Pair", "apply_norm", "layer_pairs", "layer_sites"]
+__all__ = ["Pair", "layer_pairs", "layer_sites"]
 
 _STREAM = ("resid_pre", "attn_in", "q", "k", "v", "attn_probs", "z", "attn_out", "attn_out_post", "resid_mid")
 _MLP = ("mlp_in", "mlp_pre", "mlp_pre_linear", "mlp_act", "mlp_out", "mlp_out_post", "resid_post")
@@ -42,18 +42,6 @@ def layer_sites(model: Model) -> tuple[str, ...]:
     return tuple(name for name in (*_STREAM, *_MLP) if name not in model.family.absent)
 
 
-def apply_norm(norm: Norm, value: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-    """The norm's formula in fp32.
-
-    Source: Ba et al. 2016, arXiv:1607.06450, section 3, and Zhang & Sennrich 2019, arXiv:1910.07467, section 4.
-    """
-    wide = value.float()
-    if norm.kind == "layer":
-        wide = wide - wide.mean(-1, keepdim=True)
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain.float()
-    return wide if norm.bias is None else wide + norm.bias.float()
-
-
 def layer_pairs(model: Model, layer: int, seen: dict[str, Any]) -> Iterator[Pair]:
     """Every identity of a layer that the model's layout has, from the sites seen in it."""
     yield from _attention(model, layer, seen)
@@ -71,7 +59,7 @@ def _plus(model: Model, name: str, layer: int, value: Tensor) -> Tensor:
 
 def _normed(model: Model, name: str, layer: int, value: Tensor) -> Tensor:
     """`value` through the layer's norm of this name, where there is one."""
-    return apply_norm(model.weights.norm(name, layer), value) if model.weights.has(name, layer) else value.float()
+    return normed(model.weights.norm(name, layer), value) if model.weights.has(name, layer) else value.float()
 
 
 def _attention(model: Model, layer: int, seen: dict[str, Any]) -> Iterator[Pair]:

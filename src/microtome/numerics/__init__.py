@@ -5,7 +5,6 @@ something to compute at the end, `result`, so they are used with their module's 
 """
 
 from microtome.numerics import gram as gram
-from microtome.numerics import grouped as grouped
 from microtome.numerics import histogram as histogram
 from microtome.numerics import kernels as kernels
 from microtome.numerics import moments as moments
@@ -13,7 +12,6 @@ from microtome.numerics import reservoir as reservoir
 from microtome.numerics import topk as topk
 from microtome.numerics.extremes import Extremes as Extremes
 from microtome.numerics.gram import Gram as Gram
-from microtome.numerics.grouped import GroupMeans as GroupMeans
 from microtome.numerics.hashing import hash_parts as hash_parts
 from microtome.numerics.hashing import hash_text as hash_text
 from microtome.numerics.hashing import splitmix64 as splitmix64
@@ -25,6 +23,7 @@ from microtome.numerics.multiple import benjamini_hochberg as benjamini_hochberg
 from microtome.numerics.multiple import bootstrap_interval as bootstrap_interval
 from microtome.numerics.multiple import permutation_p as permutation_p
 from microtome.numerics.multiple import resamples as resamples
+from microtome.numerics.places import diagonal_places as diagonal_places
 from microtome.numerics.product_topk import End as End
 from microtome.numerics.product_topk import Pairs as Pairs
 from microtome.numerics.product_topk import product_diagonal as product_diagonal
@@ -32,4 +31,5 @@ from microtome.numerics.product_topk import product_ends as product_ends
 from microtome.numerics.product_topk import product_topk as product_topk
 from microtome.numerics.quantiles import quantiles as quantiles
 from microtome.numerics.quantised import quantise as quantise
+from microtome.numerics.rounding import Columns as Columns
 from microtome.numerics.rounding import Precision as Precision

@@ -8,12 +8,23 @@ width. What is computed and why belongs to the callers. Kernels of matrix produc
 
 import numpy as np
 
-from microtome.numerics.compiled_products import collect, entries, settle, shortlist
+from microtome.numerics.compiled_products import balance, collect, entries, settle, shortlist
 from microtome.numerics.jit import BLOCK
 from microtome.numerics.jit import jit as _jit
 from microtome.numerics.jit import load as _load
 
-__all__ = ["BLOCK", "collect", "entries", "grouped", "histogram", "reservoir", "settle", "shortlist", "sweep", "topk"]
+__all__ = [
+    "BLOCK",
+    "balance",
+    "collect",
+    "entries",
+    "histogram",
+    "reservoir",
+    "settle",
+    "shortlist",
+    "sweep",
+    "topk",
+]
 
 _TILE = 32
 """Rows of a tile: 32 x 256 float32 fill 32 KiB, a core's L1."""
@@ -231,17 +242,3 @@ def histogram(bits, place, units, edges, counts):
                         few[column - units[0] + u, bins[u]] += 1
         counts[units[0] : units[1]] += few
         few[:] = 0
-
-
-@_jit
-def grouped(bits, place, groups, units, sums):
-    """Add each row to the sums of its group; fast where rows come sorted by group. Reference: the loop in `grouped.update`."""
-    tile_bits = np.zeros(BLOCK, np.uint32)
-    tile = tile_bits.view(np.float32)
-    for r in range(place.shape[0]):
-        for column in range(units[0], units[1], BLOCK):
-            width = min(BLOCK, units[1] - column)
-            _load(bits, place[r : r + 1], column, width, tile_bits)
-            total = sums[groups[r], column : column + width]
-            for u in range(width):
-                total[u] += tile[u]

@@ -7,11 +7,13 @@ import numpy as np
 
 from microtome.numerics.jit import jit, load
 
-__all__ = ["collect", "entries", "settle", "shortlist"]
+__all__ = ["balance", "collect", "entries", "settle", "shortlist"]
 
 _LANES = 32
 _PART = 64
 """Products that are looked at together before each is."""
+_RUN = 32
+"""The most products of a strip, of which one is looked at before each is."""
 
 
 @jit
@@ -59,18 +61,30 @@ def _reaching(part, flip, level):
 
 
 @jit
-def _peaks(line, run, flip):
-    """The largest code of each run of products, given by bits as signed integers; with `flip` -1, of their negatives."""
-    mask = np.int32(0x7FFF if line.itemsize == 2 else 0x7FFFFFFF)
-    peaks = np.empty(line.shape[0] // run, np.int32)
-    for i in range(peaks.shape[0]):
-        most = np.int32(-0x80000000)
-        for c in range(i * run, (i + 1) * run):
-            x = np.int32(line[c])
-            x = np.int32(x ^ ((x >> np.int32(31)) & mask) ^ flip)
-            most = x if x > most else most
-        peaks[i] = most
-    return peaks
+def _extremes(line, plain, most, far):
+    """The largest bits of each strip of a row, as signed and as unsigned integers: the largest product, and the smallest if it is negative.
+
+    Strip i has the columns i, i + strips, i + 2 strips, ..., so that all strips are compared side by side.
+    """
+    strips = most.shape[0]
+    for i in range(strips):
+        most[i], far[i] = line[i], plain[i]
+    for begin in range(strips, line.shape[0], strips):
+        some, same = line[begin : begin + strips], plain[begin : begin + strips]
+        for i in range(some.shape[0]):
+            x, y = some[i], same[i]
+            most[i] = x if x > most[i] else most[i]
+            far[i] = y if y > far[i] else far[i]
+
+
+@jit
+def _codes(bits, flip, codes):
+    """Codes of products, given by bits as integers; with `flip` -1, of their negatives."""
+    mask, top = np.int32(0x7FFF if bits.itemsize == 2 else 0x7FFFFFFF), np.int64(0x8000 if bits.itemsize == 2 else 0x80000000)
+    for i in range(bits.shape[0]):
+        whole = np.int64(bits[i])
+        x = np.int32(whole - 2 * top if whole >= top else whole)
+        codes[i] = np.int32(x ^ ((x >> np.int32(31)) & mask) ^ flip)
 
 
 @jit
@@ -106,61 +120,77 @@ def _shorten(codes, index, count, held):
     level = _level(codes[:count], held)
     kept = 0
     for i in range(count):
-        if codes[i] >= level:
-            codes[kept], index[kept] = codes[i], index[i]
-            kept += 1
+        code = codes[np.uint64(i)]
+        codes[np.uint64(kept)], index[np.uint64(kept)] = code, index[np.uint64(i)]
+        kept += np.int64(code >= level)
     return kept, level
 
 
 @jit
-def _take(line, first, flip, allowed, listed, state, held):
-    """List the products of one row of a tile, at one end, that reach the level in state[1]; there are state[0] already."""
+def _take(line, tile, strip, flip, allowed, listed, state, held):
+    """List the products of a strip of a row, at one end, that reach the level in state[1]; there are state[0] already.
+
+    `strip` is which, and how many there are; `tile` the row's first column, and how many further the next is.
+    """
     (own, column_class), (codes, index) = allowed, listed
     mask = np.int32(0x7FFF if line.itemsize == 2 else 0x7FFFFFFF)
-    count, level, columns = state[0], state[1], line.shape[0]
-    for begin in range(0, columns, _PART):
-        end, hits = min(begin + _PART, columns), np.int32(0)
-        for c in range(begin, end):
-            x = np.int32(line[np.uint64(c)])
-            hits += np.int32(np.int32(x ^ ((x >> np.int32(31)) & mask) ^ flip) >= level)
-        if hits == 0:
-            continue
-        start = count
-        for c in range(begin, end):
-            x = np.int32(line[np.uint64(c)])
-            x = np.int32(x ^ ((x >> np.int32(31)) & mask) ^ flip)
-            if x >= level:
-                codes[np.uint64(count)], index[np.uint64(count)] = x, first + c
-                count += 1
-        if column_class.shape[0]:
-            count = _without(own, column_class, codes, index, start, count)
-        if count + _PART >= codes.shape[0]:
-            count, level = _shorten(codes, index, count, held)
-            if count + _PART >= codes.shape[0]:
-                count, level = 0, np.int32(0x7FFFFFFF)
-    if count > held + held // 8:
+    start, level = state[0], state[1]
+    count = start
+    for c in range(strip[0], line.shape[0], strip[1]):
+        x = np.int32(line[np.uint64(c)])
+        x = np.int32(x ^ ((x >> np.int32(31)) & mask) ^ flip)
+        codes[np.uint64(count)], index[np.uint64(count)] = x, tile[0] + c * tile[1]
+        count += np.int64(x >= level)  # no branch: which of them it is cannot be foreseen
+    if column_class.shape[0]:
+        count = _without(own, column_class, codes, index, start, count)
+    if count + _RUN >= codes.shape[0]:
         count, level = _shorten(codes, index, count, held)
+        if count + _RUN >= codes.shape[0]:
+            count, level = 0, np.int32(0x7FFFFFFF)
     state[0], state[1] = count, level
 
 
 @jit
-def shortlist(bits, columns, rows, first, held, classes, top, bottom):
-    """Of each row and at both ends, list the products of a tile that are among the `held` largest of those met so far, and some more.
+def _share(held, tile, tiles):
+    """How many of the largest to list after so many tiles, for at least `held` of all to be as large: three deviations above their part."""
+    part = held * (tile + 1) / tiles
+    return held if tile + 1 == tiles else min(held, np.int64(part + 3 * np.sqrt(part)) + 2)
 
-    `top` and `bottom` are lists of codes (see `_code`) and columns, and for each row how many they hold and the least code that is still
-    listed: negative infinity's or less at first, the largest integer where equal entries left no room. Reference:
-    `matmul_topk._larger`.
+
+@jit
+def shortlist(bits, columns, rows, first, wanted, classes, top, bottom):
+    """Of each row and at both ends, list the products of a tile that are likely to be among the largest, and some more.
+
+    `wanted` is how many of each row, and of how many tiles: the columns of this one are first, first + tiles, first + 2 tiles, ... There may be fewer in the
+    end where tiles are unlike. `bits` are those of the products, as signed and as unsigned integers. `top` and `bottom` are lists of codes (see `_code`) and columns, and for
+    each row how many they hold and the least code that is still listed: negative infinity's or less at first, the largest integer where
+    equal entries left no room. Reference: `matmul_topk._larger`.
     """
-    (row_class, column_class), lists = classes, (top, bottom)
-    run = max(1, columns // (2 * held))
+    (signed, unsigned), (row_class, column_class), (held, tiles) = bits, classes, wanted
+    share = _share(held, first, tiles)
+    (up, up_at, up_state), (down, down_at, down_state) = top, bottom
+    strips = min(columns, max(2 * held, (columns + _RUN - 1) // _RUN))
+    most, far, codes = np.empty(strips, signed.dtype), np.empty(strips, unsigned.dtype), np.empty(strips, np.int32)
+    negative = np.int64(0x8000 if signed.itemsize == 2 else 0x80000000)
     for r in range(rows[0], rows[1]):
-        line = bits[r * columns : (r + 1) * columns]
+        line, plain = signed[r * columns : (r + 1) * columns], unsigned[r * columns : (r + 1) * columns]
         allowed = (row_class[r] if column_class.shape[0] else 0, column_class)
-        for end in range(2):
-            (codes, index, state), flip = lists[end], np.int32(-end)
-            if first == 0 and column_class.shape[0] == 0 and columns // run >= held:
-                state[r, 1] = _level(_peaks(line, run, flip), held)
-            _take(line, first, flip, allowed, (codes[r], index[r]), state[r], held)
+        above, below, upper, lower = up_state[r], down_state[r], (up[r], up_at[r]), (down[r], down_at[r])
+        _extremes(line, plain, most, far)
+        if first == 0 and column_class.shape[0] == 0 and strips >= share:
+            _codes(most, np.int32(0), codes)
+            above[1] = _level(codes, share)
+            _codes(far, np.int32(-1), codes)
+            below[1] = _level(codes, share)
+        for i in range(strips):
+            if above[1] < 0 or most[i] >= above[1]:
+                _take(line, (first, tiles), (i, strips), np.int32(0), allowed, upper, above, held)
+            if below[1] < 0 or far[i] >= negative + below[1]:
+                _take(line, (first, tiles), (i, strips), np.int32(-1), allowed, lower, below, held)
+        if above[0] > share + share // 8:
+            above[0], above[1] = _shorten(up[r], up_at[r], above[0], share)
+        if below[0] > share + share // 8:
+            below[0], below[1] = _shorten(down[r], down_at[r], below[0], share)
 
 
 @jit
@@ -258,3 +288,16 @@ def collect(bits, columns, rows, reach, classes, corner, found, progress):
                     count += 1
         skipped = 0
     progress[0], progress[1] = count, -1
+
+
+@jit
+def balance(products, first, rows, found):
+    """How many more entries of a row are above its own, number (first + row) of all columns from 0 on, than below. Reference: `places._balance`."""
+    columns = products.shape[1]
+    for r in range(rows[0], rows[1]):
+        line = products[r]
+        own, more = line[(first + r) % columns], np.int32(0)
+        for c in range(columns):
+            x = line[np.uint64(c)]
+            more += np.int32(x > own) - np.int32(x < own)
+        found[r] = np.float32(more)

@@ -4,6 +4,7 @@ Exact: as if every entry were summed in float64, rounded to float32 and the row 
 through it belongs in `readout` and `vocabulary`, the largest entries of the whole product in `product_topk`.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.numerics import kernels, rounding
-from microtome.numerics.rounding import Factor, Precision, tile_shape
+from microtome.numerics.rounding import Columns, Factor, Precision, tile_shape
 
 __all__ = ["Classes", "Ends", "as_labels", "classes_of", "matmul_topk"]
 
@@ -25,6 +26,8 @@ _SPARE = 128
 """Room for candidates besides four times as many as are wanted."""
 _MOST = 0x7FFFFFFF
 """Above all codes of numbers."""
+_LEAST = 128
+"""Rows below which a part is not worth a thread."""
 _WHOLE = 1 << 22
 """Products held when rows are sorted whole."""
 _BLOCK = 4096
@@ -51,7 +54,7 @@ class Ends:
 
 def matmul_topk(
     a: Float[Tensor, "row d"],
-    b: Float[Tensor, "d column"],
+    b: Float[Tensor, "d column"] | Columns,
     k: int,
     *,
     excluded: Bool[Tensor, " column"] | None = None,
@@ -65,27 +68,28 @@ def matmul_topk(
     Tiles of the product are searched for about 2k candidates a row and end, whose sums in float64 decide; a row whose
     candidates do not suffice by the bound of `rounding.error` is looked at again with more, and at last sorted whole (many equal
     entries). So `precision` changes the time and not the result. Pairs whose row and column have the same class are left out before anything is selected.
-    NaN is never taken. Fastest where b is the transpose of contiguous rows.
+    NaN is never taken. Fastest where b is the transpose of contiguous rows; given as `rounding.Columns` where it is multiplied often.
     Errors: `Refusal` where fewer than k columns are left, for k below 1, and where only one of the classes is given.
     Cost: that of the product and of k gathered columns a row; memory a tile (4 MB), and of b a copy if it is rounded or not
     the transpose of contiguous rows.
     """
     if k < 1:
         raise Refusal(f"the {k} largest entries of a row", why="there is nothing to select", instead="ask for 1 or more")
-    left = b.shape[1] - (0 if excluded is None else int(excluded.sum()))
+    columns = b if isinstance(b, Columns) else Columns(b.T.to(torch.float32).contiguous())
+    left = len(columns.exact) - (0 if excluded is None else int(excluded.sum()))
     if k > left:
         raise Refusal(f"the {k} largest of {left} columns", why="there are not as many", instead=f"ask for at most {left}")
     classes = classes_of(row_class, column_class, a.device)
-    rows, columns = a.to(torch.float32).contiguous(), b.T.to(torch.float32)
+    rows = a.to(torch.float32).contiguous()
     if bias is not None:
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        columns = torch.cat([columns, bias.to(columns)[:, None]], 1)
+        columns = Columns(torch.cat([columns.exact, bias.to(columns.exact)[:, None]], 1))
     kept = None if excluded is None else (~excluded).nonzero()[:, 0]
     if kept is not None:
-        columns, classes = columns[kept], classes and (classes[0], classes[1][kept])
+        columns, classes = Columns(columns.exact[kept]), classes and (classes[0], classes[1][kept])
     ends = _empty(len(a), k, a.device)
     with rounding.full_sums():
-        _fill(ends, rows, columns.contiguous(), classes, precision if len(a) > _FEW else "float32")
+        _fill(ends, rows, columns, classes, precision if len(a) > _FEW or columns is b else "float32")
     if kept is not None:
         for index in (ends.top_index, ends.bottom_index):
             index.copy_(torch.where(index >= 0, kept[index], -1))
@@ -113,21 +117,34 @@ def _empty(rows: int, k: int, device: torch.device) -> Ends:
     return Ends(values, index, -values, index.clone())
 
 
-def _fill(ends: Ends, a: Float[Tensor, "row d"], b: Float[Tensor, "column d"], classes: Classes, precision: Precision) -> None:
+def _fill(ends: Ends, a: Float[Tensor, "row d"], columns: Columns, classes: Classes, precision: Precision) -> None:
     """Write the ends of all rows, a block of rows after another."""
-    left, right = rounding.factors(a, b, precision)
-    height, width = tile_shape(left)
-    room = torch.empty(height * min(width, len(b)), dtype=right.rounded.dtype, device=b.device)
-    for row in range(0, len(a), height):
-        pending = torch.arange(row, min(row + height, len(a)), device=a.device)
-        held = 2 * ends.top.shape[1] + 16
-        while len(pending) and held < len(b) // 4 and not left.certain:
-            some, mine = left.part(pending), classes and (classes[0][pending], classes[1])
-            lists = _shortlisted(some, right, held, mine, room)
-            pending = pending[~_settled(ends, pending, (a[pending], b), lists, (some, right))]
-            held *= 4
-        for rows in pending.split(max(1, _WHOLE // len(b))) if len(pending) else ():
-            _whole(ends, rows, (a[rows], b), classes and (classes[0][rows], classes[1]))
+    (left, right), b = rounding.factors(a, columns, precision), columns.exact
+    work = functools.partial(_fill_rows, ends, (a, b), (left, right), classes)
+    threads = torch.get_num_threads()
+    count = -(-len(a) // (tile_shape(left)[0] * threads)) * threads  # as many for each
+    parts = torch.arange(len(a), device=a.device).split(max(_LEAST, -(-len(a) // max(count, 1))))
+    if a.device.type == "cpu":
+        kernels.apart(work, parts)
+    else:
+        for part in parts:
+            work(part)
+
+
+def _fill_rows(
+    ends: Ends, exact: tuple[Tensor, Tensor], factors: tuple[Factor, Factor], classes: Classes, rows: Int[Tensor, " part"]
+) -> None:
+    """Write the ends of some rows."""
+    (a, b), (left, right), pending, held = exact, factors, rows, 2 * ends.top.shape[1] + 16
+    width = tile_shape(left)[1]
+    room = torch.empty(len(rows) * min(width, len(b)), dtype=right.rounded.dtype, device=b.device)
+    while len(pending) and held < len(b) // 4 and not left.certain:
+        some, mine = left.part(pending), classes and (classes[0][pending], classes[1])
+        lists = _shortlisted(some, right, held, mine, room)
+        pending = pending[~_settled(ends, pending, (a[pending], b), lists, (some, right))]
+        held *= 4
+    for some in pending.split(max(1, _WHOLE // len(b))) if len(pending) else ():
+        _whole(ends, some, (a[some], b), classes and (classes[0][some], classes[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,35 +159,39 @@ class _Shortlist:
 def _shortlisted(
     left: Factor, right: Factor, held: int, classes: Classes, room: Float[Tensor, " number"]
 ) -> tuple[_Shortlist, _Shortlist]:
-    """About the `held` largest and smallest rounded products of each row."""
-    width = len(room) // len(left.length)
-    tiles = (
-        (first, rounding.multiplied(left, right.part(slice(first, first + width)), room))
-        for first in range(0, len(right.length), width)
-    )
+    """About the `held` largest and smallest rounded products of each row.
+
+    Every tile has columns from all over, so that the first say how large the largest of all will be: neighbours are alike in a vocabulary.
+    """
+    count = -(-len(right.length) // (len(room) // len(left.length)))
+    tiles = ((first, rounding.multiplied(left, right.part(slice(first, None, count)), room)) for first in range(count))
     compiled = kernels.compiled_for(left.rounded)
     if compiled is not None:
-        return _compiled_lists(compiled, tiles, len(left.length), held, classes)
+        return _compiled_lists(compiled, tiles, len(left.length), (held, count), classes)
     lists = None
     for first, scores in tiles:
-        lists = _larger(lists, scores, first, held, classes)
+        lists = _larger(lists, scores, slice(first, None, count), held, classes)
     assert lists is not None
     return lists
 
 
 def _compiled_lists(
-    compiled: ModuleType, tiles: Iterable[tuple[int, Tensor]], rows: int, held: int, classes: Classes
+    compiled: ModuleType, tiles: Iterable[tuple[int, Tensor]], rows: int, wanted: tuple[int, int], classes: Classes
 ) -> tuple[_Shortlist, _Shortlist]:
-    """The lists of all tiles; `codes` are the keys as integers in their order, `state` how many there are and the least still listed."""
-    room = 4 * held + _SPARE
+    """The lists of all tiles; `codes` are the keys as integers in their order, `state` how many there are and the least still listed.
+
+    `wanted` is how many of each row, and from how many tiles.
+    """
+    room = 4 * wanted[0] + _SPARE
     codes, at = torch.empty((2, rows, room), dtype=torch.int32), torch.empty((2, rows, room), dtype=torch.int64)
     state = torch.tensor([0, -_MOST], dtype=torch.int32).repeat(2, rows, 1)
     arrays, labels, dtype = [tuple(x[end].numpy() for x in (codes, at, state)) for end in range(2)], as_labels(classes), None
     for first, scores in tiles:
-        bits, columns, dtype = rounding.signed_bits(scores), scores.shape[1], scores.dtype
+        signed, columns, dtype = rounding.signed_bits(scores), scores.shape[1], scores.dtype
+        both = signed, signed.view(np.dtype(f"u{signed.itemsize}"))
 
-        def work(begin: int, end: int, bits: np.ndarray = bits, columns: int = columns, first: int = first) -> None:
-            compiled.shortlist(bits, columns, (begin, end), first, held, labels, *arrays)
+        def work(begin: int, end: int, bits: tuple[np.ndarray, ...] = both, columns: int = columns, first: int = first) -> None:
+            compiled.shortlist(bits, columns, (begin, end), first, wanted, labels, *arrays)
 
         kernels.spread(rows, 16, work)
     assert dtype is not None
@@ -183,16 +204,16 @@ def _compiled_lists(
 
 
 def _larger(
-    lists: tuple[_Shortlist, _Shortlist] | None, scores: Float[Tensor, "row column"], first: int, held: int, classes: Classes
+    lists: tuple[_Shortlist, _Shortlist] | None, scores: Float[Tensor, "row column"], part: slice, held: int, classes: Classes
 ) -> tuple[_Shortlist, _Shortlist]:
-    """In torch: the `held` largest and smallest products of a tile and of the lists before it."""
+    """In torch: the `held` largest and smallest products of a tile, which has a part of the columns, and of the lists before it."""
     keys = scores.to(torch.float32)
-    equal = None if classes is None else classes[0][:, None] == classes[1][first : first + scores.shape[1]]
+    equal = None if classes is None else classes[0][:, None] == classes[1][part]
     both = []
     for end, signed in enumerate((keys, -keys)):
         kept = signed if equal is None else signed.masked_fill_(equal, -torch.inf)
         value, at = kept.topk(min(held, kept.shape[1]), 1)
-        at = torch.where(value > -torch.inf, at + first, -1)
+        at = torch.where(value > -torch.inf, part.start + at * part.step, -1)
         if lists is not None:
             value, at = torch.cat([lists[end].keys, value], 1), torch.cat([lists[end].at, at], 1)
             value, order = value.topk(min(held, value.shape[1]), 1)

@@ -7,7 +7,7 @@ the right factor. Selecting belongs in `matmul_topk` and `product_topk`.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from microtome.numerics import kernels
 
 __all__ = [
+    "Columns",
     "Factor",
     "Precision",
     "Weights",
@@ -88,13 +89,31 @@ def _factor(rows: Float[Tensor, "row inner"], precision: Precision) -> Factor:
     return Factor(rounded, length, lost)
 
 
-def factors(a: Float[Tensor, "row inner"], b: Float[Tensor, "column inner"], precision: Precision) -> tuple[Factor, Factor]:
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The right factor of many products, as float32 rows: rounded when that is first needed, and not again."""
+
+    exact: Float[Tensor, "column inner"]
+    _rounded: dict[tuple[Precision, str], Factor] = field(default_factory=dict, repr=False)
+
+    def rounded(self, precision: Precision) -> Factor:
+        """As it is multiplied. Cost: a read of it and a copy in the precision's width, the first time."""
+        key = precision, torch.get_float32_matmul_precision()
+        if key not in self._rounded:
+            self._rounded[key] = _factor(self.exact, precision)
+        return self._rounded[key]
+
+
+def factors(
+    a: Float[Tensor, "row inner"], b: Float[Tensor, "column inner"] | Columns, precision: Precision
+) -> tuple[Factor, Factor]:
     """Both factors of a product of float32 rows, rounded alike."""
-    left, right = _factor(a, precision), _factor(b, precision)
+    columns = b if isinstance(b, Columns) else Columns(b)
+    left, right = _factor(a, precision), columns.rounded(precision)
     if left.certain == right.certain:
         return left, right
     nothing = torch.zeros_like(left.length), torch.zeros_like(right.length)
-    return Factor(a.double(), left.length, nothing[0]), Factor(b.double(), right.length, nothing[1])
+    return Factor(a.double(), left.length, nothing[0]), Factor(columns.exact.double(), right.length, nothing[1])
 
 
 def error(left: Factor, length: float, lost: float) -> Float[Tensor, " row"]:

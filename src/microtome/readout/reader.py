@@ -6,6 +6,7 @@ in `bases`; which directions are worth reading is the business of the lenses.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.model import Norm, Weights
+from microtome.numerics import Columns
 
 __all__ = ["Folding", "Reader", "fold_norm", "input_reader", "measured", "output_reader", "written"]
 
@@ -40,6 +42,11 @@ class Reader:
     covariance: Float[Tensor, "d_model d_model"]
     mean: Float[Tensor, " d_model"] | None = None
     through: Float[Tensor, "d_model d_model"] | None = None
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The token vectors for `numerics.matmul_topk`, rounded once for all that is read. Memory: half a copy of them, once rounded."""
+        return Columns(self.matrix.T.to(torch.float32).contiguous())
 
     def entering(self, directions: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit d_model"]:
         """Directions as they meet the columns, in the matrix's dtype and on its device."""

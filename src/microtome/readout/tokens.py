@@ -144,7 +144,7 @@ def _both_ends(
 ) -> tuple[Int[Tensor, "unit end k"], Float[Tensor, "unit end k"]]:
     """Token ids and scores at both ends; fewer than k where the vocabulary is smaller."""
     rows = reader.entering(directions)
-    ends = matmul_topk(rows, reader.matrix, min(k, len(reader.tokens)), precision=quickest(rows.device))
+    ends = matmul_topk(rows, reader.columns, min(k, len(reader.tokens)), precision=quickest(rows.device))
     return reader.tokens[torch.stack([ends.top_index, ends.bottom_index], 1)], torch.stack([ends.top, ends.bottom], 1)
 
 

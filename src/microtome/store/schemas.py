@@ -163,13 +163,14 @@ _ROWS: Final = (
     ),
     _spec(
         "documents",
-        "a document of a run's corpus, and if it was skipped, why",
+        "a document of a run's corpus, and if it was skipped, why; same_as is the first one of the same text and label, where that is another",
         "run document",
         run=_WORD,
         document=pa.int64(),
         name=pa.string(),
         label=pa.string(),
         half=_WORD,
+        same_as=pa.int64(),
         tokens=pa.int64(),
         windows=pa.int64(),
         status=_WORD,
@@ -198,6 +199,17 @@ _ROWS: Final = (
         kind=_WORD,
         score=pa.float32(),
         control=pa.float32(),
+    ),
+    _spec(
+        "translators",
+        "a row of the map that a tuned lens has learned for a site: its states h are read as h + h A + b, where b is the last row, and A "
+        "are those before it",
+        "run site row",
+        run=_WORD,
+        site=_WORD,
+        layer=pa.int16(),
+        row=pa.int32(),
+        values=pa.list_(pa.float32()),
     ),
     _spec(
         "geometry_shares",

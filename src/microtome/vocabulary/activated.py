@@ -21,7 +21,7 @@ from torch import Tensor
 
 from microtome.core import Site
 from microtome.model import Shape, Weights
-from microtome.model.identities import apply_norm
+from microtome.model.norms import normed
 from microtome.numerics import benjamini_hochberg, bootstrap_interval, hash_parts, permutation_p
 from microtome.readout import Reader, Tokens, central_interval, output_reader
 from microtome.store.schemas import TABLES
@@ -136,7 +136,7 @@ def state_tokens(weights: Weights, sample: Tokens, reader: Reader, k: int) -> In
     """
     values = sample.values.float()
     if weights.has("final_norm"):
-        values = apply_norm(weights.norm("final_norm"), values.to(weights.norm("final_norm").gain.device)).cpu()
+        values = normed(weights.norm("final_norm"), values.to(weights.norm("final_norm").gain.device)).cpu()
     return chosen_tokens(values, reader, k, "top")
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.numerics import benjamini_hochberg, permutation_p
+from microtome.numerics import benjamini_hochberg, hash_parts, permutation_p
 from microtome.readout import Reader, central_interval
 from microtome.store.schemas import TABLES
 from microtome.vocabulary import parameters
@@ -29,7 +29,7 @@ from microtome.vocabulary.subject import Subject
 
 __all__ = [
     "ALIGNED", "Alignment", "LayerMatch", "align", "alignment_findings", "alignment_rows", "assigned", "common_groups",
-    "diagonal_z", "double_centred", "layer_match", "layers_of", "readers_of", "same_depth",
+    "double_centred", "layer_match", "layers_of", "readers_of", "same_depth",
 ]  # fmt: skip
 
 ALIGNED: Final = ("W_in", "W_gate", "W_up", "W_out", "W_Q", "W_K", "W_V", "W_O")
@@ -91,18 +91,27 @@ class LayerMatch:
 
 
 def align(
-    left: Subject, right: Subject, names: Sequence[str] = (), *, draws: int = 100, sample: int = 64, seed: int = 0
+    left: Subject,
+    right: Subject,
+    names: Sequence[str] = (),
+    *,
+    draws: int = 100,
+    sample: int = 64,
+    vectors: int | None = None,
+    seed: int = 0,
 ) -> list[Alignment]:
     """Compare all layers of two models, group by group: those of `ALIGNED` that both have, or `names`.
 
-    Correlations are taken as forms in d_left x d_right, a tile of vectors at a time. The null takes `sample` vectors of each layer, whose
-    mean varies more than that of all: it is wider than it need be.
+    Correlations are taken as forms in d_left x d_right, a tile of vectors at a time. With `vectors`, no more than so many of a layer are
+    compared, drawn at random. The null takes `sample` vectors of each layer, whose mean varies more than that of all: it is wider than it
+    need be.
     Errors: `Refusal` for unrelated vocabularies, and groups that one model does not have.
-    Cost: 2 vector^2 d FLOP for each pair of layers; the null 2 draws shared d_left d_right.
+    Cost: 2 vector^2 d FLOP for each pair of layers (and the same for coordinates where widths agree); the null 2 draws shared d_left d_right.
     Source: Dar et al. 2022, arXiv:2209.02535, section 5.1.
     """
-    if draws < 1 or sample < 1:
-        raise Refusal(f"{draws} draws of {sample} vectors", why="there is nothing to compare with", instead="use 100 and 64")
+    if min(draws, sample, vectors or 1) < 1:
+        why = "there is nothing to compare with"
+        raise Refusal(f"{draws} draws of {sample} vectors", why=why, instead="use 100 and 64")
     shared, groups = shared_tokens(left, right), common_groups(left, right, names)
     metrics = {pair: kernels_of(*pair, shared) for pair in dict.fromkeys(readers_of(left, right, group) for group in groups)}
     null = _null(left, right, shared, groups, metrics, draws=draws, sample=sample, seed=seed)
@@ -111,12 +120,12 @@ def align(
         mine, other = readers_of(left, right, group)
         kernels = metrics[mine, other]
         scores = _scores(
-            left, right, group,
+            left, right, group, (vectors, seed),
             lambda rows, mine=mine, kernels=kernels: standardised(rows, mine, kernels.left) @ kernels.across.float(),
             lambda rows, other=other, kernels=kernels: standardised(rows, other, kernels.right),
         )  # fmt: skip
         same = left.shape.d_model == right.shape.d_model
-        feature = _scores(left, right, group, _by_coordinate, _by_coordinate) if same else None
+        feature = _scores(left, right, group, (vectors, seed), _by_coordinate, _by_coordinate) if same else None
         layers = layers_of(left, group), layers_of(right, group)
         found.append(Alignment(group.name, *layers, len(shared), scores, null[group.name], feature))
     return found
@@ -162,11 +171,6 @@ def assigned(scores: Float[Tensor, "left_layer right_layer"]) -> Int[Tensor, " l
     found = torch.full((len(scores),), -1)
     found[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return found
-
-
-def diagonal_z(scores: Float[Tensor, "left_layer right_layer"]) -> float:
-    """Mean score at the same depth less that elsewhere, in standard deviations of the scores elsewhere; NaN where those do not vary."""
-    return float(_z(scores, same_depth(*scores.shape)[None])[0])
 
 
 def layer_match(scores: Float[Tensor, "left_layer right_layer"], seed: int = 0) -> LayerMatch:
@@ -294,17 +298,29 @@ def _rows(subject: Subject, group: Group, layer: int) -> Float[Tensor, "vector d
     return block_of(subject.weights, group, layer, folding=subject.folding).rows
 
 
+def _drawn(subject: Subject, group: Group, layer: int, most: int | None, seed: int) -> Float[Tensor, "vector d_model"]:
+    """Vectors of a layer: all where `most` is None, or so many."""
+    rows = _rows(subject, group, layer)
+    generator = torch.Generator().manual_seed(int(hash_parts(seed, layer)))
+    return rows if most is None else rows[torch.randperm(len(rows), generator=generator)[:most]]
+
+
 def _scores(
-    left: Subject, right: Subject, group: Group, prepare: Prepared, prepare_other: Prepared
+    left: Subject, right: Subject, group: Group, some: tuple[int | None, int], prepare: Prepared, prepare_other: Prepared
 ) -> Float[Tensor, "left_layer right_layer"]:
-    """Means of |a . b| over all prepared vectors, of each pair of layers; the second model is read once for each lot of the first's layers."""
+    """Means of |a . b| over prepared vectors, of each pair of layers; the second model is read once for each lot of the first's layers.
+
+    `some` is how many vectors of a layer, and the seed they are drawn by: not the same ones in both models.
+    """
     mine, others = layers_of(left, group), layers_of(right, group)
     found = torch.zeros(len(mine), len(others), dtype=torch.float64)
-    lot = max(1, _HELD // _rows(left, group, mine[0]).numel())
+    most, seed = some
+    wide = len(_rows(left, group, mine[0]))
+    lot = max(1, _HELD // (min(most or wide, wide) * left.shape.d_model))
     for begin in range(0, len(mine), lot):
-        held = [prepare(_rows(left, group, layer)) for layer in mine[begin : begin + lot]]
+        held = [prepare(_drawn(left, group, layer, most, seed)) for layer in mine[begin : begin + lot]]
         for column, layer in enumerate(others):
-            rows = prepare_other(_rows(right, group, layer))
+            rows = prepare_other(_drawn(right, group, layer, most, seed + 1))
             for row, vectors in enumerate(held, begin):
                 found[row, column] = _mean_size(vectors, rows)
     return found

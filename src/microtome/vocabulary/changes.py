@@ -127,7 +127,7 @@ def require_alike(base: Subject, tuned: Subject) -> None:
     differ = [(one, other) for one, other in shared if one != other and one and other]
     if len(differ) > (1 - _ALIKE) * len(shared):
         why = f"their tokenizers differ in {len(differ)} of {len(shared)} tokens: {differ[0][0]!r} is {differ[0][1]!r}"
-        raise Refusal(what, why=why, instead="name two models with one tokenizer")
+        raise Refusal(what, why=why, instead="name two models with one tokenizer, or align them: --kind alignment")
 
 
 def changes(

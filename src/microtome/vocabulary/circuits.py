@@ -26,6 +26,7 @@ from torch import Tensor
 
 from microtome.core import Refusal, UnitAddress
 from microtome.model import Norm, Weights
+from microtome.model.norms import normed
 from microtome.model.scoring import Scoring, Turn, turned
 from microtome.readout import Folding, Reader
 from microtome.vocabulary.background import side_moments
@@ -40,11 +41,12 @@ __all__ = [
     "Setting",
     "attention_scores",
     "attractiveness",
+    "before_heads",
     "circuit_of",
     "circuits_of",
     "layer_heads",
-    "mean_row",
     "normalised",
+    "own_heads",
     "planes",
     "positional_profiles",
     "positional_sides",
@@ -145,6 +147,17 @@ def layer_heads(weights: Weights, layer: int, *, folding: Folding = "folded", tu
     return LayerHeads(layer, q, k, v, o, biases, norms, turn)
 
 
+def own_heads(heads: LayerHeads) -> LayerHeads:
+    """Each query head with keys and values of its own, gains of a QK-norm folded in: what a head does to directions, biases aside."""
+    sides = {}
+    for part in ("q", "k"):
+        side = getattr(heads, part)
+        gain = heads.norms[part].gain.to(side).view(-1, side.shape[1], 1) if part in heads.norms else 1
+        sides[part] = side * gain
+    k, v = (side.repeat_interleave(heads.sharing, 0) for side in (sides["k"], heads.v))
+    return LayerHeads(heads.layer, sides["q"], k, v, heads.o)
+
+
 def token_rows(reader: Reader, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
     """A reader's vectors of these tokens, as rows. Errors: `Refusal` for a token it does not show. Cost: a copy of them."""
     place = torch.searchsorted(reader.tokens, tokens.to(reader.tokens)).clamp(max=len(reader.tokens) - 1)
@@ -160,7 +173,7 @@ def stream_rows(weights: Weights, layer: int, tokens: Int[Tensor, " row"]) -> Fl
 
     With it products are those of the model itself, exact in layer 0 of a model without added positions. Cost: a copy of the embeddings.
     """
-    return _before(weights, layer, weights.get("W_E")[tokens].to("cpu", torch.float32))
+    return before_heads(weights, layer, weights.get("W_E")[tokens].to("cpu", torch.float32))
 
 
 def normalised(norm: Norm, rows: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
@@ -226,8 +239,8 @@ def attention_scores(scoring: Scoring, products: Float[Tensor, "*any"]) -> Float
     return scores if scoring.cap is None else torch.tanh(scores / scoring.cap) * scoring.cap
 
 
-def attractiveness(heads: LayerHeads, head: int, columns: Float[Tensor, "column d_model"]) -> Float[Tensor, " column"]:
-    """How much each token is attended to whatever asks: b_Q W_K^T e, zero without a query bias.
+def attractiveness(heads: LayerHeads, head: int) -> Float[Tensor, " d_model"]:
+    """What attracts a head whatever asks: b_Q W_K^T, whose product with a token is how much it does. Zero without a query bias.
 
     Errors: `Refusal` under a QK-norm, which makes no sum of a query and its bias.
     """
@@ -237,33 +250,24 @@ def attractiveness(heads: LayerHeads, head: int, columns: Float[Tensor, "column 
             why="its queries are normed",
             instead="use the mean of the qk circuit",
         )
-    keys = columns @ heads.k[head // heads.sharing].to(columns).T
-    return keys @ heads.biases["q"][head].to(keys) if "q" in heads.biases else keys.new_zeros(len(keys))
+    keys = heads.k[head // heads.sharing]
+    return heads.biases["q"][head].to(keys) @ keys if "q" in heads.biases else keys.new_zeros(keys.shape[1])
 
 
-def written_anyway(heads: LayerHeads, head: int, columns: Float[Tensor, "column d_model"]) -> Float[Tensor, " column"]:
-    """What a head writes whatever it attends to: b_V W_O e, the same in every row of ov because attention adds up to 1."""
-    writes = columns @ heads.o[head].to(columns).T
-    return (
-        writes @ heads.biases["v"][head // heads.sharing].to(writes) if "v" in heads.biases else writes.new_zeros(len(writes))
-    )
+def written_anyway(heads: LayerHeads, head: int) -> Float[Tensor, " d_model"]:
+    """What a head writes whatever it attends to: b_V W_O, the same in every row of ov because attention adds up to 1."""
+    out = heads.o[head]
+    return heads.biases["v"][head // heads.sharing].to(out) @ out if "v" in heads.biases else out.new_zeros(out.shape[1])
 
 
 def positional_profiles(
     heads: LayerHeads, row: Float[Tensor, " d_model"], offsets: Sequence[int]
 ) -> Float[Tensor, "head offset"]:
-    """s(offset) = q R k^T for a query and a key of the same token, the mean one (`mean_row`) say: where heads look for position's sake.
+    """s(offset) = q R k^T for a query and a key of the same token, the mean one say: where heads look for position's sake.
 
     With all biases; before scale and soft cap (`attention_scores`). Errors: `Refusal` where no rotation is known.
     """
     return turned_by(heads, *positional_sides(heads, row), offsets)
-
-
-def mean_row(weights: Weights, layer: int) -> Float[Tensor, " d_model"]:
-    """The mean token as folded heads of a layer meet it. Cost: one read of the embeddings."""
-    embedding = weights.get("W_E")
-    total = torch.stack([block.double().sum(0) for block in embedding.split(_BLOCK)]).sum(0)
-    return _before(weights, layer, (total / len(embedding)).to("cpu", torch.float32))
 
 
 def positional_sides(
@@ -306,14 +310,12 @@ def planes(circuit: Circuit, turn: Turn) -> Planes:
     return Planes(first, square.clamp(min=0).sqrt(), still)
 
 
-def _before(weights: Weights, layer: int, rows: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+def before_heads(weights: Weights, layer: int, rows: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
     """Embeddings through the norms that are before the heads of a layer, but for gain and bias of the last."""
     if weights.has("W_type"):
         rows = rows + weights.get("W_type")[0].to(rows)
     if weights.has("embed_norm"):
-        norm = weights.norm("embed_norm")
-        rows = normalised(norm, rows) * norm.gain.to(rows)
-        rows = rows if norm.bias is None else rows + norm.bias.to(rows)
+        rows = normed(weights.norm("embed_norm"), rows)
     return normalised(weights.norm("attn_norm", layer), rows) if weights.has("attn_norm", layer) else rows
 
 

@@ -9,7 +9,7 @@ direction, or a side of a head's pairs; `list` counts lists.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,14 +23,11 @@ from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import input_reader, pooled_chance, quoted, top_tokens
 from microtome.readout.bases import centred
 from microtome.store.schemas import TABLES
-from microtome.vocabulary.circuits import Kind, layer_heads
 from microtome.vocabulary.findings import HEADS, LARGEST_Q, Row
-from microtome.vocabulary.heads import rotations
-from microtome.vocabulary.pairs import SIGNS, LayerPairs, Question, pairs_of_layer
+from microtome.vocabulary.pairs import SIGNS, LayerPairs
 from microtome.vocabulary.parameters import Block
-from microtome.vocabulary.projection import CONTROL, Projected, Readable, Standing, mixtures, readable, readable_rows
+from microtome.vocabulary.projection import Projected, Readable, Standing, meaningless, readable, readable_rows
 from microtome.vocabulary.subject import Subject
-from microtome.vocabulary.words import word_classes
 
 __all__ = [
     "Coherence",
@@ -52,14 +49,13 @@ __all__ = [
 
 BINS: Final = 20
 FREQUENT: Final = "random tokens as frequent"
-TURNED: Final = "pairs of the layer's heads, each rotated inside"
+TURNED: Final = "pairs of the heads, each rotated inside"
 _SAMPLED: Final = 128
 """Tokens of a bin of whose cosines the variance is taken."""
 _DRAWN: Final = 4096
 """Lists of tokens as frequent that are drawn for a block: all blocks' make one tail."""
 _GATHERED: Final = 1 << 24
 """Numbers of token vectors gathered at a time."""
-_FEW: Final = 8
 _TINY: Final = 1e-12
 
 
@@ -146,7 +142,7 @@ def token_vectors(
     sizes = edges.diff().double()
     cosine = (sums @ sums.T).cpu()
     cosine = (cosine - cosine.new_ones(bins).mul(sizes).diag()) / (sizes[:, None] * sizes - sizes.diag()).clamp(min=1)
-    word = word_classes(subject.texts)[shown]
+    word = subject.classes[shown]
     return TokenVectors(shown, rows, word, number, order, edges, cosine, _variance(rows, order, edges))
 
 
@@ -196,37 +192,23 @@ def unit_lists(projected: Iterable[Projected], subject: Subject, *, draws: int =
         block = each.block
         reader = subject.read if block.group.end == "read" else subject.write
         number = int(hash_parts(seed, block.layer or 0, draws))
-        if len(block.rows) < _FEW:
-            rows, kind = _anything(draws, block.rows.shape[1], number), "directions drawn from all alike"
-        else:
-            rows, kind = mixtures(block.rows, draws, number), CONTROL
+        rows, kind = meaningless(block.rows, draws, number)
         null = top_tokens(rows, reader, each.random)
         names = [_unit(block, address) for address in block.addresses]
         yield Lists(block.group.name, block.layer, names, ("top", "bottom"), each.top.tokens, null.tokens, f"tokens of {kind}")
 
 
-def head_lists(
-    subject: Subject, kind: Kind, question: Question, layers: Iterable[int], *, draws: int = 2
-) -> Iterator[tuple[list[LayerPairs], list[Lists]]]:
-    """Best pairs of heads, and their tokens as lists, one for each side of the pairs; null are pairs of the heads turned inside.
-
-    Cost: that of `pairs_of_layer`, 1 + `draws` times.
-    """
-    for layer in layers:
-        heads = layer_heads(subject.weights, layer, folding=subject.folding)
-        part = {"ov": "o", "qk": "q"}[kind]
-        turned: list[list[LayerPairs]] = []
-        for draw in range(draws):
-            turn = rotations(1, len(heads.q), heads.q.shape[1], seed=int(hash_parts(question.seed, layer, draw, 1)))[0]
-            turned.append(pairs_of_layer(subject, replace(heads, **{part: turn @ getattr(heads, part)}), kind, question))
-        found = pairs_of_layer(subject, heads, kind, question)
-        names = [str(UnitAddress("heads", head, layer=layer)) for head in range(len(heads.q))]
-        lists = []
-        for place, each in enumerate(found):
-            sides = [f"{kind}_{side}_{each.end}" for side in ("token", "other")]
-            null = torch.cat([_both_sides(drawn[place]) for drawn in turned])
-            lists.append(Lists(f"heads {kind}{SIGNS[each.end]}", layer, names, sides, _both_sides(each), null, TURNED))
-        yield found, lists
+def head_lists(found: Sequence[LayerPairs]) -> list[Lists]:
+    """The best pairs of all heads as lists, one for each side of the pairs; null are those of the heads rotated inside."""
+    lists = []
+    for kind, end in dict.fromkeys((each.kind, each.end) for each in found):
+        mine = [each for each in found if (each.kind, each.end) == (kind, end)]
+        names = [str(UnitAddress("heads", head, layer=each.layer)) for each in mine for head in range(len(each.token))]
+        tokens = torch.cat([torch.stack([each.token, each.other], 1) for each in mine]).cpu()
+        sides = [f"{kind}_{side}_{end}" for side in ("token", "other")]
+        null = torch.cat([each.turned for each in mine]).cpu()
+        lists.append(Lists(f"heads {kind}{SIGNS[mine[0].end]}", None, names, sides, tokens, null, TURNED))
+    return lists
 
 
 def coherences(lists: Iterable[Lists], vectors: TokenVectors, *, seed: int = 0) -> list[Coherence]:
@@ -355,14 +337,6 @@ def _variance(
     cosines = (sample @ sample.T).cpu().double().fill_diagonal_(torch.nan).view(len(parts), each, len(parts), each)
     mean = cosines.nanmean((1, 3), keepdim=True)
     return (cosines - mean).square().nanmean((1, 3)).nan_to_num()
-
-
-def _both_sides(pairs: LayerPairs) -> Int[Tensor, "head side k"]:
-    return torch.stack([pairs.token, pairs.other], 1).cpu()
-
-
-def _anything(draws: int, width: int, seed: int) -> Float[Tensor, "draw d_model"]:
-    return torch.randn(draws, width, generator=torch.Generator().manual_seed(seed))
 
 
 def _unit(block: Block, address: WeightAddress) -> str:

@@ -1,9 +1,8 @@
-"""Heads that read what heads of earlier layers write, and heads that put a token beside itself: circuits of heads, from weights.
+"""Heads that read what heads of earlier layers write: circuits of two heads, from weights.
 
 A later head can take what an earlier one writes into its queries, its keys or its values. How much of it it takes is compared with
 halves that point anywhere; which pairs stand out from what their heads do with all others is said by `standing`. Both halves are met as
-the stream has them: what lies between the layers is left out. Scores of single heads by eigenvalues belong in `heads`, attention by
-position in `positional`.
+the stream has them: what lies between the layers is left out. Scores of single heads belong in `heads`, `self_ranks` and `positional`.
 
 Axes of this module: `head` is one of the earlier layer, `later` one of the later.
 
@@ -24,9 +23,13 @@ from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.background import reader_moments
-from microtome.vocabulary.circuits import Kind, LayerHeads, circuits_of, layer_heads, stream_rows, token_rows
+from microtome.vocabulary.circuits import (
+    LayerHeads,
+    layer_heads,
+    own_heads,
+)
 from microtome.vocabulary.findings import LARGEST_Q, Row
-from microtome.vocabulary.heads import Embedded, HeadScores, embedded, positivity
+from microtome.vocabulary.heads import PREVIOUS, Embedded, HeadScores, embedded, positivity
 from microtome.vocabulary.subject import Subject
 
 __all__ = [
@@ -38,8 +41,8 @@ __all__ = [
     "composition_q",
     "compositions",
     "induction_scores",
+    "k_composition_scores",
     "link_rows",
-    "self_rank_scores",
     "standing",
 ]
 
@@ -55,8 +58,9 @@ _OTHERS: Final = 16
 """Other earlier heads it is tried with as a control, the largest of three at a time."""
 _DRAWS: Final = 64
 _STEPS: Final = 30
+_HELD: Final = 1 << 26
+"""Numbers in the halves of earlier layers that are held at a time."""
 _TINY: Final = 1e-30
-_SELF: Final[dict[Kind, str]] = {"qk": "duplicate_token_score", "ov": "copying_rank"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +89,24 @@ def compositions(
 
     Products are of d_head x d_model factors, one half of each head having been collapsed by its spectrum. In the metric "tokens" the ends
     are token vectors, input ones where a head reads and output ones where it writes: ||E W_VO^1 X E^T||, over the norms of both halves.
-    Cost: 2 (heads d_head)^2 d_model FLOP for a pair of layers and an entry of `into`; the heads of two layers are held.
+    Layers are met in blocks of earlier ones, as many as fit a quarter of a gigabyte.
+    Cost: 2 (heads d_head)^2 d_model FLOP for a pair of layers and an entry of `into`; every layer is collapsed once for each block.
     """
     ends = None if metric == "stream" else _ends(subject)
-    for later in range(subject.shape.layers) if layers is None else layers:
+    asked = list(range(subject.shape.layers) if layers is None else layers)
+    shape, last = subject.shape, max(asked, default=0)
+    most = max(1, _HELD // (shape.heads * shape.d_head * shape.d_model))
+    for first in range(0, last, most):
         give_back_freed_memory()
-        reads = _reading_halves(_gained(subject, later), into, ends)
-        for earlier in range(later):
-            writes = _writing_half(_gained(subject, earlier), ends)
-            for name, half in reads.items():
-                yield _composed(name, earlier, later, writes, half)
+        block = range(first, min(first + most, last))
+        writes = {earlier: _half(_writing_half(_own(subject, earlier), ends)) for earlier in block}
+        for later in asked:
+            if later > first:
+                reads = _reading_halves(_own(subject, later), into, ends)
+                halves: dict[Into, _Half] = {name: _half(rows) for name, rows in reads.items()}
+                for earlier in range(first, min(block.stop, later)):
+                    for name, half in halves.items():
+                        yield _composed(name, earlier, later, writes[earlier], half)
 
 
 def composition_q(found: Sequence[Composition]) -> list[Float[Tensor, "head later"]]:
@@ -193,7 +205,7 @@ def induction_scores(subject: Subject, found: Sequence[Composition], *, seed: in
         generator = torch.Generator().manual_seed(int(hash_parts(seed, layer)))
         rest = STRONGEST + torch.randperm(len(places) - STRONGEST, generator=generator)[:_OTHERS]
         chosen = places[order[torch.cat([torch.arange(STRONGEST), rest])]]  # trial, later head, (layer, head)
-        heads = _gained(subject, layer)
+        heads = _own(subject, layer)
         copying = _copying(heads, tokens).clamp(min=0)
         ratios = torch.cat([each.ratio for each, _ in mine]).gather(0, order)
         ratios = torch.cat([ratios[:STRONGEST], ratios[rest]])
@@ -205,63 +217,27 @@ def induction_scores(subject: Subject, found: Sequence[Composition], *, seed: in
     return scores, through
 
 
-def self_rank_scores(
-    subject: Subject,
-    layer: int,
-    kind: Kind,
-    tokens: Int[Tensor, " row"],
-    turns: Iterable[Float[Tensor, "draw head d_head d_head"]],
-) -> HeadScores:
-    """Where a token stands among `tokens` in its own row of a circuit, on average: 1 always first, 0.5 anywhere, 0 always last.
+def k_composition_scores(found: Sequence[Composition], previous: Sequence[HeadScores]) -> list[HeadScores]:
+    """How much of what previous-token heads write the keys of later heads read: with copying, the sign of an induction head.
 
-    Of qk it says whether a token looks for the same token, of ov whether it writes itself (near 0: suppresses itself). Less sensitive to
-    few large eigenvalues than `heads.score_heads`. Token vectors are input embeddings where a head reads; rows and columns are centred
-    over `tokens`. Draws are the head rotated inside.
-    Cost: 2 row^2 d_head FLOP per head and draw.
+    The largest K-composition (`found`) over heads of earlier layers with a previous-token score of at least 0.3. `draws` are those of all
+    other heads of earlier layers, so the control is a head of no known use, not a rotated one; layers that have not two of them behind
+    them are left out.
     """
-    heads = layer_heads(subject.weights, layer, folding=subject.folding)
-    rows = _centred(_entering(subject, layer, tokens))
-    columns = _centred(token_rows(subject.write, tokens).cpu()) if kind == "ov" else rows
-    found = list(circuits_of(heads, kind, rows, columns))
-    values = torch.stack([_self_rank(each.left, each.right) for each in found])
-    draws = [
-        torch.stack([_self_rank(each.left @ turn[each.head], each.right) for each in found])
-        for block in turns
-        for turn in block
-    ]
-    return HeadScores(_SELF[kind], layer, values, torch.stack(draws))
+    looking = {scores.layer: scores.values >= PREVIOUS for scores in previous}
+    scores = []
+    for layer in looking:
+        mine = [each for each in found if (each.into, each.later) == ("k", layer) and each.earlier in looking]
+        strong = torch.cat([torch.empty(0), *(each.ratio[looking[each.earlier]].flatten() for each in mine)])
+        others = [each.ratio[~looking[each.earlier]] for each in mine]
+        if len(strong) and len(torch.cat(others)) > 1:
+            best = torch.cat([each.ratio[looking[each.earlier]] for each in mine]).amax(0)
+            scores.append(HeadScores("k_composition", layer, best, torch.cat(others)))
+    return scores
 
 
-def _self_rank(left: Float[Tensor, "row inner"], right: Float[Tensor, "row inner"]) -> Float[Tensor, ""]:
-    products = left @ right.T
-    own = products.diagonal()[:, None]
-    below, equal = (products < own).sum(1), (products == own).sum(1) - 1
-    return ((below + equal / 2) / max(len(left) - 1, 1)).mean()
-
-
-def _entering(subject: Subject, layer: int, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
-    """Tokens as heads of a layer meet them."""
-    if subject.folding == "raw":
-        return subject.weights.get("W_E")[tokens].to("cpu", torch.float32)
-    return stream_rows(subject.weights, layer, tokens)
-
-
-def _centred(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    return rows - rows.mean(0)
-
-
-def _gained(subject: Subject, layer: int) -> LayerHeads:
-    """The heads of a layer, each query head with keys and values of its own, gains of a QK-norm folded in."""
-    found = layer_heads(subject.weights, layer, folding=subject.folding)
-    sides = {}
-    for part in ("q", "k"):
-        side = getattr(found, part)
-        if part in found.norms:
-            gain = found.norms[part].gain.to(side)
-            side = side * gain.view(-1, side.shape[1], 1)
-        sides[part] = side
-    k, v = (side.repeat_interleave(found.sharing, 0) for side in (sides["k"], found.v))
-    return LayerHeads(layer, sides["q"], k, v, found.o)
+def _own(subject: Subject, layer: int) -> LayerHeads:
+    return own_heads(layer_heads(subject.weights, layer, folding=subject.folding))
 
 
 def _ends(subject: Subject) -> Embedded:
@@ -293,22 +269,25 @@ def _collapsed(
     return root.to(inner) @ inner
 
 
-def _composed(
-    into: Into,
-    earlier: int,
-    later: int,
-    writes: Float[Tensor, "head d_head d_model"],
-    reads: Float[Tensor, "later d_head d_model"],
-) -> Composition:
-    products = (writes.flatten(0, 1) @ reads.flatten(0, 1).T).square()
-    square = products.view(len(writes), writes.shape[1], len(reads), -1).sum((1, 3)).double()
-    sizes = [half.double().square().sum((1, 2)).clamp(min=_TINY) for half in (writes, reads)]
-    square = square / (sizes[0][:, None] * sizes[1])
-    spectra = [
-        (half @ half.mT).double().square().sum((1, 2)) / size.square()
-        for half, size in zip((writes, reads), sizes, strict=True)
-    ]
-    mean, deviation = _turned_moments(spectra[0][:, None], spectra[1], writes.shape[2])
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """The collapsed halves of a layer's heads; `size` is the square of the norm of each, `spread` the trace of (A A^T)^2 over its square."""
+
+    rows: Float[Tensor, "head d_head d_model"]
+    size: Float[Tensor, " head"]
+    spread: Float[Tensor, " head"]
+
+
+def _half(rows: Float[Tensor, "head d_head d_model"]) -> _Half:
+    size = rows.double().square().sum((1, 2)).clamp(min=_TINY)
+    return _Half(rows, size, (rows @ rows.mT).double().square().sum((1, 2)) / size.square())
+
+
+def _composed(into: Into, earlier: int, later: int, writes: _Half, reads: _Half) -> Composition:
+    products = (writes.rows.flatten(0, 1) @ reads.rows.flatten(0, 1).T).square()
+    square = products.view(len(writes.rows), writes.rows.shape[1], len(reads.rows), -1).sum((1, 3)).double()
+    square = square / (writes.size[:, None] * reads.size)
+    mean, deviation = _turned_moments(writes.spread[:, None], reads.spread, writes.rows.shape[2])
     z = ((square - mean) / deviation).float()
     return Composition(into, earlier, later, square.sqrt().float(), mean**0.5, z, _beyond(square, mean, deviation))
 
@@ -373,7 +352,7 @@ def _moved_matching(
     """Positivity of each later head with each of its earlier ones, a layer of these at a time."""
     found = torch.zeros(chosen.shape[:2])
     for layer in chosen[..., 0].unique().tolist():
-        earlier = _gained(subject, layer)
+        earlier = _own(subject, layer)
         trial, later = (chosen[..., 0] == layer).nonzero(as_tuple=True)
         head = chosen[trial, later, 1]
         moved = heads.k[later] @ earlier.o[head].mT

@@ -22,13 +22,13 @@ from microtome.vocabulary.composition import (
     compositions,
     induction_scores,
     link_rows,
-    self_rank_scores,
     standing,
 )
 from microtome.vocabulary.findings import Row
-from microtome.vocabulary.heads import POSITIONS, HeadScores, Rotations
+from microtome.vocabulary.heads import POSITIONS, HeadScores, Rotations, mean_embedding
 from microtome.vocabulary.positional import rotary_previous_token_scores
 from microtome.vocabulary.relations import Relation, relation_findings, relation_q, relation_rows, relation_scores, relations_of
+from microtome.vocabulary.self_ranks import self_rank_scores
 from microtome.vocabulary.singular import ReadSpectrum, read_spectra, singular_findings, singular_rows, singular_stats
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.tables import corrected, head_rows
@@ -87,12 +87,13 @@ def _scores(
     shape, induction = subject.shape, induction_scores(subject, keys, seed=_SEED)[0]
     found = [*induction]
     scorings = scorings_of(model, range(shape.layers), POSITIONS) if shape.rotary else {}
+    mean = mean_embedding(subject.weights)
     for layer in range(shape.layers):
         give_back_freed_memory()
-        turns = Rotations(_DRAWS, shape.heads, shape.d_head, seed=int(hash_parts(_SEED, layer)))
+        turns = list(Rotations(_DRAWS, shape.heads, shape.d_head, seed=int(hash_parts(_SEED, layer))))
         found += [self_rank_scores(subject, layer, kind, tokens, turns) for kind in ("qk", "ov")]
         if layer in scorings and scorings[layer].turn is not None:
-            found.append(rotary_previous_token_scores(subject.weights, layer, scorings[layer], turns))
+            found.append(rotary_previous_token_scores(subject.weights, layer, scorings[layer], turns, mean=mean))
     return {stat: [each for each in found if each.stat == stat] for stat in dict.fromkeys(each.stat for each in found)}
 
 

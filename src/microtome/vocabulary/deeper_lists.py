@@ -3,11 +3,13 @@
 Each method lives in a module of its own; this one says which belong to the depth, and with which settings.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
 
 from microtome.vocabulary.coherence import (
+    Lists,
     coherence_findings,
     coherence_q,
     coherence_rows,
@@ -15,38 +17,34 @@ from microtome.vocabulary.coherence import (
     coherent_shares,
     share_rows,
     token_vectors,
-    unit_lists,
 )
 from microtome.vocabulary.deeper_heads import Described
-from microtome.vocabulary.overlap import overlap_findings, overlap_rows, overlaps, partner_rows
-from microtome.vocabulary.parameters import GROUPS
-from microtome.vocabulary.projection import project
+from microtome.vocabulary.overlap import Overlap, overlap_findings, overlap_rows, partner_rows
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.truncation import kept_rows, normal_vectors, truncated, value_vectors
 
-__all__ = ["coherent_units", "kept_vectors", "overlapping_partners"]
+__all__ = ["coherent_lists", "kept_vectors", "overlapping_partners"]
 
-_LISTED: Final = 10
-"""Tokens of a unit's list."""
-_DRAWS: Final = 512
-_SHARED: Final = 100
-"""Tokens of a vector that are compared with those of its partner."""
 _SEED: Final = 0
 
 
-def coherent_units(subject: Subject, run: str) -> Described:
-    """How near each other the tokens are that a feed-forward unit promotes, and those that it demotes."""
-    projected = project(subject, [GROUPS["W_out"]], _LISTED, draws=_DRAWS, seed=_SEED)
-    found = coherences(unit_lists(projected, subject, draws=_DRAWS, seed=_SEED), token_vectors(subject), seed=_SEED)
-    q = coherence_q(found)
-    shares = share_rows(coherent_shares(found, seed=_SEED), run)
-    tables = {"unit_stats": coherence_rows(found, q, run), "vocabulary_stats": shares}
-    return Described(tables, [coherence_findings(found, q, subject.texts)])
+def coherent_lists(subject: Subject, *kinds: Sequence[Lists], run: str) -> list[Described]:
+    """How near each other tokens of a list are: those that units promote or demote, say, and those that heads put together.
+
+    Each of `kinds` is tested by itself.
+    """
+    vectors, described = token_vectors(subject), []
+    for lists in kinds:
+        found = coherences(lists, vectors, seed=_SEED)
+        q = coherence_q(found)
+        shares = share_rows(coherent_shares(found, seed=_SEED), run)
+        tables = {"unit_stats": coherence_rows(found, q, run), "vocabulary_stats": shares}
+        described.append(Described(tables, [coherence_findings(found, q, subject.texts)]))
+    return described
 
 
-def overlapping_partners(subject: Subject, run: str) -> Described:
+def overlapping_partners(subject: Subject, found: Sequence[Overlap], run: str) -> Described:
     """What the vectors of a unit, or of a dimension of a head, have in common."""
-    found = list(overlaps(subject, k=min(_SHARED, len(subject.read.tokens)), seed=_SEED))
     tables = {"links": partner_rows(found), "vocabulary_stats": overlap_rows(found, run)}
     return Described(tables, [overlap_findings(found, subject.shape)])
 

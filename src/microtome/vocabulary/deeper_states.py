@@ -24,6 +24,7 @@ from microtome.vocabulary.contributions import (
 from microtome.vocabulary.deeper_heads import Described
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.translators import REGRESSED, compare_lenses, head_of, lens_findings, lens_rows, train_translators
+from microtome.vocabulary.tuned import translator_rows
 
 __all__ = ["state_descriptions", "state_folds"]
 
@@ -60,7 +61,10 @@ def state_descriptions(
     discover = active[0].half == int(Half.DISCOVER)
     if min(int(discover.sum()), int((~discover).sum())) >= _LEAST:
         logits = head_of(model)
-        lenses = compare_lenses(samples, ~discover, logits, list(train_translators(samples, discover, logits, REGRESSED)))
+        translators = list(train_translators(samples, discover, logits, REGRESSED))
+        lenses = compare_lenses(samples, ~discover, logits, translators)
+        if translators:
+            tables["translators"] = translator_rows(translators, run)
         tables["layer_loss"] = lens_rows(lenses, objective, run)
         findings.append(lens_findings(lenses))
     return Described({**tables, _STATES: pa.concat_tables(stats)}, findings)

@@ -8,21 +8,19 @@ All of it is computed on the CPU in float32, a layer at a time.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.model import Norm, Shape, Weights
+from microtome.model import Shape, Weights
 from microtome.model.first_block import normed
-from microtome.numerics import hash_parts
-from microtome.readout import Reader, central_interval, fold_norm, pooled_chance, written
+from microtome.numerics import hash_parts, kernels
+from microtome.readout import Reader, central_interval, pooled_chance
+from microtome.vocabulary.circuits import layer_heads, own_heads
 
 __all__ = [
     "Embedded",
@@ -31,6 +29,8 @@ __all__ = [
     "Rotations",
     "embedded",
     "head_weights",
+    "mean_embedding",
+    "one_by_one",
     "positivity",
     "previous_token_scores",
     "rotations",
@@ -43,7 +43,6 @@ _BLOCK = 4096
 """Tokens whose embeddings are looked at together."""
 _HELD = 1 << 20
 """Numbers in the rotations that are held at a time."""
-_TINY = 1e-12
 PREVIOUS = 0.3
 """Attention to the token before that makes a previous-token head."""
 
@@ -90,20 +89,10 @@ class HeadScores:
         return central_interval(self.draws)
 
 
-def head_weights(weights: Weights, layer: int, shape: Shape) -> HeadWeights:
+def head_weights(weights: Weights, layer: int) -> HeadWeights:
     """The heads of a layer. Query head h uses key/value head h // (heads / heads_kv); rotary embedding is that of offset 0."""
-    group = torch.arange(shape.heads) // (shape.heads // shape.heads_kv)
-    reads = {part: _here(weights.get(f"W_{part.upper()}", layer)) for part in ("q", "k", "v")}
-    for part in ("q", "k"):
-        if weights.has(f"{part}_norm", layer):
-            gain = weights.norm(f"{part}_norm", layer).gain.to(reads[part])  # of each head, or of all of them side by side
-            reads[part] = reads[part] * gain.view(-1, 1, shape.d_head)
-    if weights.has("attn_norm", layer):
-        norm = weights.norm("attn_norm", layer)
-        reads = {part: _folded(norm, matrix) for part, matrix in reads.items()}
-    writes = _here(weights.get("W_O", layer))
-    writes = written(weights, layer, writes.flatten(0, 1), "attn").view_as(writes)
-    return HeadWeights(layer, reads["q"], reads["k"][group], reads["v"][group], writes)
+    heads = own_heads(layer_heads(weights, layer))
+    return HeadWeights(layer, heads.q.mT, heads.k.mT, heads.v.mT, heads.o)
 
 
 def embedded(weights: Weights, reader: Reader) -> Embedded:
@@ -122,6 +111,13 @@ def embedded(weights: Weights, reader: Reader) -> Embedded:
         total += inputs.sum(0, dtype=torch.float64)
     in_in -= torch.outer(total, total) / len(reader.tokens)
     return Embedded(_here(out_in), _here(in_in))
+
+
+def mean_embedding(weights: Weights) -> Float[Tensor, " d_model"]:
+    """The mean token as it is stored. Cost: one read of the embeddings."""
+    embedding = weights.get("W_E")
+    total = torch.stack([block.double().sum(0) for block in embedding.split(_BLOCK)]).sum(0)
+    return _here(total / len(embedding))
 
 
 def score_heads(
@@ -153,15 +149,23 @@ def score_heads(
 
 
 def previous_token_scores(
-    weights: Weights, layer: int, shape: Shape, turns: Iterable[Float[Tensor, "draw head d_head d_head"]]
+    weights: Weights,
+    layer: int,
+    shape: Shape,
+    turns: Iterable[Float[Tensor, "draw head d_head d_head"]],
+    *,
+    mean: Float[Tensor, " d_model"] | None = None,
 ) -> HeadScores:
     """Mean attention to the token before, by learned positions alone: what position p sees if every token is the mean one.
 
     softmax(mask(Q K^T / sqrt(d_head))) over the first 128 positions, with the norms and biases the layer applies. The stream is
-    taken to be the embedding, which is exact in layer 0 only. Source: Elhage et al. 2021, A Mathematical Framework for
+    taken to be the embedding, which is exact in layer 0 only; `mean` is the `mean_embedding`, which is read where it is not given.
+    Source: Elhage et al. 2021, A Mathematical Framework for
     Transformer Circuits (no arXiv entry), positional attention. Not: for rotary positions.
     """
-    x = _here(weights.get("W_pos")[:POSITIONS]) + _raw_mean(weights)
+    x = _here(weights.get("W_pos")[:POSITIONS]) + (mean_embedding(weights) if mean is None else mean)
+    if weights.has("W_type"):
+        x = x + _here(weights.get("W_type")[0])
     if weights.has("embed_norm"):
         x = normed(weights.norm("embed_norm"), x)
     if weights.has("attn_norm", layer):
@@ -183,36 +187,6 @@ def previous_token_scores(
 
     draws = torch.stack([looking_back(query @ turn) for block in turns for turn in block])
     return HeadScores("previous_token_score", layer, looking_back(query), draws)
-
-
-def k_composition(heads_of: Callable[[int], HeadWeights], previous: Sequence[HeadScores]) -> list[HeadScores]:
-    """How much of what previous-token heads write the keys of later heads read: with copying, the sign of an induction head.
-
-        ||W_VO^1 (W_QK^2)^T||_F / (||W_VO^1||_F ||W_QK^2||_F)        the largest over previous-token heads 1 of earlier layers
-
-    A previous-token head has a score of at least 0.3. `draws` are the same ratio for all other heads of earlier layers, so the
-    control is a head of no known use, not a rotated one; layers that have not two of them behind them are left out. `heads_of` gives
-    the weights of a layer; those of two layers are held at a time.
-    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (no arXiv entry), composition.
-    """
-    found = []
-    if not any(bool((scores.values >= PREVIOUS).any()) for scores in previous):
-        return found
-    for layer in (scores.layer for scores in previous):
-        later = heads_of(layer)
-        reads = later.k.mT @ later.k, later.q.mT @ later.q
-        sizes = (reads[0] * reads[1].mT).sum((-2, -1)).sqrt()
-        strong, others = [], []
-        for scores in previous:
-            if scores.layer >= layer:
-                continue
-            ratios = _composition(heads_of(scores.layer), later) / sizes
-            looking = scores.values >= PREVIOUS
-            strong.append(ratios[looking])
-            others.append(ratios[~looking])
-        if strong and len(torch.cat(strong)) and len(torch.cat(others)) > 1:
-            found.append(HeadScores("k_composition", layer, torch.cat(strong).amax(0), torch.cat(others)))
-    return found
 
 
 @dataclass(frozen=True)
@@ -240,21 +214,12 @@ def rotations(draws: int, heads: int, width: int, *, seed: int) -> Float[Tensor,
         q, r = torch.linalg.qr(matrices)
         return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
 
-    return _one_by_one(orthogonal, drawn)
+    return one_by_one(orthogonal, drawn)
 
 
 def tail_chance(layers: Sequence[HeadScores]) -> list[Float[Tensor, " head"]]:
     """Two-sided p-values of one statistic, layer by layer: each head against its own draws, the tail that of all heads' draws."""
     return pooled_chance([each.values for each in layers], [each.draws for each in layers], "both")
-
-
-def _composition(earlier: HeadWeights, later: HeadWeights) -> Float[Tensor, "draw head"]:
-    """Norms of what each earlier head (rows: draws) writes into the keys of each later one, over the earlier head's own norm."""
-    joint = torch.einsum("aid,bdj->abij", earlier.o, later.k)
-    values, queries = earlier.v.mT @ earlier.v, later.q.mT @ later.q
-    square = torch.einsum("aij,abjk,bkl,abil->ab", values, joint, queries, joint)
-    own = (values * (earlier.o @ earlier.o.mT).mT).sum((-2, -1))
-    return (square.clamp(min=0) / own.clamp(min=_TINY)[:, None]).sqrt()
 
 
 def _paired(left: Float[Tensor, "... d_head d_head"], right: Float[Tensor, "head d_head d_head"]) -> Float[Tensor, "..."]:
@@ -270,40 +235,16 @@ def positivity(matrices: Float[Tensor, "... d_head d_head"]) -> Float[Tensor, ".
             why="products of the weights of a head are NaN or infinite",
             instead="check the checkpoint: some of its weights are far too large",
         )
-    eigenvalues = _one_by_one(torch.linalg.eigvals, matrices)
+    eigenvalues = one_by_one(torch.linalg.eigvals, matrices)
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _one_by_one(function: Callable[[Tensor], Tensor], matrices: Float[Tensor, "... d_head d_head"]) -> Tensor:
+def one_by_one(function: Callable[[Tensor], Tensor], matrices: Float[Tensor, "... d_head d_head"]) -> Tensor:
     """A function of many small matrices, on as many Python threads as torch uses; LAPACK's own make it up to thirty times slower."""
-    threads, flat = torch.get_num_threads(), matrices.flatten(0, -3)
-    if threads == 1:
-        return function(flat).unflatten(0, matrices.shape[:-2])
-    torch.set_num_threads(1)
-    try:
-        found = list(_pool(threads, os.getpid()).map(function, flat.chunk(threads)))
-    finally:
-        torch.set_num_threads(threads)
+    flat = matrices.flatten(0, -3)
+    found = kernels.apart(function, flat.chunk(torch.get_num_threads()))
     return torch.cat(found).unflatten(0, matrices.shape[:-2])
-
-
-@lru_cache(maxsize=2)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One pool per size and process: threads made anew would each keep the memory they free."""
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"heads-{process}")
 
 
 def _here(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return weight.to("cpu", torch.float32)
-
-
-def _folded(norm: Norm, matrix: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_model d_head"]:
-    turned = matrix.mT
-    return fold_norm(norm, turned.flatten(0, 1)).view_as(turned).mT
-
-
-def _raw_mean(weights: Weights) -> Float[Tensor, " d_model"]:
-    """The mean token, as it is before a norm behind the embedding."""
-    embedding = weights.get("W_E")
-    mean = _here(torch.stack([block.double().sum(0) for block in embedding.split(_BLOCK)]).sum(0) / len(embedding))
-    return mean + _here(weights.get("W_type")[0]) if weights.has("W_type") else mean

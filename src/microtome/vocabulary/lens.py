@@ -13,12 +13,11 @@ from torch import Tensor
 from microtome.capture.lens import MAIN, MASKED, Results, Rows, Run, Stage
 from microtome.core import Fold, Site, UnitAddress
 from microtome.corpus.corpus import MASKED_SHARE
-from microtome.model import Checkpoint, Model, Shape, Weights, final_norm, unembed
+from microtome.model import Checkpoint, Model, Shape, final_norm, unembed
 from microtome.model.allocator import give_back_freed_memory
 from microtome.numerics import hash_parts
 from microtome.readout import (
     LayerLoss,
-    Reader,
     TargetCounts,
     TokenSample,
     layer_loss,
@@ -26,6 +25,7 @@ from microtome.readout import (
     unigram_entropy,
 )
 from microtome.store.schemas import TABLES
+from microtome.vocabulary.composition import compositions, k_composition_scores
 from microtome.vocabulary.deeper import deeper_tables
 from microtome.vocabulary.deeper_heads import Described
 from microtome.vocabulary.deeper_states import state_descriptions, state_folds
@@ -39,15 +39,17 @@ from microtome.vocabulary.findings import (
     value_findings,
 )
 from microtome.vocabulary.heads import (
+    PREVIOUS,
     HeadScores,
     Rotations,
     embedded,
     head_weights,
-    k_composition,
+    mean_embedding,
     previous_token_scores,
     score_heads,
 )
 from microtome.vocabulary.subject import Subject, subject_of
+from microtome.vocabulary.sweep import Lengths, sweep
 from microtome.vocabulary.tables import corrected, head_rows
 from microtome.vocabulary.values import read_values, readable_layers, strength_q, strength_rows, value_rows
 from microtome.vocabulary.words import vocabulary_table
@@ -117,9 +119,13 @@ class VocabularyLens:
         """What the weights alone say in terms of token vectors: tables, and findings by kind."""
         subject = subject_of(run.model)
         weights, shape, reader = subject.weights, subject.shape, subject.write
-        values = list(read_values(weights, shape, reader, self.k, self.directions, seed=_DIRECTIONS))
+        if run.depth == "quick":
+            swept, values = None, list(read_values(weights, shape, reader, self.k, self.directions, seed=_DIRECTIONS))
+        else:
+            swept = sweep(subject, Lengths(self.k), self.directions, seed=_DIRECTIONS)
+            values = swept.values
         q = strength_q(values)
-        scores = all_head_scores(weights, shape, reader, self.draws, run.seed)
+        scores = all_head_scores(subject, self.draws, run.seed)
         head_q = {stat: corrected(layers) for stat, layers in scores.items()}
         tables: dict[str, Rows] = {
             "tokens": value_rows(values),
@@ -128,9 +134,12 @@ class VocabularyLens:
         }
         layers = readable_layers(values, seed=_DIRECTIONS)
         found = [readable_findings(layers, q), value_findings(values, q, subject.texts), head_findings(scores, head_q)]
-        if run.depth == "quick":
+        if swept is None:
             return tables, found
-        deeper, more = deeper_tables(subject, run.model, tables, self._states(run, results, subject), run.name)
+        states = self._states(run, results, subject)
+        deeper, more = deeper_tables(subject, run.model, tables, swept, states, run.name)
+        for each in states:
+            deeper |= {name: rows for name, rows in each.tables.items() if name not in deeper}
         return deeper, found + more
 
     def _states(self, run: Run, results: Results, subject: Subject) -> list[Described]:
@@ -181,22 +190,23 @@ class VocabularyLens:
         return loss_rows(losses, unigram, objective, run.name), [*loss_findings(losses, unigram, objective)]
 
 
-def all_head_scores(weights: Weights, shape: Shape, reader: Reader, draws: int, seed: int) -> dict[str, list[HeadScores]]:
+def all_head_scores(subject: Subject, draws: int, seed: int) -> dict[str, list[HeadScores]]:
     """Every score of every head, by statistic and layer.
 
     Cost: two eigenvalue problems of size d_head per head and draw, on as many threads as torch uses; memory for the heads of a layer.
     """
-    tokens = embedded(weights, reader)
+    weights, shape = subject.weights, subject.shape
+    tokens, mean = embedded(weights, subject.write), mean_embedding(weights) if weights.has("W_pos") else None
     found: list[HeadScores] = []
     for layer in range(shape.layers):
         give_back_freed_memory()
         turns = Rotations(draws, shape.heads, shape.d_head, seed=int(hash_parts(seed, layer)))
-        found += score_heads(head_weights(weights, layer, shape), tokens, turns)
+        found += score_heads(head_weights(weights, layer), tokens, turns)
         if weights.has("W_pos"):
-            found.append(previous_token_scores(weights, layer, shape, turns))
+            found.append(previous_token_scores(weights, layer, shape, turns, mean=mean))
     previous = [scores for scores in found if scores.stat == "previous_token_score"]
-    if previous and shape.causal:
-        found += k_composition(lambda layer: head_weights(weights, layer, shape), previous)
+    if shape.causal and any(bool((scores.values >= PREVIOUS).any()) for scores in previous):
+        found += k_composition_scores(list(compositions(subject, ["k"])), previous)
     return {stat: [each for each in found if each.stat == stat] for stat in dict.fromkeys(each.stat for each in found)}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.readout import Reader
 from microtome.vocabulary.subject import Subject
-from microtome.vocabulary.words import spelling
+from microtome.vocabulary.words import spelling, tokens_of_words
 
 __all__ = ["Scoring", "WordList", "WordScores", "read_words", "score", "scoring", "shuffled", "tell_apart", "word_list"]
 
@@ -121,7 +121,7 @@ def word_list(name: str, first: Sequence[str], second: Sequence[str], subject: S
     These are nearest by rank of token id (tokenizers count from frequent to rare) and by rank of length of the token vector.
     Errors: `Refusal` where fewer than four words of a class are single tokens, or there are no words to compare with.
     """
-    of = _tokens_of_words(subject)
+    of = {word: tokens[0] for word, tokens in tokens_of_words(subject.texts, subject.write.tokens.tolist()).items()}
     found = [list(dict.fromkeys(of[key] for word in words if (key := spelling(word)) in of)) for words in (first, second)]
     for words, tokens in zip((first, second), found, strict=True):
         if (words or words is first) and len(tokens) < _LEAST:
@@ -196,17 +196,6 @@ def shuffled(words: WordList, draws: int, *, seed: int) -> Float[Tensor, "draw w
     places = (keys + words.stratum).argsort(1)
     labels = words.listed[words.stratum.argsort(stable=True)].float()
     return torch.zeros(draws, len(labels)).scatter_(1, places, labels.expand(draws, -1))
-
-
-def _tokens_of_words(subject: Subject) -> dict[str, int]:
-    """The token of each word: the one behind a space in small letters, or else the first in the vocabulary."""
-    found: dict[str, int] = {}
-    for token in sorted(subject.write.tokens.tolist()):
-        text = str(subject.texts[token])
-        key = spelling(text)
-        if key and (key not in found or (text == f" {key}" and subject.texts[found[key]] != text)):
-            found[key] = token
-    return found
 
 
 def _compared(

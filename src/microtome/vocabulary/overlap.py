@@ -9,7 +9,7 @@ W_K, is true of how the weights are written down, not of what the head does. So 
 Axes of this module: `vector` counts a layer's vectors on either side, `pair` those pairs that are listed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -36,10 +36,12 @@ __all__ = [
     "chosen_tokens",
     "expected_by_chance",
     "jaccard",
+    "largest",
     "overlap_findings",
     "overlap_of",
     "overlap_rows",
     "overlaps",
+    "overlaps_of_layer",
     "partner_rows",
 ]
 
@@ -104,18 +106,32 @@ def overlaps(
     Source: Dar et al. 2022, arXiv:2209.02535, appendix B.1.
     """
     weights, k = subject.weights, min(k, len(subject.write.tokens))
-    places = {name: layers_of(weights, group_named(name)) for name in dict.fromkeys(sum(partners, ()))}
+    names = [name for name in dict.fromkeys(sum(partners, ())) if layers_of(weights, group_named(name))]
     for layer in range(subject.shape.layers):
         ids: dict[str, Tensor] = {}
-        for left, right in partners:
-            if layer in places[left] and layer in places[right]:
-                of = {name: block_of(weights, group_named(name), layer, folding=subject.folding) for name in (left, right)}
-                for name, each in of.items():
-                    if name not in ids:
-                        ids[name] = chosen_tokens(each.rows, _reader(subject, each), k, chosen)
-                yield overlap_of(
-                    subject, (of[left], of[right]), (ids[left], ids[right]), k=k, chosen=chosen, draws=draws, seed=seed
-                )
+        for name in names:
+            if layer in layers_of(weights, group_named(name)):
+                block = block_of(weights, group_named(name), layer, folding=subject.folding)
+                ids[name] = chosen_tokens(block.rows, _reader(subject, block), k, chosen)
+        yield from overlaps_of_layer(subject, layer, ids, partners, chosen=chosen, draws=draws, seed=seed)
+
+
+def overlaps_of_layer(
+    subject: Subject,
+    layer: int,
+    ids: Mapping[str, Int[Tensor, "vector k"]],
+    partners: Sequence[tuple[str, str]] = PARTNERS,
+    *,
+    chosen: Chosen = "magnitude",
+    draws: int = 1000,
+    seed: int = 0,
+) -> Iterator[Overlap]:
+    """The overlap of each pair of groups of which `ids` has what their vectors in a layer chose. Cost: heads once, and `draws`."""
+    for pair in partners:
+        if all(name in ids for name in pair):
+            left, right = (block_of(subject.weights, group_named(name), layer, folding=subject.folding) for name in pair)
+            own = ids[pair[0]], ids[pair[1]]
+            yield overlap_of(subject, (left, right), own, k=own[0].shape[1], chosen=chosen, draws=draws, seed=seed)
 
 
 def overlap_of(
@@ -161,16 +177,21 @@ def chosen_tokens(rows: Float[Tensor, "row d_model"], reader: Reader, k: int, ch
     """The k tokens of each row, best first; ties to the lower id. Cost: 2 d_model vocab FLOP per row."""
     found = [torch.empty(0, k, dtype=torch.int64)]
     for block in rows.split(_ROWS):
-        ends = matmul_topk(reader.entering(block), reader.matrix, k, precision=quickest(reader.matrix.device))
+        ends = matmul_topk(reader.entering(block), reader.columns, k, precision=quickest(reader.matrix.device))
         column = ends.top_index
         if chosen == "magnitude":
-            both = torch.cat([ends.top_index, ends.bottom_index], 1).sort(1)
-            value = torch.cat([ends.top, ends.bottom], 1).abs().gather(1, both.indices)
-            value[:, 1:][both.values[:, 1:] == both.values[:, :-1]] = -torch.inf  # both ends of a small vocabulary
-            best = value.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            column = both.values.gather(1, best)
+            index, value = torch.stack([ends.top_index, ends.bottom_index], 1), torch.stack([ends.top, ends.bottom], 1)
+            column = largest(index, value)
         found.append(reader.tokens[column].cpu())
     return torch.cat(found)
+
+
+def largest(tokens: Int[Tensor, "row end k"], scores: Float[Tensor, "row end k"]) -> Int[Tensor, "row k"]:
+    """Of the k tokens at both ends of each row the k of largest absolute score, best first; ties to the lower id."""
+    both = tokens.flatten(1).sort(1)
+    value = scores.abs().flatten(1).gather(1, both.indices)
+    value[:, 1:][both.values[:, 1:] == both.values[:, :-1]] = -torch.inf  # both ends of a small vocabulary
+    return both.values.gather(1, value.sort(dim=1, descending=True, stable=True).indices[:, : tokens.shape[2]])
 
 
 def jaccard(left: Int[Tensor, "vector k"], right: Int[Tensor, "vector k"]) -> Float[Tensor, " vector"]:

@@ -1,4 +1,4 @@
-"""Pairs of tokens that heads put together: the entries of their circuits that stand out, of all, by row, by column, on the diagonal.
+"""Pairs of tokens that heads put together: the entries of their circuits that stand out, of all and on the diagonal.
 
 Which tokens take part and which pairs count is said before anything is selected. The control turns each head once inside its own d_head
 dimensions, so that its halves no longer know of each other: the best of so many pairs stand out there too. The factors are made in
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from microtome.core import Refusal, UnitAddress
 from microtome.model.scoring import Turn
-from microtome.numerics import benjamini_hochberg, hash_parts, matmul_topk
+from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.numerics.product_topk import End, Pairs, product_diagonal, product_ends, product_topk
 from microtome.readout import central_interval, is_whole, named, quickest
 from microtome.store.schemas import TABLES
@@ -30,6 +30,7 @@ from microtome.vocabulary.circuits import (
     Kind,
     LayerHeads,
     Setting,
+    circuit_of,
     circuits_of,
     layer_heads,
     stream_rows,
@@ -38,22 +39,20 @@ from microtome.vocabulary.circuits import (
 from microtome.vocabulary.findings import HEADS, LARGEST_Q, ROTATED, Row
 from microtome.vocabulary.heads import rotations
 from microtome.vocabulary.subject import Subject
-from microtome.vocabulary.words import TOKENS, spelling, word_classes
+from microtome.vocabulary.words import TOKENS, spelling
 
 __all__ = [
     "SIGNS",
     "Diagonal",
     "LayerPairs",
     "Question",
-    "best_of_rows",
     "common_tokens",
-    "diagonal_of_layer",
+    "diagonal",
     "pair_findings",
     "pair_q",
     "pair_rows",
     "pairs_of_layer",
     "read_pairs",
-    "transposed",
 ]
 
 SIGNS: Final[Mapping[End, str]] = {"top": "+", "bottom": "-", "magnitude": "±"}
@@ -87,8 +86,10 @@ class Question:
 class LayerPairs:
     """The best pairs at one end of every head of a layer, first the best; `rotated` are the z of each head turned inside once.
 
+    A `score` is the entry itself: in qk what a model scales, and caps, into its score (`circuits.attention_scores`).
     Where fewer than k pairs are eligible, ids behind the last are -1 and scores NaN. `p` bounds the probability that a head's tenth pair
     (its last, where k is less) stands so far out under random rotations, by `background.expected_beyond`; NaN where there is none.
+    `turned` has the tokens of both sides of the rotated heads' pairs.
     """
 
     kind: Kind
@@ -100,6 +101,7 @@ class LayerPairs:
     z: Float[Tensor, "head k"]
     rotated: Float[Tensor, "head k"]
     p: Float[Tensor, " head"]
+    turned: Int[Tensor, "head two k"]
 
     @property
     def control(self) -> Float[Tensor, " k"]:
@@ -115,13 +117,11 @@ class LayerPairs:
 
 @dataclass(frozen=True, eq=False)
 class Diagonal:
-    """The entry of each token with itself in every head of a layer as z of all entries, and that of the head turned inside once."""
+    """The entry of each token with itself in a head as z of all entries; `rotated` are means over tokens, of the head turned inside."""
 
-    kind: Kind
-    layer: int
     token: Int[Tensor, " row"]
-    z: Float[Tensor, "head row"]
-    rotated: Float[Tensor, "head row"]
+    z: Float[Tensor, " row"]
+    rotated: Float[Tensor, " draw"]
 
 
 def common_tokens(
@@ -164,7 +164,7 @@ def pairs_of_layer(subject: Subject, heads: LayerHeads, kind: Kind, question: Qu
     Errors: `Refusal` for tokens that are not shown, and for biases on vectors that are not in their units.
     """
     rows, columns = _vectors(subject, heads.layer, kind, question)
-    classes = word_classes(subject.texts) if question.pairs == "different" else None
+    classes = subject.classes if question.pairs == "different" else None
     sides = (None, None) if classes is None else (classes[question.rows], classes[question.columns])
     turned = _rotations(heads, kind, question.seed)
     found: dict[End, list[tuple[Tensor, ...]]] = {end: [] for end in question.ends}
@@ -175,50 +175,30 @@ def pairs_of_layer(subject: Subject, heads: LayerHeads, kind: Kind, question: Qu
         best = _best(circuit.left, circuit.right, question, sides)
         rotated = _best(circuit.left @ turn, circuit.right, question, sides)
         for end, entries in found.items():
-            score, row, column = best[end]
-            token, other = _looked_up(question.rows, row), _looked_up(question.columns, column)
-            entries.append((token, other, score, own.z(score), null.z(rotated[end][0]), _chance(circuit, score, end)))
+            (token, other), mixed = _looked_up(question, *best[end][1:]), _looked_up(question, *rotated[end][1:])
+            score, far = best[end][0], null.z(rotated[end][0])
+            entries.append((token, other, score, own.z(score), far, _chance(circuit, score, end), mixed))
     return [
         LayerPairs(kind, heads.layer, end, *(torch.stack(each) for each in zip(*entries, strict=True)))
         for end, entries in found.items()
     ]
 
 
-def best_of_rows(
-    circuit: Circuit, k: int, classes: tuple[Int[Tensor, " row"], Int[Tensor, " column"]] | None = None
-) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
-    """The k largest entries of each row and their columns; with `classes`, of those whose column is of another class than the row.
+def diagonal(subject: Subject, heads: LayerHeads, kind: Kind, head: int, question: Question, *, draws: int = 200) -> Diagonal:
+    """Every token of `question.rows` with itself in one head: what ov copies, and what qk looks for again. Columns are the same tokens.
 
-    Where fewer are left, -1 and NaN. `transposed` gives the best of columns. Cost: 2 row column inner FLOP; memory for k entries a row.
-    """
-    row_class, column_class = classes or (None, None)
-    most = min(k, len(circuit.right))
-    ends = matmul_topk(circuit.left, circuit.right.T, most, row_class=row_class, column_class=column_class)
-    lacking = (0, k - most)
-    value = torch.nn.functional.pad(ends.top.masked_fill(ends.top_index < 0, torch.nan), lacking, value=torch.nan)
-    return value, torch.nn.functional.pad(ends.top_index, lacking, value=-1)
-
-
-def transposed(circuit: Circuit) -> Circuit:
-    """The circuit with rows and columns exchanged."""
-    return Circuit(circuit.kind, circuit.layer, circuit.head, circuit.right, circuit.left)
-
-
-def diagonal_of_layer(subject: Subject, heads: LayerHeads, kind: Kind, question: Question) -> Diagonal:
-    """Every token of `question.rows` with itself, in each head: what ov copies, and what qk looks for again. Columns are the same tokens.
-
-    Cost: 4 row d_head FLOP per head, besides the factors.
+    Turned inside by R, entries are l_i R r_i: their mean over tokens is sum(R * M) with M the mean of l_i r_i^T, so draws cost no pass
+    over tokens. Cost: that of the factors.
     """
     rows, columns = _vectors(subject, heads.layer, kind, replace(question, columns=question.rows))
-    turned = _rotations(heads, kind, question.seed)
-    z = []
-    for circuit in circuits_of(heads, kind, rows, columns, question.setting):
-        turn = turned[circuit.head].to(circuit.left)
-        left, right = side_moments(circuit.left), side_moments(circuit.right)
-        own = background(left, right).z(product_diagonal(circuit.left, circuit.right).value)
-        null = background(mapped(left, turn.T), right).z(product_diagonal(circuit.left @ turn, circuit.right).value)
-        z.append(torch.stack([own, null]))
-    return Diagonal(kind, heads.layer, question.rows, *torch.stack(z, 1))
+    circuit = circuit_of(heads, kind, head, rows, columns, question.setting)
+    left, right = side_moments(circuit.left), side_moments(circuit.right)
+    met = circuit.left.double().T @ circuit.right.double() / len(circuit.left)
+    seed = int(hash_parts(question.seed, heads.layer, head, ("ov", "qk").index(kind)))
+    turns = rotations(draws, 1, met.shape[0], seed=seed)[:, 0].to(met)
+    rotated = [background(mapped(left, turn.T), right).z((turn * met).sum()) for turn in turns]
+    z = background(left, right).z(product_diagonal(circuit.left, circuit.right).value)
+    return Diagonal(question.rows, z.cpu(), torch.stack(rotated).cpu())
 
 
 def pair_rows(found: Iterable[LayerPairs]) -> pa.Table:
@@ -362,5 +342,7 @@ def _chance(circuit: Circuit, score: Float[Tensor, " k"], end: End) -> Float[Ten
     return torch.tensor(min(1.0, expected / rank), dtype=torch.float64)
 
 
-def _looked_up(ids: Int[Tensor, " row"], place: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
-    return torch.where(place < 0, -1, ids.to(place.device)[place.clamp(min=0)])
+def _looked_up(question: Question, row: Int[Tensor, " k"], column: Int[Tensor, " k"]) -> Int[Tensor, "two k"]:
+    """Token ids of both sides, -1 where there are none."""
+    sides = ((question.rows, row), (question.columns, column))
+    return torch.stack([torch.where(place < 0, -1, ids.to(place.device)[place.clamp(min=0)]) for ids, place in sides])

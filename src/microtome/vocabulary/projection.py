@@ -21,9 +21,7 @@ from microtome.readout import (
     Reader,
     TopTokens,
     central_interval,
-    random_directions,
     read_random,
-    tokens_table,
     top_tokens,
 )
 from microtome.readout.bases import population_of, standardised
@@ -34,22 +32,26 @@ from microtome.vocabulary.subject import Subject
 __all__ = [
     "ANYWHERE",
     "CONTROL",
+    "FEW",
     "LEAST_DRAWS",
     "Projected",
     "Readable",
     "Standing",
+    "first_tokens",
+    "meaningless",
     "mixtures",
     "project",
+    "read_block",
+    "read_group",
     "readable",
     "readable_rows",
-    "token_rows",
 ]
 
 CONTROL: Final = "random mixtures of the layer's vectors"
 ANYWHERE: Final = "directions drawn from all alike"
 LEAST_DRAWS: Final = 128
 """Mixtures of a block."""
-_FEW: Final = 8
+FEW: Final = 8
 """Vectors of a block whose mixtures would be the vectors themselves: directions drawn from all alike are their control."""
 _BLOCK: Final = 1024
 _BEYOND: Final = 0.99
@@ -109,22 +111,41 @@ def project(
     places = [(group, layer) for group in groups for layer in layers_of(subject.weights, group)]
     for group, layer in sorted(places, key=lambda place: _prefix(*place)):
         give_back_freed_memory()
-        block = block_of(subject.weights, group, layer, folding=subject.folding)
-        reader = subject.read if group.end == "read" else subject.write
-        yield read_block(block, reader, k, draws, int(hash_parts(seed, layer or 0)), hubs)
+        yield read_group(subject, group, layer, k, draws=draws, seed=seed, hubs=hubs)
+
+
+def read_group(
+    subject: Subject, group: Group, layer: int | None, k: int, *, draws: int = LEAST_DRAWS, seed: int = 0, hubs: str = "kept"
+) -> Projected:
+    """The vectors of a group in one layer, see `project`."""
+    block = block_of(subject.weights, group, layer, folding=subject.folding)
+    reader = subject.read if group.end == "read" else subject.write
+    return read_block(block, reader, k, draws, int(hash_parts(seed, layer or 0)), hubs)
 
 
 def read_block(block: Block, reader: Reader, k: int, draws: int, seed: int, hubs: str = "kept") -> Projected:
     """One block, see `project`."""
     rows = block.rows
-    if hubs == "removed" and len(rows) >= _FEW:
+    if hubs == "removed" and len(rows) >= FEW:
         population = population_of(rows)
         reader, rows = standardised(reader, population), (rows.double() - population.mean).float()
-    if len(rows) < _FEW:
-        random, kind = random_directions(reader, k, draws, seed=seed), ANYWHERE
-    else:
-        random, kind = read_random(mixtures(rows, draws, seed), reader, k), CONTROL
+    directions, kind = meaningless(rows, draws, seed)
+    random = read_random(directions, reader, k)
     return Projected(block, top_tokens(rows, reader, random), random, kind)
+
+
+def meaningless(rows: Float[Tensor, "vector d_model"], draws: int, seed: int) -> tuple[Float[Tensor, "draw d_model"], str]:
+    """Directions that vectors of a block are compared with, and what they are: mixtures, or of few vectors any directions."""
+    if len(rows) < FEW:
+        return torch.randn(draws, rows.shape[1], generator=torch.Generator().manual_seed(seed)), ANYWHERE
+    return mixtures(rows, draws, seed), CONTROL
+
+
+def first_tokens(found: Projected, k: int) -> Projected:
+    """The same with the first `k` tokens of each end alone: one product gives lists of any length."""
+    tokens, scores, control = (part[:, :, :k].contiguous() for part in (found.top.tokens, found.top.scores, found.top.control))
+    random = RandomDirections(found.random.scores[:k], found.random.strength)
+    return replace(found, top=TopTokens(tokens, scores, control, found.top.strength), random=random)
 
 
 def mixtures(rows: Float[Tensor, "vector d_model"], draws: int, seed: int) -> Float[Tensor, "mixture d_model"]:
@@ -136,14 +157,6 @@ def mixtures(rows: Float[Tensor, "vector d_model"], draws: int, seed: int) -> Fl
         vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         mixed += torch.randn(draws, len(block), generator=generator, dtype=torch.float64) @ vectors
     return mixed
-
-
-def token_rows(projected: Iterator[Projected], standing: list[Standing]) -> Iterator[pa.Table]:
-    """Pieces of the table `tokens`; `standing` is filled while they are drawn, so that no block has to be held."""
-    for each in projected:
-        group, layer = each.block.group.name, each.block.layer
-        standing.append(Standing(group, layer, each.top.strength, each.random.strength, each.kind))
-        yield tokens_table([str(address) for address in each.block.addresses], each.top)
 
 
 def readable(standing: Sequence[Standing], *, seed: int) -> list[Readable]:

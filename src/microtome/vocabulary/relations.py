@@ -24,18 +24,18 @@ from microtome.core import Refusal, UnitAddress
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.first_block import first_mlp
 from microtome.numerics import benjamini_hochberg, hash_parts, matmul_topk, permutation_p
-from microtome.readout import named
-from microtome.vocabulary.circuits import Circuit, circuits_of, layer_heads, normalised, stream_rows, token_rows
+from microtome.vocabulary.circuits import Circuit, circuit_of, circuits_of, layer_heads, normalised, stream_rows, token_rows
 from microtome.vocabulary.findings import LARGEST_Q, Row
+from microtome.vocabulary.heads import rotations
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.tables import stat_table
+from microtome.vocabulary.words import tokens_of_words
 
 __all__ = [
     "Operation",
     "Relation",
     "RelationScores",
     "Vectors",
-    "described",
     "read_pairs_of_words",
     "relation_findings",
     "relation_q",
@@ -44,7 +44,6 @@ __all__ = [
     "relations_of",
     "rows_of",
     "salient_operations",
-    "single_tokens",
 ]
 
 Vectors = Literal["embedding", "effective"]
@@ -57,6 +56,8 @@ LEAST: Final = 20
 """Pairs of single tokens below which a relation is left out. The paper has 30."""
 _END: Final = {"+": "relation", "-": "suppression"}
 _LARGE: Final = 0.2
+_TURNS: Final = 100
+_TINY: Final = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +89,14 @@ class RelationScores:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a head writes most of, for its length: a token, how many times the mean gain over tokens it has, and the first targets."""
+    """A token that a head writes much for, for its length: how many times its mean gain over tokens, and the first targets.
 
-    head: UnitAddress
+    `control` is the gain at this rank of the head turned inside, over the mean of that.
+    """
+
     token: int
     gain: float
+    control: float
     targets: tuple[int, ...]
 
 
@@ -101,7 +105,7 @@ def relations_of(subject: Subject, path: str | Path | None = None, least: int = 
 
     Errors: `Refusal` for a file that cannot be read so, and where no relation is left.
     """
-    of = single_tokens(subject)
+    of = _single_tokens(subject)
     found = []
     for name, pairs in read_pairs_of_words(path).items():
         kept = dict.fromkeys((of[a], of[b]) for a, b in pairs if a in of and b in of)
@@ -118,11 +122,11 @@ def relations_of(subject: Subject, path: str | Path | None = None, least: int = 
     return found
 
 
-def single_tokens(subject: Subject) -> dict[str, int]:
+def _single_tokens(subject: Subject) -> dict[str, int]:
     """Words that a token with a space before it spells, as they are written, of the tokens that are shown; else tokens without one."""
-    texts = [(token, str(subject.texts[token])) for token in subject.write.tokens.tolist()]
-    found = {text[1:]: token for token, text in reversed(texts) if text[:1] == " " and len(text) > 1}
-    return found or {text: token for token, text in reversed(texts) if text}
+    of = tokens_of_words(subject.texts, subject.write.tokens.tolist(), str.strip)
+    first = {word: tokens[0] for word, tokens in of.items()}
+    return {word: token for word, token in first.items() if subject.texts[token] == f" {word}"} or first
 
 
 def read_pairs_of_words(path: str | Path | None = None) -> dict[str, list[tuple[str, str]]]:
@@ -240,36 +244,38 @@ def relation_findings(scores: Sequence[RelationScores], q: Sequence[Float[Tensor
 
 
 def salient_operations(
-    subject: Subject, layer: int, tokens: int = 15, targets: int = 5, vectors: Vectors = "embedding"
-) -> list[list[Operation]]:
-    """For each head of a layer the tokens it writes most for, ||e W_VO|| / ||e||, with the targets it writes: a description of it.
+    subject: Subject,
+    layer: int,
+    head: int,
+    among: Int[Tensor, " source"],
+    *,
+    k: int = 10,
+    targets: int = 5,
+    seed: int = 0,
+) -> list[Operation]:
+    """The `k` tokens `among` some that a head writes most for, ||e W_VO|| / ||e||, with the targets it writes: a description of it.
 
-    Cost: 2 vocab d_model d_head FLOP per head that has values of its own, and of targets 2 tokens vocab d_head.
+    Cost: 2 vocab d_model d_head FLOP, and 100 turns of 4 source d_head^2.
     """
-    shown = subject.read.tokens.cpu()
-    rows, columns = rows_of(subject, layer, shown, vectors), token_rows(subject.write, subject.write.tokens).cpu()
-    lengths = rows.norm(dim=1).clamp(min=1e-30)
+    rows, columns = rows_of(subject, layer, among, "embedding"), token_rows(subject.write, subject.write.tokens).cpu()
     heads = layer_heads(subject.weights, layer, folding=subject.folding)
-    found = []
-    for each in circuits_of(heads, "ov", rows, columns):
-        out = heads.o[each.head]
-        gain = ((each.left @ (out @ out.T)) * each.left).sum(1).clamp(min=0).sqrt() / lengths
-        best = gain.sort(descending=True, stable=True).indices[:tokens]
-        ends = matmul_topk(each.left[best], each.right.T, min(targets, len(each.right)))
-        written = subject.write.tokens.cpu()[ends.top_index]
-        times = (gain[best] / gain.mean().clamp(min=1e-30)).tolist()
-        found.append(
-            [
-                Operation(each.address, int(shown[token]), times[place], tuple(written[place].tolist()))
-                for place, token in enumerate(best.tolist())
-            ]
-        )
-    return found
+    circuit, out = circuit_of(heads, "ov", head, rows, columns), heads.o[head] @ heads.o[head].T
+    lengths = rows.norm(dim=1).clamp(min=_TINY)
 
+    def gains(left: Float[Tensor, "source inner"]) -> Float[Tensor, " source"]:
+        gain = ((left @ out) * left).sum(1).clamp(min=0).sqrt() / lengths
+        return gain / gain.mean().clamp(min=_TINY)
 
-def described(operation: Operation, texts: Sequence[str]) -> str:
-    """An operation in words: the token, an arrow, its targets."""
-    return f"{named(texts[operation.token])} → {', '.join(named(texts[token]) for token in operation.targets)}"
+    gain, k = gains(circuit.left), min(k, len(rows))
+    turns = rotations(_TURNS, 1, len(out), seed=int(hash_parts(seed, layer, head)))[:, 0]
+    control = torch.stack([gains(circuit.left @ turn).topk(k).values for turn in turns]).mean(0).tolist()
+    best = gain.sort(descending=True, stable=True).indices[:k]
+    ends = matmul_topk(circuit.left[best], circuit.right.T, min(targets, len(circuit.right)))
+    written = subject.write.tokens.cpu()[ends.top_index].tolist()
+    return [
+        Operation(int(among[token]), float(gain[token]), control[rank], tuple(written[rank]))
+        for rank, token in enumerate(best.tolist())
+    ]
 
 
 def _hits(

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.readout import Reader
+from microtome.readout import Reader, texts_of
 from microtome.vocabulary.subject import Subject
 
-__all__ = ["Kernels", "Shared", "kernels_of", "shared_tokens", "shuffled_kernels", "standardised"]
+__all__ = ["Kernels", "Shared", "kernels_of", "numbered", "shared_tokens", "shuffled_kernels", "standardised"]
 
 FEWEST: Final = 100
 LEAST_SHARE: Final = 0.05
@@ -70,9 +70,17 @@ class Kernels:
 def shared_tokens(left: Subject, right: Subject) -> Shared:
     """Tokens that both models show and whose texts are equal, in the order of the first model's.
 
-    Texts that several tokens of a model have are left out. Models without a tokenizer are matched by token id.
-    Errors: `Refusal` where fewer than 100 are shared (all, in smaller vocabularies), or fewer than 5 % of the smaller vocabulary.
+    Texts that several tokens of a model have are left out. Two models without a tokenizer are matched by token id.
+    Errors: `Refusal` where one model has a tokenizer and the other has none, where fewer than 100 tokens are shared (all, in smaller
+    vocabularies), or fewer than 5 % of the smaller vocabulary.
     """
+    if numbered(left) != numbered(right):
+        bare = left if numbered(left) else right
+        raise Refusal(
+            f"{left.name} beside {right.name}",
+            why=f"{bare.name} comes without its tokenizer, so nobody can say which tokens the two share",
+            instead=f"put the files of its tokenizer (tokenizer.json and what goes with it) beside the weights of {bare.name}",
+        )
     mine, other = _by_text(left), _by_text(right)
     common = [text for text in mine if text in other]
     smaller = min(len(mine), len(other))
@@ -83,6 +91,11 @@ def shared_tokens(left: Subject, right: Subject) -> Shared:
             instead="take two models whose tokenizers are the same, or much alike",
         )
     return Shared(torch.tensor([mine[text] for text in common]), torch.tensor([other[text] for text in common]))
+
+
+def numbered(subject: Subject) -> bool:
+    """Whether a model has no tokenizer, so that its tokens are numbers."""
+    return list(subject.texts) == texts_of(None, len(subject.texts))
 
 
 def kernels_of(left: Reader, right: Reader, shared: Shared) -> Kernels:

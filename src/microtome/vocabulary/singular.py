@@ -9,9 +9,9 @@ Source: Millidge and Black 2022, The Singular Value Decompositions of Transforme
 entry).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
 import torch
@@ -26,7 +26,7 @@ from microtome.vocabulary.background import reader_moments
 from microtome.vocabulary.circuits import layer_heads
 from microtome.vocabulary.composition import Metric
 from microtome.vocabulary.findings import LARGEST_Q, Row
-from microtome.vocabulary.parameters import GROUPS, Block, Group, block_of, layers_of
+from microtome.vocabulary.parameters import GROUPS, Block, End, Group, block_of, layers_of
 from microtome.vocabulary.projection import CONTROL, mixtures
 from microtome.vocabulary.subject import Subject
 from microtome.vocabulary.tables import stat_table
@@ -64,7 +64,7 @@ class Spectrum:
     write: Float[Tensor, "direction d_model"] | None
     group: Int[Tensor, " direction"]
 
-    def part(self, end: Literal["read", "write"], direction: int) -> UnitAddress:
+    def part(self, end: End, direction: int) -> UnitAddress:
         """The address of a direction: heads.5/1.svd3 is written, heads.5/1.svdin3 read; of a feed-forward matrix svd_out.5/3."""
         if self.address.basis == "heads":
             return replace(self.address, part=f"{'svd' if end == 'write' else 'svdin'}{direction}")
@@ -79,7 +79,7 @@ class ReadSpectrum:
     """
 
     spectrum: Spectrum
-    end: Literal["read", "write"]
+    end: End
     top: TopTokens
     random: RandomDirections
 
@@ -150,20 +150,17 @@ def read_spectra(
     """
     for layer in range(subject.shape.layers) if layers is None else layers:
         give_back_freed_memory()
-        blocks = {"read": _block(subject, "W_V", layer), "write": _block(subject, "W_O", layer)}
-        randoms = {end: _mixed(subject, block, k) for end, block in blocks.items()}
-        for spectrum in head_spectra(subject, layer, metric):
-            if len(spectrum.value):  # a head that was pruned away has none
-                yield from _read(subject, _cut(spectrum, most), randoms, k)
+        blocks = _block(subject, "W_V", layer), _block(subject, "W_O", layer)
+        randoms: dict[End, RandomDirections] = {block.group.end: _mixed(subject, block, k) for block in blocks}
+        spectra = [_cut(each, most) for each in head_spectra(subject, layer, metric) if len(each.value)]  # of pruned heads none
+        yield from _read(subject, spectra, randoms)
         for group in groups:
             if layer in layers_of(subject.weights, group):
                 block = block_of(subject.weights, group, layer, folding=subject.folding)
-                yield from _read(subject, _cut(matrix_spectrum(block), most), {group.end: _mixed(subject, block, k)}, k)
+                yield from _read(subject, [_cut(matrix_spectrum(block), most)], {group.end: _mixed(subject, block, k)})
 
 
-def subspaces(
-    subject: Subject, spectrum: Spectrum, end: Literal["read", "write"], k: int = 20
-) -> list[tuple[list[int], list[int]]]:
+def subspaces(subject: Subject, spectrum: Spectrum, end: End, k: int = 20) -> list[tuple[list[int], list[int]]]:
     """The subspaces of more than one direction, with the k tokens whose vectors have most of their squared length in each.
 
     Directions inside a subspace are arbitrary, and so are their tokens; these are not. Cost: 2 direction d_model vocab FLOP.
@@ -238,21 +235,34 @@ def singular_findings(found: Sequence[ReadSpectrum], texts: Sequence[str], most:
     return list(rows.values())
 
 
-def _read(subject: Subject, spectrum: Spectrum, randoms: dict[str, RandomDirections], k: int) -> Iterator[ReadSpectrum]:
-    """Both ends of a spectrum, signs set by the end that comes first: what is written."""
-    ends: tuple[Literal["write", "read"], ...] = ("write", "read")
-    sign = None
-    for end in ends:
-        directions = getattr(spectrum, end)
-        if directions is None:
-            continue
+def _read(subject: Subject, spectra: Sequence[Spectrum], randoms: Mapping[End, RandomDirections]) -> Iterator[ReadSpectrum]:
+    """All ends that spectra have, signs set by the one that comes first: what is written. They are read together, an end at a time."""
+    ends: tuple[End, ...] = ("write", "read")
+    there: list[End] = [end for end in ends if spectra and getattr(spectra[0], end) is not None]
+    counts = [len(each.value) for each in spectra]
+    sign, tops = torch.ones(sum(counts)), dict[End, TopTokens]()
+    for end in there:
         reader = subject.read if end == "read" else subject.write
-        if sign is None:
-            sign = _signs(top_tokens(directions, reader, randoms[end]))
-            signed = {name: None if (rows := getattr(spectrum, name)) is None else rows * sign[:, None] for name in ends}
-            spectrum = replace(spectrum, **signed)
-        top = top_tokens(getattr(spectrum, end), reader, randoms[end])
-        yield ReadSpectrum(spectrum, end, top, randoms[end])
+        directions = torch.cat([getattr(each, end) for each in spectra])
+        top = top_tokens(directions * sign[:, None], reader, randoms[end])
+        if end == there[0]:
+            sign = _signs(top)
+            top = _mirrored(top, sign)
+        tops[end] = top
+    for spectrum, signs, rows in zip(spectra, sign.split(counts), torch.arange(len(sign)).split(counts), strict=True):
+        signed = {end: getattr(spectrum, end) * signs[:, None] for end in there}
+        for end in there:
+            top = TopTokens(*(part[rows] for part in vars(tops[end]).values()))
+            yield ReadSpectrum(replace(spectrum, **signed), end, top, randoms[end])
+
+
+def _mirrored(top: TopTokens, sign: Float[Tensor, " direction"]) -> TopTokens:
+    """What the directions times `sign` would be read as: opposite directions have their ends exchanged."""
+    tokens, scores, strength = (
+        torch.where(sign.view(-1, *[1] * (part.ndim - 1)) < 0, part.flip(1), part)
+        for part in (top.tokens, top.scores, top.strength)
+    )
+    return TopTokens(tokens, scores * sign[:, None, None], top.control, strength)
 
 
 def _signs(top: TopTokens) -> Float[Tensor, " direction"]:

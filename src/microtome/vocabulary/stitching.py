@@ -19,7 +19,8 @@ from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role, Site
 from microtome.intervene import edited
-from microtome.model import Model, Norm, capture, final_norm
+from microtome.model import Model, capture, final_norm
+from microtome.model.norms import normed
 from microtome.vocabulary.shared import Kernels, kernels_of, shared_tokens
 from microtome.vocabulary.subject import Subject
 
@@ -203,14 +204,7 @@ def _embedded(model: Model, values: Float[Tensor, "window token d_right"]) -> Fl
         values = values + weights.get("W_pos")[: values.shape[1]].to(values)
     if weights.has("W_type"):
         values = values + weights.get("W_type")[0].to(values)
-    return _through(weights.norm("embed_norm"), values) if weights.has("embed_norm") else values
-
-
-def _through(norm: Norm, values: Float[Tensor, "window token d_right"]) -> Float[Tensor, "window token d_right"]:
-    if norm.kind == "layer":
-        bias = None if norm.bias is None else norm.bias.to(values)
-        return torch.nn.functional.layer_norm(values, values.shape[-1:], norm.gain.to(values), bias, norm.eps)
-    return torch.nn.functional.rms_norm(values, values.shape[-1:], norm.gain.to(values), norm.eps)
+    return normed(weights.norm("embed_norm"), values) if weights.has("embed_norm") else values
 
 
 def _solved(second: Float[Tensor, "d d"], product: Float[Tensor, "d other"], share: float = 0.0) -> Float[Tensor, "d other"]:

@@ -6,15 +6,18 @@ belongs in the other modules.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model, Shape, Weights
 from microtome.readout import Folding, Reader, output_reader, stored_weights, texts_of
 from microtome.readout.bases import paired
-from microtome.vocabulary.words import TOKENS, kept_tokens
+from microtome.vocabulary.words import TOKENS, kept_tokens, word_classes
 
 __all__ = ["PRESETS", "Preset", "Subject", "subject_of"]
 
@@ -35,6 +38,11 @@ class Subject:
     read: Reader
     write: Reader
     texts: Sequence[str]
+
+    @cached_property
+    def classes(self) -> Int[Tensor, " vocab"]:
+        """A number for each token that the spellings of a word share, see `words.word_classes`."""
+        return word_classes(self.texts)
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,26 @@
     h' = h + h A + b        loss: KL(the model's own distribution || that of h' read through the last norm and the head)
 
 A starts at 0, so that training starts at the logit lens. Early layers write in other coordinates than the head reads; the map undoes that
-and knows nothing else. Taking the states is `readout.sample`'s business, losses of states as they are `readout.losses`'.
+and knows nothing else. Taking the states is `readout.sample`'s business, losses of states as they are `readout.losses`'; how a build keeps
+what it has learned is said in `tuned`.
 
 Axes of this module: `rank` is the inner one of two factors of A, `other` counts the rows that a row is compared with.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from microtome.core import Refusal, Site
 from microtome.model import Model, final_norm, unembed
 from microtome.numerics import bootstrap_interval, hash_parts
 from microtome.readout import LayerLoss, Tokens, layer_loss
-from microtome.store import committed
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.findings import SHUFFLED, Row
 
@@ -41,15 +37,12 @@ __all__ = [
     "head_of",
     "lens_findings",
     "lens_rows",
-    "load_translators",
-    "save_translators",
     "train_translator",
     "train_translators",
 ]
 
 Logits = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]
 """Of states as they leave a layer: the model's last norm, then its head."""
-_FORMAT: Final = "microtome translators 1"
 _OTHER: Final = "another token's distribution"
 _ROWS: Final = 128
 _CHECKED: Final = 0.2
@@ -281,37 +274,6 @@ def divergence(sample: Tokens, last: Tokens, logits: Logits) -> tuple[Divergence
     paired = sum(len(rows) for rows in order.split(_ROWS) if len(rows) > 1)
     other = float(sum(others, torch.zeros(())) / paired) if paired else math.nan
     return Divergence(float(own.mean()), low, high, other), own
-
-
-def save_translators(path: Path, translators: Sequence[Translator], model: Model, training: Training) -> None:
-    """Write translators as one safetensors file, whose header says of which model they are and how they were trained."""
-    tensors = {}
-    for each in translators:
-        for name in ("into", "onto", "shift"):
-            tensor = getattr(each, name)
-            if tensor is not None:
-                tensors[f"{each.site}|{name}"] = tensor.contiguous()
-    header = {"format": _FORMAT, "model": model.name, "fingerprint": model.fingerprint, "training": json.dumps(vars(training))}
-    with committed(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
-
-
-def load_translators(path: Path, model: Model) -> list[Translator]:
-    """The translators of a file, in the order of layers. Errors: `Refusal` for another model's, and for a file that holds none."""
-    instead = "train them anew with train_translators"
-    try:
-        with safe_open(path, "pt") as file:
-            header: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"translators {path}", why=f"the file cannot be read: {error}", instead=instead) from error
-    if header.get("format") != _FORMAT:
-        raise Refusal(f"translators {path}", why="the file holds none, or those of another version", instead=instead)
-    if header.get("fingerprint") != model.fingerprint:
-        why = f"they were trained for {header.get('model')} (fingerprint {header.get('fingerprint', '')[:12]}), not for {model.name}"
-        raise Refusal(f"translators {path}", why=f"{why} as it is now", instead=instead)
-    sites = sorted({Site.parse(name.split("|")[0]) for name in tensors})
-    return [Translator(site, tensors[f"{site}|into"], tensors.get(f"{site}|onto"), tensors[f"{site}|shift"]) for site in sites]
 
 
 def lens_rows(found: Sequence[Lensed], objective: str, run: str) -> pa.Table:

@@ -4,7 +4,7 @@ Inner products of directions x, y are those of their projections x E and y E', e
 of a projection. So a pairing is the better the more of the inner products survives when all other entries are dropped. Pairings are
 made in `readout.bases`.
 
-Axes of this module: `vector` is a direction whose inner products with the others are looked at, `column` a token of a tile.
+Axes of this module: `vector` is a direction whose inner products with the others are looked at, `column` a token of a tile, `kept` a k.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
@@ -25,7 +26,7 @@ from microtome.store.schemas import TABLES
 from microtome.vocabulary.parameters import GROUPS, block_of, layers_of
 from microtome.vocabulary.subject import Subject
 
-__all__ = ["HIGH", "LOW", "Kept", "best_basis", "keep_k", "kept_rows", "normal_vectors", "truncated", "value_vectors"]
+__all__ = ["HIGH", "LOW", "Kept", "keep_k", "kept_rows", "normal_vectors", "truncated", "value_vectors"]
 
 LOW: Final = (10, 50, 100, 200, 300, 500)
 HIGH: Final = (512, 1024, 2048, 4096, 10000, 15000, 20000, 30000)
@@ -35,7 +36,11 @@ PARTS: Final = ("all", "offdiag")
 EXCHANGED: Final = "the vectors of one side exchanged at random"
 _COLUMNS: Final = 4096
 _ROWS: Final = 64
+_SPARSE: Final = 8
+"""Times that k is in a vocabulary in which products of what is kept are those of sparse matrices."""
 _DRAWS: Final = 200
+_AT_A_TIME: Final = 16
+_INFINITE: Final = "products of the projections are NaN or infinite"
 _TINY: Final = 1e-300
 
 
@@ -76,7 +81,8 @@ def truncated(
 
     `reader` is one without `through`, E its columns.
     Errors: `Refusal` for fewer than three vectors, or where no k is within the vocabulary.
-    Cost: 2 vector vocab (vector + 2 d_model) FLOP per basis and k; memory for a tile of projections and a matrix of vectors squared per k.
+    Cost: 2 vector vocab d_model FLOP per basis, and 2 vector^2 vocab for each k above an eighth of the vocabulary (below, of entries that
+    are kept alone); memory for the projections, and a matrix of vectors squared per k.
     Source: Dar et al. 2022, arXiv:2209.02535, appendix A.
     """
     ks = sorted({k for k in ks if 1 <= k <= len(reader.tokens)})
@@ -93,8 +99,7 @@ def truncated(
         except Refusal as refusal:
             found += [_undefined(basis, kind, part, k, len(rows), str(refusal)) for k in ks for part in PARTS]
             continue
-        for k, products in zip(ks, kept, strict=True):
-            found += _scored(exact, products, basis, kind, k, seed)
+        found += _scored(exact, kept, (basis, kind), ks, seed)
     return found
 
 
@@ -104,18 +109,24 @@ def keep_k(rows: Float[Tensor, "vector d_model"], pairing: Pairing, ks: Sequence
     Rows of the result were projected as what writes, columns as what reads.
     """
     write, read = pairing.write, pairing.read
-    same = write is read
-    left, least_left = write.entering(rows), _least(rows, write, ks)
-    right, least_right = (left, least_left) if same else (read.entering(rows), _least(rows, read, ks))
-    found = [torch.zeros(len(rows), len(rows), dtype=torch.float64) for _ in ks]
-    for start in range(0, write.matrix.shape[1], _COLUMNS):
-        tile = slice(start, start + _COLUMNS)
-        written = left @ write.matrix[:, tile]
-        taken = written if same else right @ read.matrix[:, tile]
-        for total, mine, other in zip(found, least_left, least_right, strict=True):
-            kept = _above(written, mine)
-            total += (kept @ (kept if same else _above(taken, other)).T).double().cpu()
-    return found
+    written = _projected(rows, write)
+    taken = written if read is write else _projected(rows, read)
+    mine = _least(written, ks)
+    other = mine if taken is written else _least(taken, ks)
+    found: dict[int, Tensor] = {}
+    few = [place for place, k in enumerate(ks) if k * _SPARSE <= written.shape[1]]
+    if few:
+        sides = [(written, mine), (taken, other)] if taken is not written else [(written, mine)]
+        kept = [_kept(scores, [least[place] for place in few]) for scores, least in sides]
+        found = {place: torch.from_numpy((pair[0] @ pair[-1].T).toarray()) for place, *pair in zip(few, *kept, strict=True)}
+    for place in set(range(len(ks))) - set(few):
+        total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for column in range(0, written.shape[1], _COLUMNS):
+            tile = slice(column, column + _COLUMNS)
+            kept = _above(written[:, tile], mine[place])
+            total += (kept @ (kept if taken is written else _above(taken[:, tile], other[place])).T).double()
+        found[place] = total
+    return [found[place] for place in range(len(ks))]
 
 
 def normal_vectors(width: int, vectors: int = VECTORS, *, seed: int = 0) -> Float[Tensor, "vector d_model"]:
@@ -133,14 +144,6 @@ def value_vectors(subject: Subject, vectors: int = VECTORS, *, seed: int = 0) ->
         rows = block_of(subject.weights, group, layer, folding=subject.folding).rows
         found.append(rows[torch.randperm(len(rows), generator=generator)[:share]])
     return torch.cat(found)
-
-
-def best_basis(found: Sequence[Kept], kind: str, k: int, part: str = "offdiag") -> Kept:
-    """The one of highest score. Errors: `Refusal` where none has one."""
-    defined = [each for each in found if (each.kind, each.k, each.part) == (kind, k, part) and each.undefined is None]
-    if not defined:
-        raise Refusal(f"the best basis for {kind} at k = {k}", why="no score is defined there", instead="ask for one that is")
-    return max(defined, key=lambda each: each.score)
 
 
 def kept_rows(found: Sequence[Kept], run: str) -> pa.Table:
@@ -169,60 +172,105 @@ def _above(scores: Float[Tensor, "vector column"], least: Float[Tensor, " vector
     return torch.where(scores.abs() >= least[:, None], scores, 0)
 
 
-def _least(rows: Float[Tensor, "vector d_model"], reader: Reader, ks: Sequence[int]) -> list[Float[Tensor, " vector"]]:
+def _projected(rows: Float[Tensor, "vector d_model"], reader: Reader) -> Float[Tensor, "vector vocab"]:
+    return (reader.entering(rows) @ reader.matrix).cpu()
+
+
+def _least(scores: Float[Tensor, "vector vocab"], ks: Sequence[int]) -> list[Float[Tensor, " vector"]]:
     """For each k a number between the k-th and the next largest absolute score of each row, so that rounding moves no entry across it.
 
     Equal scores at the k-th place are all kept.
     """
     least = []
-    for block in rows.split(_ROWS):
-        sizes = (reader.entering(block) @ reader.matrix).abs().sort(1, descending=True).values
+    for block in scores.split(_ROWS):
+        sizes = torch.from_numpy(np.sort(block.abs().numpy(), axis=1)).flip(1)
         after = torch.cat([sizes, torch.zeros_like(sizes[:, :1])], 1)
         middle = [torch.where(after[:, k] < after[:, k - 1], (after[:, k - 1] + after[:, k]) / 2, after[:, k]) for k in ks]
         least.append(torch.stack(middle))
     return list(torch.cat(least, 1))
 
 
+def _kept(scores: Float[Tensor, "vector vocab"], least: Sequence[Float[Tensor, " vector"]]) -> list[Any]:
+    """What is kept at each level, the last of which is the lowest, as sparse matrices (of scipy, which is imported where it is used)."""
+    from scipy.sparse import csr_array
+
+    sizes = scores.abs()
+    row, column = (sizes >= least[-1][:, None]).nonzero(as_tuple=True)
+    value, size, found = scores[row, column].double(), sizes[row, column], []
+    for level in reversed(least):
+        there = size >= level[row]
+        row, column, value, size = row[there], column[there], value[there], size[there]
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), row.bincount(minlength=len(scores)).cumsum(0)])
+        found.append(csr_array((value.numpy(), column.numpy(), ends.numpy()), shape=scores.shape))
+    return found[::-1]
+
+
 def _scored(
-    exact: Float[Tensor, "vector vector"], products: Float[Tensor, "vector vector"], basis: str, kind: str, k: int, seed: int
+    exact: Float[Tensor, "vector vector"],
+    products: Sequence[Float[Tensor, "vector vector"]],
+    names: tuple[str, str],
+    ks: Sequence[int],
+    seed: int,
 ) -> list[Kept]:
-    """The scores of both parts, their intervals and nulls; or why there are none."""
+    """The scores at each k in both parts, their intervals and nulls; or why there are none. `names` are those of basis and kind."""
     count = len(exact)
-    if not bool(torch.isfinite(products).all() & torch.isfinite(exact).all()):
-        why = "products of the projections are NaN or infinite"
-        return [_undefined(basis, kind, part, k, count, why) for part in PARTS]
-    exact, products = exact / exact.abs().max().clamp(min=_TINY), products / products.abs().max().clamp(min=_TINY)
-    squares = exact.diagonal(), products.diagonal()
-    rest = exact - squares[0].diag(), products - squares[1].diag()
-    generator, exchanged = torch.Generator().manual_seed(seed), []
-    for _ in range(_DRAWS):
-        order = torch.randperm(count, generator=generator)
-        exchanged.append([(rest[0] * rest[1][order][:, order]).sum(), (squares[0] * squares[1][order]).sum()])
-    across, with_squares = torch.tensor(exchanged, dtype=torch.float64).T
+    if not bool(torch.isfinite(exact).all()):
+        return [_undefined(*names, part, k, count, _INFINITE) for k in ks for part in PARTS]
+    sound = [place for place, each in enumerate(products) if bool(torch.isfinite(each).all())]
+    exact = exact / exact.abs().max().clamp(min=_TINY)
+    kept = (
+        torch.stack([products[place] / products[place].abs().max().clamp(min=_TINY) for place in sound]) if sound else exact[:0]
+    )
+    squares = exact.diagonal(), kept.diagonal(dim1=-2, dim2=-1)
+    rest = exact - squares[0].diag(), kept - torch.diag_embed(squares[1])
+    across, of_squares = _exchanged(rest, squares, seed)
+    drawn = resamples(count, _DRAWS, seed).double()
+    sums = {"all": across + of_squares, "offdiag": across}
+    intervals = {"all": _resampled(exact, kept, drawn), "offdiag": _resampled(*rest, drawn)}
     found = []
-    for part, sides, sums in (("all", (exact, products), across + with_squares), ("offdiag", rest, across)):
-        lengths = float(sides[0].norm() * sides[1].norm())  # exchanging vectors leaves them as they are
-        if lengths == 0:
-            found.append(_undefined(basis, kind, part, k, count, "all inner products are zero"))
+    for place, k in enumerate(ks):
+        if place not in sound:
+            found += [_undefined(*names, part, k, count, _INFINITE) for part in PARTS]
             continue
-        low, high = central_interval(_resampled(sides[0], sides[1], seed)).tolist()
-        score = float((sides[0] * sides[1]).sum()) / lengths
-        found.append(Kept(basis, kind, part, k, count, score, low, high, sums / lengths))
+        number = sound.index(place)
+        for part, (one, others) in {"all": (exact, kept), "offdiag": rest}.items():
+            other = others[number]
+            lengths = float(one.norm() * other.norm())  # exchanging vectors leaves them as they are
+            if lengths == 0:
+                found.append(_undefined(*names, part, k, count, "all inner products are zero"))
+                continue
+            again = intervals[part][number]
+            low, high = central_interval(again[again.isfinite()]).tolist()
+            score = float((one * other).sum()) / lengths
+            found.append(Kept(*names, part, k, count, score, low, high, sums[part][number] / lengths))
     return found
 
 
+def _exchanged(
+    rest: tuple[Float[Tensor, "vector vector"], Float[Tensor, "kept vector vector"]],
+    squares: tuple[Float[Tensor, " vector"], Float[Tensor, "kept vector"]],
+    seed: int,
+) -> tuple[Float[Tensor, "kept draw"], Float[Tensor, "kept draw"]]:
+    """Sums of products of what is exact and what is kept, the vectors of one side exchanged: off the diagonal, and on it."""
+    generator, across, of_squares = torch.Generator().manual_seed(seed), [], []
+    backs = torch.stack([torch.randperm(len(rest[0]), generator=generator).argsort() for _ in range(_DRAWS)])
+    for block in backs.split(_AT_A_TIME):
+        turned = torch.stack([rest[0][back][:, back] for back in block])
+        across.append(rest[1].flatten(1) @ turned.flatten(1).T)
+        of_squares.append(squares[1] @ squares[0][block].T)
+    return torch.cat(across, 1), torch.cat(of_squares, 1)
+
+
 def _resampled(
-    exact: Float[Tensor, "vector vector"], products: Float[Tensor, "vector vector"], seed: int
-) -> Float[Tensor, " draw"]:
-    """The score of vectors drawn anew with replacement; a vector counts with itself once for each time it is drawn."""
-    drawn = resamples(len(exact), _DRAWS, seed).double()
+    exact: Float[Tensor, "vector vector"], products: Float[Tensor, "kept vector vector"], drawn: Float[Tensor, "draw vector"]
+) -> Float[Tensor, "kept draw"]:
+    """The scores of vectors drawn anew with replacement; a vector counts with itself once for each time it is drawn."""
 
-    def total(entries: Float[Tensor, "vector vector"]) -> Float[Tensor, " draw"]:
-        square = entries.diagonal()
-        return ((drawn @ (entries - square.diag())) * drawn).sum(1) + drawn @ square
+    def total(entries: Float[Tensor, "*kept vector vector"]) -> Float[Tensor, "*kept draw"]:
+        square = entries.diagonal(dim1=-2, dim2=-1)
+        return ((drawn @ (entries - torch.diag_embed(square))) * drawn).sum(-1) + square @ drawn.T
 
-    cosines = total(exact * products) / (total(exact.square()) * total(products.square())).sqrt()
-    return cosines[cosines.isfinite()]
+    return total(exact * products) / (total(exact.square()) * total(products.square())).sqrt()
 
 
 def _undefined(basis: str, kind: str, part: str, k: int, vectors: int, why: str) -> Kept:

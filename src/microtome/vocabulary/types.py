@@ -1,11 +1,10 @@
-"""What kind of feed-forward unit each is, by cosines between what it looks for and what it writes; and which pairs of tokens open it.
+"""What kind of feed-forward unit each is, by cosines between what it looks for and what it writes.
 
 A gated unit has a gate, an amplitude (up) and a value (down). Where the value points along the amplitude it enriches what it finds,
 where it points against it it depletes it; whether the gate is along the amplitude says if it does so of its own accord or on a
-condition. Overlaps of their token lists are those of `overlap`.
+condition. Overlaps of their token lists are those of `overlap`, pairs of tokens that open a unit those of `unit_reading`.
 
-Axes of this module: `unit` is a unit of a block, `cosine` one of gate-up, up-down, gate-down (of a plain unit: in-out), `end` the
-combination of signs.
+Axes of this module: `unit` is a unit of a block.
 
 Source: Gerstner and Schuetze 2025, arXiv:2505.17936, section 3, whose public code (count_categories) says how the types are bounded.
 """
@@ -31,10 +30,8 @@ from microtome.vocabulary.tables import stat_table
 __all__ = [
     "MISMATCHED",
     "TYPES",
-    "OpeningPair",
     "UnitCosines",
     "cosine_rows",
-    "opening_pairs",
     "type_rows",
     "types_of",
     "unit_cosines",
@@ -73,15 +70,6 @@ class UnitCosines:
     addresses: tuple[str, ...]
     cosines: Mapping[str, Float[Tensor, " unit"]]
     draws: Mapping[str, Float[Tensor, " draw"]]
-
-
-@dataclass(frozen=True)
-class OpeningPair:
-    """Two tokens that together open a unit: one that its gate looks for, or avoids, one that its amplitude does, and the product of both."""
-
-    gate: int
-    up: int
-    score: float
 
 
 def unit_cosines(
@@ -198,47 +186,6 @@ def type_rows(found: Sequence[UnitCosines], run: str, *, draws: int = 200, seed:
     q = benjamini_hochberg(torch.tensor([row["q"] for row in rows], dtype=torch.float64)).tolist()
     rows = [{**row, "q": quality} for row, quality in zip(rows, q, strict=True)]
     return pa.Table.from_pylist(rows, TABLES["vocabulary_stats"].schema)
-
-
-def opening_pairs(subject: Subject, layer: int, unit: int, k: int = 10) -> dict[str, list[OpeningPair]]:
-    """The k pairs of tokens with the largest products of gate and amplitude scores, for each combination of their signs.
-
-    At "++" both find their token, so that the value is written; at "+-" the gate opens and the amplitude is negative, so that it is
-    taken away; "--" and "-+" have a closed gate, behind which activations like SiLU and GELU let little through. Exact: the k best
-    products are of the first tokens of both sides. `unit` counts over experts.
-    Errors: `Refusal` for a plain block and a unit that the layer does not have.
-    Cost: 4 d_model vocab FLOP.
-    """
-    if not subject.weights.has("W_gate", layer):
-        raise Refusal(f"pairs of tokens that open units of layer {layer}", why="they have no gate", instead="read its W_in")
-    sides = {name: block_of(subject.weights, GROUPS[name], layer, folding=subject.folding).rows for name in ("W_gate", "W_up")}
-    if not 0 <= unit < len(sides["W_gate"]):
-        count = len(sides["W_gate"])
-        raise Refusal(f"unit {unit} of layer {layer}", why=f"it has {count} units", instead=f"use 0 to {count - 1}")
-    scores = {name: (subject.read.entering(rows[unit][None]) @ subject.read.matrix)[0].cpu() for name, rows in sides.items()}
-    found = {}
-    for end in ("++", "--", "+-", "-+"):
-        (one, first), (other, second) = (_strongest(scores[name], sign, k) for name, sign in zip(sides, end, strict=True))
-        products = one[:, None] * other
-        order = products.abs().flatten().sort(descending=True, stable=True).indices[:k].tolist()
-        tokens = subject.read.tokens.cpu()
-        found[end] = [
-            OpeningPair(
-                int(tokens[first[place // len(other)]]),
-                int(tokens[second[place % len(other)]]),
-                float(products.flatten()[place]),
-            )
-            for place in order
-        ]
-    return found
-
-
-def _strongest(scores: Float[Tensor, " vocab"], sign: str, k: int) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The k scores furthest on a side, of those that are on it."""
-    signed = scores if sign == "+" else -scores
-    order = signed.sort(descending=True, stable=True).indices[:k]
-    order = order[signed[order] > 0]
-    return scores[order], order
 
 
 def _different(units: int, draws: int, seed: int) -> tuple[Int[Tensor, " draw"], Int[Tensor, " draw"]]:

@@ -21,9 +21,19 @@ from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.readout import RandomDirections, Reader, TopTokens, pooled_chance, tokens_table
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.parameters import GROUPS, block_of
-from microtome.vocabulary.projection import CONTROL, LEAST_DRAWS, Readable, Standing, read_block, readable
+from microtome.vocabulary.projection import CONTROL, LEAST_DRAWS, Projected, Readable, Standing, read_block, readable
 
-__all__ = ["READ_STATS", "Values", "read_values", "readable_layers", "strength_q", "strength_rows", "value_rows"]
+__all__ = [
+    "READ_STATS",
+    "Values",
+    "read_values",
+    "readable_layers",
+    "strength_q",
+    "strength_rows",
+    "value_draws",
+    "value_rows",
+    "values_of",
+]
 
 READ_STATS: Final = ("read_top", "read_bottom")
 """Strength of the first token at the positive and at the negative end."""
@@ -51,12 +61,23 @@ def read_values(weights: Weights, shape: Shape, reader: Reader, k: int, directio
     Cost: 2 d_model vocab FLOP per unit and mixture; memory for a layer's W_out.
     Source: Geva et al. 2022, arXiv:2203.14680, section 3.
     """
-    draws = max(LEAST_DRAWS, -(-directions // shape.layers))
+    draws = value_draws(shape, directions)
     for layer in range(shape.layers):
         give_back_freed_memory()
         found = read_block(block_of(weights, GROUPS["W_out"], layer), reader, k, draws, int(hash_parts(seed, layer)))
-        for expert in range(shape.experts) if shape.experts else (None,):
-            yield Values(layer, expert, _of_expert(found.top, expert, shape.experts), found.random)
+        yield from values_of(found, shape)
+
+
+def value_draws(shape: Shape, directions: int) -> int:
+    """Mixtures of a layer's units where there are to be `directions` in all."""
+    return max(LEAST_DRAWS, -(-directions // shape.layers))
+
+
+def values_of(found: Projected, shape: Shape) -> Iterator[Values]:
+    """The units of a block that was read, of each expert where there are any."""
+    assert found.block.layer is not None, "units are in layers"
+    for expert in range(shape.experts) if shape.experts else (None,):
+        yield Values(found.block.layer, expert, _of_expert(found.top, expert, shape.experts), found.random)
 
 
 def value_rows(values: Sequence[Values]) -> Iterator[pa.Table]:

@@ -1,11 +1,11 @@
-"""Which tokens a reader wants to see, which are spellings of one word, and the table of all of them.
+"""Which tokens a reader wants to see, which of them spell a word, and the table of all of them.
 
 How a token is spelt is said in `readout.words`.
 """
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,16 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.readout import is_whole
 
-__all__ = ["TOKENS", "kept_tokens", "spelling", "unreadable_tokens", "vocabulary_table", "word_classes"]
+__all__ = [
+    "TOKENS",
+    "kept_tokens",
+    "listed_words",
+    "spelling",
+    "tokens_of_words",
+    "unreadable_tokens",
+    "vocabulary_table",
+    "word_classes",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +53,7 @@ def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[i
     if which in TOKENS:
         lets_through = TOKENS[which]
     elif Path(which).is_file():
-        listed = _listed(Path(which))
+        listed = {spelling(word) for word in listed_words(Path(which))}
         if lacking := sorted(listed - {spelling(text) for text in texts}):
             _log.warning("%s: no token spells %s", which, ", ".join(lacking[:10]) + (", ..." if len(lacking) > 10 else ""))
         lets_through = lambda text: spelling(text) in listed  # noqa: E731
@@ -60,13 +69,32 @@ def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[i
     return kept
 
 
-def _listed(path: Path) -> set[str]:
-    """The words of a file."""
+def listed_words(path: Path) -> list[str]:
+    """The words of a file, one a line, as they are written there. Errors: `Refusal` for a file that is not UTF-8."""
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refusal(f"tokens {path}", why=f"it is not UTF-8: {error.reason}", instead="save it as UTF-8") from error
-    return {spelling(line) for line in text.splitlines()} - {""}
+        raise Refusal(f"words {path}", why=f"it is not UTF-8: {error.reason}", instead="save it as UTF-8") from error
+    return [word for line in text.splitlines() if (word := line.strip())]
+
+
+def tokens_of_words(
+    texts: Sequence[str], shown: Iterable[int], key: Callable[[str], str] | None = None
+) -> dict[str, list[int]]:
+    """The tokens among `shown` that spell each word: first the one behind a space, as the word is written, then the others by id.
+
+    What makes two tokens one word is said by `key`: `spelling` (where it is None), or `str.strip`, which tells cases apart.
+
+    >>> tokens_of_words(["May", " may", " May", " "], range(4))
+    {'may': [1, 0, 2]}
+    >>> tokens_of_words(["May", " may", " May"], range(3), str.strip)
+    {'May': [2, 0], 'may': [1]}
+    """
+    of: dict[str, list[int]] = {}
+    for token in sorted(shown):
+        if word := (key or spelling)(texts[token]):
+            of.setdefault(word, []).append(token)
+    return {word: sorted(tokens, key=lambda token: texts[token] != f" {word}") for word, tokens in of.items()}
 
 
 def spelling(text: str) -> str:

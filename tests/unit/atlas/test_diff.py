@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from microtome.atlas import Atlas, Settings, build
-from microtome.atlas.diff import AtlasDifference, Comparison, ModelDifference, diff
+from microtome.atlas.diff import diff
+from microtome.atlas.differences import AtlasDifference, Comparison, ModelAlignment, ModelDifference
 from microtome.cli.diff import show_difference
 from microtome.core import Refusal
 from microtome.store import TABLES, digest, read_manifest, write_manifest, write_table
@@ -82,6 +83,101 @@ def test_equal_models_are_said_to_be_equal(base: Path, capsys: pytest.CaptureFix
     assert found.identical
     show_difference(found, 3)
     assert "base and base are the same: all" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def cut(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first and the last layer of the base, as a model of two layers."""
+    folder = tmp_path_factory.mktemp("diff") / "cut"
+    module, whole = toys.llama(2), toys.llama()
+    state = whole.state_dict()
+    state |= {name: state[name.replace("layers.1.", "layers.2.")] for name in state if "layers.1." in name}
+    module.load_state_dict({name: value for name, value in state.items() if "layers.2." not in name})
+    module.save_pretrained(folder)
+    toys.decoder_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_models_of_different_shapes_are_aligned(
+    base: Path, cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = diff(base, cut, output=tmp_path / "atlas")
+    assert isinstance(found, ModelAlignment)
+    assert (found.model, found.other, found.vectors, found.numbered) == ("cut", "base", None, False)
+    assert found.tokens == found.vocabularies[0] == found.vocabularies[1]
+    assert [each.group for each in found.alignments] == ["W_gate", "W_up", "W_out", "W_Q", "W_K", "W_V", "W_O"]
+    atlas = Atlas(tmp_path / "atlas")
+    assert atlas.manifest.model.name == "cut"
+    layers = atlas.sql("select \"group\", layer, value from vocabulary_stats where stat = 'aligned_layer'").to_pylist()
+    assert len(layers) == 14
+    assert all(row["value"] == 2 * row["layer"] for row in layers), "layer 1 is the base's last, layer 0 its first"
+    links = atlas.sql("select unit, other, kind, score from links").to_pylist()
+    assert len(links) == 80
+    for row in links:
+        layer, unit = row["unit"].removeprefix("W_out.").split("/")
+        assert row["other"] == f"base:W_out.{2 * int(layer)}/{unit}"
+        assert row["kind"] == "mutual in base"
+        assert row["score"] == pytest.approx(1, abs=1e-4)
+    sentences = [row["sentence"] for row in atlas.sql("select sentence from findings order by rank").to_pylist()]
+    assert sentences[0].startswith("80 of 80 feed-forward values (W_out) of cut have a like in base")
+    assert set(atlas.manifest.runs["beside-base"].files) == {
+        "tables/findings/alignment.beside-base.parquet",
+        "tables/links/alignment.beside-base.parquet",
+        "tables/vocabulary_stats/alignment.beside-base.parquet",
+    }
+    again = diff(base, cut, output=tmp_path / "atlas", run="again", comparison=Comparison(groups=("W_out",)))
+    assert isinstance(again, ModelAlignment)
+    assert len(atlas.sql("select * from links")) == 80, "links hold for any run"
+    show_difference(found, 3)
+    told = capsys.readouterr().out
+    assert f"cut beside base: {found.tokens} shared tokens (100 % of the" in told
+    assert "80 of 80 feed-forward values" in told
+    assert "is nearest to" not in told, "pairs are in the table"
+
+
+def test_models_of_one_shape_are_aligned_when_asked(base: Path, tuned: Path, cut: Path) -> None:
+    toys.decoder_tokenizer().save_pretrained(tuned.parent / "told")
+    toys.llama().save_pretrained(tuned.parent / "told")
+    found = diff(base, tuned.parent / "told", comparison=Comparison("alignment", groups=("W_V", "W_gate")))
+    assert isinstance(found, ModelAlignment)
+    assert [each.group for each in found.alignments] == ["W_V", "W_gate"]
+    assert [each.group for each in found.matches] == ["W_gate"]
+    assert all(each.feature is not None for each in found.alignments)
+    with pytest.raises(Refusal, match="layers is 3 and 2; name a model and what it was fine-tuned to"):
+        diff(base, cut, comparison=Comparison("displacement"))
+
+
+def test_what_cannot_be_aligned_is_refused(base: Path, tuned: Path, cut: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="tuned comes without its tokenizer"):
+        diff(base, tuned, comparison=Comparison("alignment"))
+    toys.llama(2).save_pretrained(tmp_path / "bare")
+    with pytest.raises(Refusal, match="bare comes without its tokenizer, so nobody can say which tokens the two share"):
+        diff(base, tmp_path / "bare")
+    words = tmp_path / "nouns.txt"
+    words.write_text("river")
+    with pytest.raises(Refusal, match="a list of words: it scores how vectors have moved"):
+        diff(base, cut, comparison=Comparison(words=(words,)))
+    with pytest.raises(Refusal, match="W_in of cut and base: not both models have such vectors"):
+        diff(base, cut, comparison=Comparison(groups=("W_in",)))
+
+
+def test_an_alignment_that_would_take_too_long_says_what_it_left_out(
+    base: Path, cut: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = diff(base, cut, comparison=Comparison(groups=("W_out",), operations=1e6))
+    assert isinstance(found, ModelAlignment)
+    # 2 FLOP x 2 comparisons x 2 x 3 layers x 24 coordinates = 576 for each pair of vectors: 40 x 40 of them are 0.9 million
+    assert found.vectors is None
+    assert found.matches == ()
+    # 2 FLOP x 17 comparisons x 80 x 120 units x 24 coordinates
+    assert found.unmatched["W_out"].startswith("80 with 120 would take 7.8e+06 operations, and 1e+06 were allowed")
+    fewer = diff(base, cut, comparison=Comparison(groups=("W_out", "W_gate"), operations=1e6))
+    assert isinstance(fewer, ModelAlignment)
+    assert fewer.vectors == 64, "more than a layer has: no fewer stand for all"
+    show_difference(fewer, 3)
+    told = capsys.readouterr().out
+    assert "Of each group 64 vectors of a layer stand for all." in told
+    assert "Units of W_out are not matched: 80 with 120 would take" in told
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,17 @@ from microtome.geometry.filtering import WINDOWS, PositionFilter
 from tests import toys
 
 
+def test_the_maps_of_a_tuned_lens_are_counted_where_they_are_learned() -> None:
+    model, texts = toys.toy_decoder(), toys.toy_texts(documents=12)
+    quick, deep = (
+        estimate(model, texts, settings=Settings(window=24, lenses=("vocabulary",), depth=depth))
+        for depth in ("quick", "standard")
+    )
+    shape = model.shape
+    assert deep.atlas_bytes >= 4 * (shape.layers - 1) * shape.d_model * (shape.d_model + 1)
+    assert deep.atlas_bytes - deep.working_bytes // 2 > quick.atlas_bytes - quick.working_bytes // 2
+
+
 def test_passes_of_the_causal_filter_are_counted_and_tried_on_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 

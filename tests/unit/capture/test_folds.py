@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microtome.capture import SiteGram, SiteMeans, SiteMoments, fold_batch, sampled
+from microtome.capture import SiteGram, fold_batch, sampled
 from microtome.core import Batch, Fold, Role, Site
 from microtome.model import Model, capture
 from tests import toys
@@ -35,37 +35,6 @@ def _result(fold: Fold, model: Model, batch: Batch) -> object:
     states = {"fold": fold.init()}
     fold_batch(model, batch, {"fold": fold}, states)
     return fold.result(states["fold"])
-
-
-def test_moments(seen: tuple[Model, Batch, Tensor]) -> None:
-    model, batch, h = seen
-    rows = h[batch.counted(frozenset({Role.CONTENT}))].numpy()
-    found = _result(SiteMoments(SITE, model.shape.d_model), model, batch)
-    assert found.count.unique().tolist() == [len(rows)]  # pyright: ignore[reportAttributeAccessIssue]
-    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-5, atol=1e-7)  # pyright: ignore[reportAttributeAccessIssue]
-    np.testing.assert_allclose(found.variance, rows.var(0), rtol=1e-5)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.parametrize("by", ["position", "label", "document", "token"])
-def test_means_of_groups(seen: tuple[Model, Batch, Tensor], by: str) -> None:
-    model, batch, h = seen
-    counted = batch.counted(frozenset({Role.CONTENT}))
-    groups = {
-        "position": torch.arange(11).expand(6, 11),
-        "label": batch.label[:, None].expand(6, 11),
-        "document": batch.document[:, None].expand(6, 11),
-        "token": batch.ids,
-    }[by]
-    many = {"position": 11, "label": 2, "document": 3, "token": model.shape.vocab}[by]
-    found = _result(SiteMeans(SITE, model.shape.d_model, by, many), model, batch)  # pyright: ignore[reportArgumentType]
-    for group in range(many):
-        rows = h[counted & (groups == group)]
-        assert found.count[group] == len(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        mean = found.mean[group]  # pyright: ignore[reportAttributeAccessIssue]
-        if len(rows):
-            np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-6, atol=1e-9)
-        else:
-            assert mean.isnan().all()
 
 
 def test_second_moments_of_all_tokens_and_of_a_sample(seen: tuple[Model, Batch, Tensor]) -> None:

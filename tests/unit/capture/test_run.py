@@ -144,6 +144,22 @@ def test_a_stage_reads_the_results_of_an_earlier_one(decoder: Model, tmp_path: P
     assert results.names(PILOT) == ("a/x",)
 
 
+def test_windows_that_take_long_are_done_one_by_one(decoder: Model, tmp_path: Path) -> None:
+    corpus = _corpus(decoder, tmp_path)
+    slow = Stage(3, "slow", sample=5, unit=1)
+
+    class Slowly(_Lens):
+        def stages(self, run: Run) -> tuple[Stage, ...]:
+            return (slow,)
+
+    watcher = _Counting()
+    lens = Slowly("a", {"x": (Site("resid_post", 0),)})
+    results = run_stages(Run("main", decoder, corpus, seed=0, depth="quick"), [lens], tmp_path / "work", watcher)
+    assert (watcher.batches, watcher.windows) == (5, 5), "told window by window"
+    lengths = [int(batch.counted(CONTENT).sum()) for batch in corpus.batches(corpus.sample(5, 0), 1)]
+    assert results.of(slow, "a/x")["rows"] == sum(lengths)
+
+
 def test_masked_stage_hides_tokens_of_an_encoder(tmp_path: Path) -> None:
     encoder = toys.toy_encoder()
     corpus = _corpus(encoder, tmp_path)

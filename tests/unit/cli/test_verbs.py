@@ -1,5 +1,6 @@
 """The verbs, in process: what they print, what they refuse, with which status."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from microtome.cli import main
+from microtome.cli.verbs import vocabulary
+from microtome.cli.vocabulary import WAYS
 from tests import toys
 
 
@@ -145,6 +148,66 @@ def test_refusals_are_three_lines_and_status_2(
     assert expected in printed.err
     assert printed.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_vocabulary_prints_vectors_heads_and_units(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--vector", "W_out.1/7", "--vector", "heads.2/3", "--vector", "neurons.1/7", "-k", 3, "--preset", "paper")
+    assert _run(monkeypatch, "vocabulary", checkpoint, *asked) == 0
+    printed = capsys.readouterr().out
+    named = [line.split("  (")[0] for line in printed.splitlines() if "/" in line.split("  (")[0] and "  (" in line]
+    assert named == ["W_out.1/7", "heads.2/3", "neurons.1/7", "W_gate.1/7", "W_up.1/7", "W_out.1/7"]
+
+
+def test_vocabulary_prints_vectors_that_speak_of_words_and_of_files_of_words(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("garden\nbridge\n")
+    monkeypatch.chdir(tmp_path)
+    assert _run(monkeypatch, "vocabulary", checkpoint, "--topic", "river,stone", "--topic", "words.txt", "-k", 3) == 0
+    first, second, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("‘river’, ‘stone’, ‘garden’, ‘bridge’ (")
+    assert " vectors speak of it more than of as many random words as frequent (q <= 0.01)" in second
+    assert len(lines) == 4
+    assert list(tmp_path.iterdir()) == [tmp_path / "words.txt"], "nothing is built"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--vector", "W_out.1/7", "--depth", "quick"), "--depth beside --vector"),
+        (("--vector", "W_out.1/7", "-o", "atlas"), "--output beside --vector"),
+        (("--vector", "W_out.1/7", "--seed", 0), "--seed beside --vector"),
+        (("sample", "--vector", "W_out.1/7"), "text sample beside --vector"),
+        (("--vector", "W_out.1/7", "--topic", "river"), "--topic beside --vector"),
+        (("--topic", "river", "--dry-run"), "--dry-run beside --topic"),
+        (("-k", 20), "-k without --vector or --topic"),
+        (("sample", "--preset", "folded"), "--preset without --vector or --topic"),
+        (("--window", 64), "--window without a text"),
+    ],
+)
+def test_vocabulary_refuses_options_that_would_change_nothing(
+    arguments: tuple[object, ...],
+    what: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run(monkeypatch, "vocabulary", checkpoint, *arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"Refused: {what}",
+        "  because it would change nothing",
+        "  instead leave it out",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_parameter_of_vocabulary_belongs_to_something_it_does() -> None:
+    names = set(inspect.signature(vocabulary).parameters) - {"context"}
+    assert names == frozenset().union(*(way.uses for way in WAYS.values()))
 
 
 def test_figures_saves_what_the_atlas_has_and_says_how_many(

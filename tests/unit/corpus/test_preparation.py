@@ -1,3 +1,4 @@
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_copies_are_in_the_same_half(gpt, sink, atlas):
         prepare([toy_text(n % (count // 2)) for n in range(count)], gpt, sink, "main")
         half = [row["half"] for row in rows(atlas, "documents")]
         assert half[: count // 2] == half[count // 2 :]
+
+
+def test_copies_are_one_document_in_batches_unless_their_labels_differ(gpt, sink, atlas):
+    texts, labels = [0, 1, 0, 2, 0, 1], ["a", "a", "a", "b", "b", "a"]
+    source = atlas.parent / "copies.jsonl"
+    lines = [json.dumps({"text": toy_text(n, 60), "label": label}) for n, label in zip(texts, labels, strict=True)]
+    source.write_text("\n".join(lines))
+    corpus = prepare(source, gpt, sink, "main", reading=Reading(label_column="label"))
+    assert [row["same_as"] for row in rows(atlas, "documents")] == [None, None, 0, None, None, 1]
+    own = {row["window"]: row["document"] for row in rows(atlas, "windows")}
+    (batch,) = corpus.batches(range(corpus.windows), 1 << 20)
+    found = dict(zip(batch.window.tolist(), batch.document.tolist(), strict=True))
+    assert set(own.values()) == set(range(6))
+    assert found == {window: [0, 1, 0, 3, 4, 1][document] for window, document in own.items()}
 
 
 @pytest.mark.parametrize("count", [4, 5, 9, 40])

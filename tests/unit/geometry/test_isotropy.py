@@ -14,7 +14,6 @@ from microtome.geometry.isotropy import (
     massive_coordinates,
     mean_cosine,
     mean_cosines,
-    moment_cosine,
     partition_isotropy,
     sinks,
 )
@@ -126,14 +125,6 @@ def test_one_window_has_no_mean_cosine() -> None:
     found = mean_cosine(normal(5, 3), torch.zeros(5, dtype=torch.int64))
     assert found.undefined == "fewer than two windows have hidden states other than 0"
     assert mean_cosine(torch.zeros(5, 3), torch.arange(5)).undefined
-
-
-def test_second_moments_give_the_mean_cosine_of_equally_long_rows() -> None:
-    rows = torch.nn.functional.normalize(normal(50, 4) + 1, dim=1) * 7
-    by_moments = moment_cosine(rows.mean(0), rows.T @ rows / 50, 50)
-    assert by_moments == pytest.approx(mean_cosine(rows, torch.arange(50)).value, rel=1e-12)
-    assert math.isnan(moment_cosine(rows.mean(0), rows.T @ rows, 1))
-    assert math.isnan(moment_cosine(torch.zeros(4), torch.zeros(4, 4), 50))
 
 
 def test_partition_isotropy_by_hand() -> None:

@@ -10,10 +10,9 @@ import torch
 
 from microtome.core import Refusal
 from microtome.model import wrap
-from recipes.contrast import Contrast, contrasts
+from recipes.contrast import Contrast
 from recipes.curves import Windows, curves
 from recipes.language import Language, Level, language, noisy
-from recipes.song2023_training import QUESTIONS, QUICK, describe, randomisation
 from recipes.training import Examples, Schedule, Size, decoder, train
 
 SMALL = Size(layers=2, width=16, heads=2, window=12, vocabulary=300)
@@ -132,20 +131,3 @@ def test_a_contrast_is_one_only_beyond_the_spread_of_seeds() -> None:
     assert Contrast("it is", (1.3, 1.4), (1.0, 1.1)).verdict == "the other way round"
     assert Contrast("it is", (1.0, 1.1), (1.1, 1.4)).verdict == "no"
     assert Contrast("it is", (1.0, 1.1), (1.1, 1.4)).spread == pytest.approx(0.3)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_conclusion_at_a_small_size(tmp_path: Path) -> None:
-    rows = list(randomisation(QUICK, texts(), tmp_path))
-    assert [row.condition for row in rows[:3]] == ["untrained", "clean", "random"]
-    by = {name: [row for row in rows if row.condition == name] for name in ("untrained", "clean", "half random", "random")}
-    assert all(len(each) == 3 for each in by.values())
-    assert max(row.clean_loss for row in by["clean"]) < min(row.clean_loss for row in by["random"]) - 1.5
-    assert all(abs(row.own_loss - math.log(QUICK.vocabulary)) < 0.1 for row in by["random"]), "there is nothing to learn"
-    assert min(row.jump for row in by["half random"]) > 3 * max(row.jump for row in by["clean"] + by["random"])
-    smooth, rough = ([row.embedded.roughness for row in by[name]] for name in ("clean", "random"))
-    assert sum(smooth) / 3 < sum(rough) / 3 - 0.2, "0.5 apart; all that can be trained in the time a test has"
-    found = {each.says: each.verdict for each in contrasts(QUESTIONS, rows)}
-    assert found["position embeddings are smoother after clean text than before training"] == "yes"
-    assert "What differs from the paper:" in describe(rows)

@@ -18,7 +18,6 @@ from microtome.vocabulary.alignment import (
     alignment_findings,
     alignment_rows,
     assigned,
-    diagonal_z,
     double_centred,
     layer_match,
     same_depth,
@@ -52,6 +51,21 @@ def test_coordinates_are_compared_by_plain_correlation() -> None:
     mine, other = (model.weights.get("W_out", 1).double().numpy() for model in models)
     assert found.feature is not None
     assert float(found.feature[1, 1]) == pytest.approx(np.abs(np.corrcoef(mine, other)[:40, 40:]).mean(), abs=1e-6)
+
+
+def test_some_vectors_of_a_layer_stand_for_all() -> None:
+    """Drawn anew by each seed, their mean score is that of all; and no layer is compared with the very vectors drawn of itself."""
+    mine, other = (subject_of(wrap(plain_gpt2(16, 2, seed)), preset="paper") for seed in (0, 1))
+    (whole,) = align(mine, other, ["W_in"], draws=1)
+    some = [align(mine, other, ["W_in"], draws=1, vectors=10, seed=seed)[0] for seed in range(25)]
+    scores = torch.stack([each.scores for each in some])
+    assert float(scores.std(0).min()) > 0
+    torch.testing.assert_close(scores.mean(0), whole.scores, rtol=0, atol=float(scores.std(0).max()) * 4 / 25**0.5)
+    (alike,) = align(mine, mine, ["W_in"], draws=1)
+    same = torch.stack([align(mine, mine, ["W_in"], draws=1, vectors=10, seed=seed)[0].scores for seed in range(25)])
+    torch.testing.assert_close(same.mean(0), alike.scores, rtol=0, atol=float(same.std(0).max()) * 4 / 25**0.5)
+    (enough,) = align(mine, other, ["W_in"], draws=1, vectors=40)
+    torch.testing.assert_close(enough.scores, whole.scores, rtol=1e-6, atol=0)
 
 
 def test_a_planted_order_of_layers_is_found_across_widths() -> None:
@@ -97,7 +111,8 @@ def test_a_turned_stream_changes_scores_over_tokens_in_nothing_and_those_over_co
         assert found.feature is not None
         assert alike.feature is not None
         assert layer_match(double_centred(alike.feature)).accuracy.value == 1
-        assert abs(diagonal_z(double_centred(found.feature))) < 3 < diagonal_z(double_centred(alike.feature))
+        off, on = (layer_match(double_centred(feature)).z.value for feature in (found.feature, alike.feature))
+        assert abs(off) < 3 < on
 
 
 def turn_stream(module: torch.nn.Module, seed: int = 0) -> Tensor:

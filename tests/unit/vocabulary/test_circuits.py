@@ -113,7 +113,7 @@ def test_what_is_written_is_what_the_model_writes(name: str) -> None:
         found = circuit_of(replace(heads, o=plain.o), "ov", head, rows, columns, Setting("all"))
         torch.testing.assert_close(found.left @ found.right.T, out @ columns.T, rtol=1e-4, atol=1e-4)
         bare = circuit_of(replace(heads, o=plain.o), "ov", head, rows, columns)
-        constant = written_anyway(replace(heads, o=plain.o), head, columns)
+        constant = columns @ written_anyway(replace(heads, o=plain.o), head)
         torch.testing.assert_close(bare.left @ bare.right.T + constant, out @ columns.T, rtol=1e-4, atol=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_biases_make_the_four_terms_of_a_score() -> None:
     heads, rows = heads_of(), draw(VOCAB, D_MODEL, seed=23)
     b_q, b_k = heads.biases["q"][1], heads.biases["k"][0]
     bare = rows @ heads.q[1].T @ heads.k[0] @ rows.T
-    by_key = attractiveness(heads, 1, rows)
+    by_key = rows @ attractiveness(heads, 1)
     torch.testing.assert_close(by_key, rows @ heads.k[0].T @ b_q)
     expected: dict[Biases, torch.Tensor] = {
         "none": 0 * bare,
@@ -161,8 +161,8 @@ def test_biases_make_the_four_terms_of_a_score() -> None:
         torch.testing.assert_close(found.left @ found.right.T, bare + extra, rtol=1e-4, atol=1e-4)
     varying = circuit_of(heads, "ov", 1, rows, rows, Setting("varying"))
     assert torch.equal(varying.left, circuit_of(heads, "ov", 1, rows, rows).left)
-    assert torch.equal(attractiveness(replace(heads, biases={}), 1, rows), torch.zeros(VOCAB))
-    assert torch.equal(written_anyway(replace(heads, biases={}), 1, rows), torch.zeros(VOCAB))
+    assert torch.equal(attractiveness(replace(heads, biases={}), 1), torch.zeros(D_MODEL))
+    assert torch.equal(written_anyway(replace(heads, biases={}), 1), torch.zeros(D_MODEL))
 
 
 def test_the_basis_inside_a_head_does_not_matter() -> None:
@@ -199,7 +199,7 @@ def test_a_qk_norm_divides_each_token_by_its_own_length() -> None:
     lengths = (found.right / gain).norm(dim=1)
     torch.testing.assert_close(lengths, torch.full_like(lengths, D_HEAD**0.5))
     with pytest.raises(Refusal, match="its queries are normed"):
-        attractiveness(heads, 2, rows)
+        attractiveness(heads, 2)
 
 
 def test_rows_are_the_readers_also_through_a_basis() -> None:

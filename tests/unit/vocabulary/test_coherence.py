@@ -26,7 +26,7 @@ from microtome.vocabulary.coherence import (
     token_vectors,
     unit_lists,
 )
-from microtome.vocabulary.pairs import Question
+from microtome.vocabulary.pairs import LayerPairs, Question, pairs_of_layer
 from microtome.vocabulary.parameters import groups_of
 from microtome.vocabulary.projection import project
 from microtome.vocabulary.subject import Subject
@@ -201,17 +201,24 @@ def test_lists_of_heads_are_sides_of_their_pairs_and_rotated_heads_lose_the_topi
             direction = topic if part else 6 * model.weights.get("W_E")[200]
             (stored[2] if name == "W_O" else stored[2].T)[0] = direction
     subject = subject_with(model)
-    question = Question(subject.read.tokens, subject.write.tokens, k=8, ends=("top",))
-    ((pairs, lists),) = head_lists(subject, kind, question, [1], draws=8)  # pyright: ignore[reportArgumentType]
-    assert lists[0].sides == [f"{kind}_token_top", f"{kind}_other_top"]
-    assert torch.equal(lists[0].tokens[:, 1], pairs[0].other)
-    assert lists[0].null.shape == (8 * len(layer_heads(subject.weights, 1).q), 2, 8)
-    found = coherences(lists, token_vectors(subject))
-    about = torch.isin(lists[0].null.view(8, -1, 2, 8)[:, 2, 1], torch.tensor(TOPIC)).double().mean()
-    assert set(lists[0].tokens[2, 1].tolist()) <= set(TOPIC)
+
+    def asked(seed: int) -> list[LayerPairs]:
+        question = Question(subject.read.tokens, subject.write.tokens, k=8, ends=("top",), seed=seed)
+        return [pairs_of_layer(subject, layer_heads(subject.weights, layer), kind, question)[0] for layer in range(2)]  # pyright: ignore[reportArgumentType]
+
+    pairs = asked(0)
+    ((lists,), heads) = head_lists(pairs), len(pairs[0].token)
+    turned = [head_lists(asked(seed))[0].null for seed in range(8)]  # each turns the heads another way
+    assert lists.sides == [f"{kind}_token_top", f"{kind}_other_top"]
+    assert torch.equal(lists.tokens[heads:, 1], pairs[1].other)
+    assert lists.null.shape == (2 * heads, 2, 8)
+    place = heads + 2
+    assert lists.addresses[place] == "heads.1/2"
+    assert set(lists.tokens[place, 1].tolist()) <= set(TOPIC)
+    about = torch.isin(torch.stack(turned)[:, place, 1], torch.tensor(TOPIC)).double().mean()
     assert float(about) < 0.8
-    assert float(found[0].values[2, 1]) > float(found[0].control[2, 1]) + 0.05
-    assert found[0].lists.addresses[2] == "heads.1/2"
+    (found,) = coherences([lists], token_vectors(subject))
+    assert float(found.values[place, 1]) > float(found.control[place, 1]) + 0.05
 
 
 def test_bins_are_at_most_a_quarter_of_the_tokens() -> None:

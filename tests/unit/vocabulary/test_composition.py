@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from microtome.model import Model
 from microtome.vocabulary.circuits import LayerHeads
 from microtome.vocabulary.composition import (
     Composition,
@@ -12,11 +11,11 @@ from microtome.vocabulary.composition import (
     composition_q,
     compositions,
     induction_scores,
+    k_composition_scores,
     link_rows,
-    self_rank_scores,
     standing,
 )
-from microtome.vocabulary.heads import head_weights, rotations, tail_chance
+from microtome.vocabulary.heads import HeadScores, head_weights, rotations
 from microtome.vocabulary.subject import Subject, subject_of
 from tests.unit.model.tiny import opened
 from tests.unit.vocabulary.related import plain_gpt2
@@ -48,7 +47,7 @@ def gpt2(layers: int = 3) -> Subject:
 def test_ratios_are_those_of_the_dense_matrices(name: str) -> None:
     model = opened(name)
     subject = subject_of(model, tokens="all")
-    heads = [head_weights(model.weights, layer, model.shape) for layer in range(3)]
+    heads = [head_weights(model.weights, layer) for layer in range(3)]
     found = list(compositions(subject))
     assert [(each.earlier, each.later) for each in found if each.into == "q"] == [(0, 1), (0, 2), (1, 2)]
     for each in found:
@@ -67,7 +66,7 @@ def test_in_the_metric_of_tokens_ratios_are_those_of_chains_that_begin_and_end_i
     subject = subject_of(model, tokens="all")
     embeddings = model.weights.get("W_E").float()
     embeddings = embeddings - embeddings.mean(0)
-    heads = [head_weights(model.weights, layer, model.shape) for layer in range(2)]
+    heads = [head_weights(model.weights, layer) for layer in range(2)]
     for each in compositions(subject, metric="tokens", layers=[1]):
         for one in range(4):
             for two in range(4):
@@ -185,38 +184,29 @@ def test_layers_with_few_heads_behind_them_have_no_induction_scores(monkeypatch)
     assert induction_scores(subject, list(compositions(subject, ["k"]))) == ([], [])
 
 
-def test_self_ranks_are_those_of_sorted_rows() -> None:
-    model: Model = opened("llama")
-    subject = subject_of(model, tokens="all")
-    tokens = torch.arange(3, 43)
-    scores = self_rank_scores(subject, 1, "qk", tokens, [rotations(2, 4, 6, seed=0)])
-    assert scores.stat == "duplicate_token_score"
-    assert scores.draws.shape == (2, 4)
-    rows = model.weights.get("W_E")[tokens].float()
-    rows = rows * (rows.square().mean(1, keepdim=True) + model.weights.norm("attn_norm", 1).eps).rsqrt()
-    rows = rows - rows.mean(0)
-    heads = head_weights(model.weights, 1, model.shape)
-    for head in range(4):
-        products = rows @ heads.q[head] @ heads.k[head].T @ rows.T
-        places = [int((row < row[index]).sum()) for index, row in enumerate(products)]
-        assert float(scores.values[head]) == pytest.approx(sum(places) / len(places) / 39, abs=2e-3)
+def test_k_composition_finds_the_head_whose_keys_read_a_previous_token_head(monkeypatch) -> None:
+    made = layered(monkeypatch, layers=2, heads=3)
+    made[1].k[1] = made[0].o[2] * 3  # keys read what head 2 of the first layer writes
+    looking = [HeadScores("previous_token_score", 0, torch.tensor([0.0, 0.1, 0.9]), torch.zeros(2, 3))]
+    looking.append(HeadScores("previous_token_score", 1, torch.zeros(3), torch.zeros(2, 3)))
+    composed = list(compositions(gpt2(2), ["q", "k"]))
+    (found,) = k_composition_scores(composed, looking)
+    assert found.layer == 1
+    written = [v.T @ o for v, o in zip(made[0].v, made[0].o, strict=True)]
+    read = [k.T @ q for k, q in zip(made[1].k, made[1].q, strict=True)]
+    dense = torch.tensor([[float((one @ two).norm() / (one.norm() * two.norm())) for two in read] for one in written])
+    torch.testing.assert_close(found.values, dense[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.draws, dense[:2], rtol=1e-4, atol=1e-5)
+    assert float(found.values[1]) > 1.5 * float(found.control[1])
+    idle = [HeadScores("previous_token_score", layer, torch.zeros(3), torch.zeros(2, 3)) for layer in range(2)]
+    assert k_composition_scores(composed, idle) == []
 
 
-def test_a_head_that_looks_for_its_own_token_has_it_first_and_one_that_suppresses_it_last() -> None:
-    model = opened("gpt2")
-    subject = subject_of(model, tokens="all")
-    made = head_weights(model.weights, 0, model.shape)
-    read = torch.linalg.qr(made.q[0]).Q.T
-    q, k, v, o = (torch.stack([read, read]) for _ in range(4))
-    planted = LayerHeads(0, q, k, v, o)
-    planted.o[1] = -planted.o[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microtome.vocabulary.composition.layer_heads", lambda weights, layer, **options: planted)
-        turns = rotations(60, 2, 4, seed=1)
-        looks = self_rank_scores(subject, 0, "qk", torch.arange(50), [turns])
-        writes = self_rank_scores(subject, 0, "ov", torch.arange(50), [turns])
-    assert float(looks.values.min()) > 0.75
-    assert float(writes.values[0]) > 0.6
-    assert float(writes.values[1]) == pytest.approx(1 - float(writes.values[0]), abs=1e-3)
-    assert float(looks.control[0]) == pytest.approx(0.5, abs=0.12)
-    assert float(tail_chance([looks])[0].max()) < 0.1
+def test_layers_held_a_few_at_a_time_are_composed_all_the_same(monkeypatch) -> None:
+    subject = subject_of(opened("llama"), tokens="all")
+    whole = {(each.into, each.earlier, each.later): each for each in compositions(subject)}
+    monkeypatch.setattr("microtome.vocabulary.composition._HELD", 1)
+    parts = list(compositions(subject))
+    assert len(parts) == len(whole)
+    for each in parts:
+        assert torch.equal(each.ratio, whole[each.into, each.earlier, each.later].ratio)

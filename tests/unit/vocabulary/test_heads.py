@@ -6,17 +6,16 @@ from transformers import PreTrainedModel
 
 from microtome.model import Model, wrap
 from microtome.numerics import benjamini_hochberg
-from microtome.readout import output_reader
 from microtome.vocabulary import HeadWeights, all_head_scores, head_weights
 from microtome.vocabulary.heads import (
     Embedded,
     HeadScores,
-    k_composition,
     previous_token_scores,
     rotations,
     score_heads,
     tail_chance,
 )
+from microtome.vocabulary.subject import subject_of
 from tests.toys import toy_decoder
 
 D_MODEL, D_HEAD, VOCAB = 12, 4, 30
@@ -112,13 +111,12 @@ def test_random_heads_give_no_more_findings_than_they_may() -> None:
 
 
 def test_every_head_has_all_draws_however_few_are_held_at_a_time(monkeypatch) -> None:
-    model = toy_decoder()
-    reader = output_reader(model.weights)
-    whole = all_head_scores(model.weights, model.shape, reader, 100, 3)
+    subject = subject_of(toy_decoder())
+    whole = all_head_scores(subject, 100, 3)
     assert set(whole) == {"copying_score", "matching_score", "ov_norm", "qk_norm"}
     assert all(each.draws.shape == (100, 4) for layers in whole.values() for each in layers)
     monkeypatch.setattr("microtome.vocabulary.heads._HELD", 7 * 4 * 8**2)
-    parts = all_head_scores(model.weights, model.shape, reader, 100, 3)
+    parts = all_head_scores(subject, 100, 3)
     for stat, layers in whole.items():
         for one, other in zip(layers, parts[stat], strict=True):
             assert torch.equal(one.values, other.values)
@@ -161,7 +159,7 @@ def test_query_heads_share_key_and_value_heads_and_norms_are_folded_in() -> None
     model = toy_decoder()
     with torch.no_grad():
         model.weights.norm("attn_norm", 1).gain.copy_(1 + torch.rand(model.shape.d_model))
-    heads = head_weights(model.weights, 1, model.shape)
+    heads = head_weights(model.weights, 1)
     assert heads.k.shape == heads.q.shape == (4, model.shape.d_model, 8)
     x = torch.randn(5, model.shape.d_model)
     normed = model.block(1).get_submodule("input_layernorm")(x)
@@ -207,25 +205,3 @@ def test_previous_token_scores_are_those_of_the_models_own_attention() -> None:
         attention = model.module(input_ids=torch.zeros(1, 12, dtype=torch.int64), output_attentions=True).attentions[0][0]
     scores = previous_token_scores(model.weights, 0, model.shape, [rotations(1, 2, 16, seed=0)])
     torch.testing.assert_close(scores.values, attention.diagonal(-1, 1, 2).mean(-1), rtol=1e-4, atol=1e-5)
-
-
-def test_k_composition_finds_the_head_whose_keys_read_a_previous_token_head() -> None:
-    first, second = heads_of(count=3, layer=0, seed=30), heads_of(count=2, layer=1, seed=40)
-    second.k[1] = first.o[2].T * 3  # keys read what head 2 of the first layer writes
-    looking = [HeadScores("previous_token_score", 0, torch.tensor([0.0, 0.1, 0.9]), torch.zeros(2, 3))]
-    looking.append(HeadScores("previous_token_score", 1, torch.zeros(2), torch.zeros(2, 2)))
-    found = k_composition([first, second].__getitem__, looking)
-    assert [each.layer for each in found] == [1]
-    dense = [
-        [float((v @ o @ k @ q.T).norm() / ((v @ o).norm() * (k @ q.T).norm())) for k, q in zip(second.k, second.q, strict=True)]
-        for v, o in zip(first.v, first.o, strict=True)
-    ]
-    torch.testing.assert_close(found[0].values, torch.tensor(dense[2]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[0].draws, torch.tensor(dense[:2]), rtol=1e-4, atol=1e-5)
-    assert float(found[0].values[1]) > 1.5 * float(found[0].control[1])
-
-
-def test_without_previous_token_heads_there_is_no_composition() -> None:
-    layers = [heads_of(layer=0), heads_of(layer=1)]
-    idle = [HeadScores("previous_token_score", layer, torch.zeros(3), torch.zeros(2, 3)) for layer in range(2)]
-    assert k_composition(layers.__getitem__, idle) == []

@@ -1,19 +1,14 @@
-"""Every parameter vector in the vocabulary: planted words are found at the right address, and pieces come in the table's order."""
+"""Every parameter vector in the vocabulary: planted words are found at the right address, and shares that can be read."""
 
-from pathlib import Path
-
-import pyarrow.parquet as pq
-import pytest
 import torch
 
 from microtome.model import Model, wrap
 from microtome.readout import output_reader
-from microtome.store import write_table
-from microtome.vocabulary.parameters import GROUPS, block_of, groups_of, layers_of
-from microtome.vocabulary.projection import Standing, mixtures, project, readable, readable_rows, token_rows
+from microtome.vocabulary.parameters import GROUPS, groups_of
+from microtome.vocabulary.projection import mixtures, project
 from microtome.vocabulary.subject import Subject, subject_of
-from tests.toys import bert, llama, toy_decoder
-from tests.unit.vocabulary.test_values import gated, mixture, randomised
+from tests.toys import toy_decoder
+from tests.unit.vocabulary.test_values import gated, randomised
 
 PLANTED = {"W_gate": 7, "W_up": 8, "W_out": 9, "W_Q": 10, "W_K": 11, "W_V": 12, "W_O": 13}
 
@@ -54,24 +49,6 @@ def test_a_planted_word_is_first_at_its_address_and_stands_out_there_alone() -> 
         name: (f"{name}.1.0/1" if name in ("W_Q", "W_K", "W_V", "W_O") else f"{name}.1/1", token)
         for name, token in PLANTED.items()
     }
-
-
-@pytest.mark.parametrize("make", [llama, bert, mixture])
-def test_pieces_are_a_table_in_the_order_of_its_key(make, tmp_path: Path) -> None:
-    model = wrap(make())
-    standing: list[Standing] = []
-    pieces = token_rows(project(subject(model), groups_of(model.weights), 3), standing)
-    path = write_table(tmp_path, "tokens", "vocabulary", pieces)
-    written = pq.read_table(path)
-    vectors = sum(len(block.rows) for block in (block_of(model.weights, *place) for place in places(model)))
-    assert written.num_rows == vectors * 2 * 3
-    assert len(standing) == len(places(model))
-    rows = readable_rows(readable(standing, seed=0), "main")
-    assert rows.num_rows == len(standing)
-
-
-def places(model: Model) -> list:
-    return [(group, layer) for group in groups_of(model.weights) for layer in layers_of(model.weights, group)]
 
 
 def test_mixtures_are_normal_in_the_span_of_the_vectors() -> None:

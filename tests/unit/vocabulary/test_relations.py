@@ -7,10 +7,12 @@ import torch
 
 from microtome.core import Refusal
 from microtome.model import wrap
+from microtome.numerics import hash_parts
+from microtome.vocabulary import relations
 from microtome.vocabulary.circuits import LayerHeads, token_rows
+from microtome.vocabulary.heads import rotations
 from microtome.vocabulary.relations import (
     Relation,
-    described,
     read_pairs_of_words,
     relation_findings,
     relation_q,
@@ -19,7 +21,6 @@ from microtome.vocabulary.relations import (
     relations_of,
     rows_of,
     salient_operations,
-    single_tokens,
 )
 from microtome.vocabulary.subject import Subject, subject_of
 from tests.unit.model.tiny import opened
@@ -102,7 +103,7 @@ def test_shares_are_those_of_sorted_rows_of_the_dense_matrix(name: str, vectors)
     scores = list(relation_scores(of, [asked], vectors, layers=[1], draws=50))
     from microtome.vocabulary.heads import head_weights
 
-    heads = head_weights(model.weights, 1, model.shape)
+    heads = head_weights(model.weights, 1)
     rows = rows_of(of, 1, asked.source, vectors)
     for head in range(model.shape.heads):
         dense = (rows @ heads.v[head] @ heads.o[head] @ of.write.matrix).double()
@@ -139,29 +140,39 @@ def test_the_shipped_pairs_are_words_and_each_relation_has_enough() -> None:
     )
 
 
-def test_words_are_tokens_behind_a_space_or_else_any() -> None:
-    of = subject()
-    assert single_tokens(of)["w7"] == 7
-    bare = Subject(**{**vars(of), "texts": [f"w{i}" for i in range(VOCAB)]})
-    assert single_tokens(bare)["w7"] == 7
+def test_words_are_tokens_behind_a_space_as_they_are_written_or_else_any(tmp_path: Path) -> None:
+    of, path = subject(), tmp_path / "pairs.tsv"
+    path.write_text("next\tw1\tw2\nnext\tW1\tw2\nnext\tw3\tw4\n", "utf-8")
+    texts = [f" w{i}" for i in range(VOCAB - 2)] + ["w1", "bare"]
+    for shown, kept in ((texts, [1, 3]), ([text.strip() for text in texts[:-2]] + ["x", "y"], [1, 3])):
+        (found,) = relations_of(Subject(**{**vars(of), "texts": shown}), path, least=2)
+        assert found.source.tolist() == kept
+    path.write_text("next\tw1\tw2\nnext\tbare\tw2\nnext\tw3\tw4\n", "utf-8")
+    (found,) = relations_of(Subject(**{**vars(of), "texts": texts}), path, least=2)
+    assert found.source.tolist() == [1, 3], "a token without a space is inside words, where others have one"
 
 
 def test_salient_operations_are_the_tokens_a_head_writes_most_for(monkeypatch) -> None:
-    of, pairs = subject(), [(7, 41)]
-    planted(of, pairs, monkeypatch)
-    operations = salient_operations(of, 1, tokens=3, targets=2)
-    assert len(operations) == 4
-    first = operations[0][0]
-    assert (str(first.head), first.token, first.targets[0]) == ("heads.1/0", 7, 41)
+    of = subject()
+    planted(of, [(7, 41)], monkeypatch)
+    tokens = of.read.tokens[2:]
+    first, *_ = salient_operations(of, 1, 0, tokens, k=3, targets=2)
+    assert (first.token, first.targets[0]) == (7, 41)
     assert first.gain > 2
-    assert described(first, of.texts).startswith("‘w7’ → ‘w41’, ")
-    rows = rows_of(of, 1, of.read.tokens, "embedding")
-    from microtome.vocabulary import relations
-
+    assert first.control == pytest.approx(first.gain, rel=1e-3), "a rotation changes no length where all of W_O is as long"
+    rows = rows_of(of, 1, tokens, "embedding")
     heads = relations.layer_heads(of.weights, 1)
-    gain = (rows @ heads.v[2].T @ heads.o[2]).norm(dim=1) / rows.norm(dim=1)
-    assert operations[2][0].token == int(gain.argmax())
-    assert operations[2][0].gain == pytest.approx(float(gain.max() / gain.mean()), rel=1e-3)
+    written = rows @ heads.v[2].T
+    gains = [(written @ turn @ heads.o[2]).norm(dim=1) / rows.norm(dim=1) for turn in (torch.eye(48), *turns_of_head(1, 2))]
+    tops = [gain.topk(4).values / gain.mean() for gain in gains]
+    found = salient_operations(of, 1, 2, tokens, k=4)
+    assert [each.token for each in found] == tokens[gains[0].topk(4).indices].tolist()
+    assert [each.gain for each in found] == pytest.approx(tops[0].tolist(), rel=1e-3)
+    assert [each.control for each in found] == pytest.approx(torch.stack(tops[1:]).mean(0).tolist(), rel=1e-3)
+
+
+def turns_of_head(layer: int, head: int) -> torch.Tensor:
+    return rotations(100, 1, 48, seed=int(hash_parts(0, layer, head)))[:, 0]
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from microtome.core import Refusal
 from microtome.model import wrap
 from microtome.readout.bases import BASES
-from microtome.vocabulary.shared import Shared, kernels_of, shared_tokens, shuffled_kernels, standardised
+from microtome.vocabulary.shared import Shared, kernels_of, numbered, shared_tokens, shuffled_kernels, standardised
 from microtome.vocabulary.subject import Subject, subject_of
 from tests.unit.vocabulary.related import plain_gpt2, word_tokenizer
 
@@ -38,6 +38,18 @@ def test_vocabularies_that_share_next_to_nothing_are_refused() -> None:
     with pytest.raises(Refusal, match="unrelated: of 240 and 240 tokens they share 40"):
         shared_tokens(subject(16, 0, [*few, *many]), subject(16, 1, [*few, *(word.upper() for word in many)]))
     assert len(shared_tokens(subject(16, 0, few), subject(16, 1, few))) == 40, "all of a small vocabulary"
+
+
+def test_a_missing_tokenizer_is_what_is_missing() -> None:
+    words = [f"w{number}" for number in range(300)]
+    told, bare = subject(16, 0, words), subject(24, 1)
+    assert (numbered(told), numbered(bare)) == (False, True)
+    for pair in ((told, bare), (bare, told)):
+        with pytest.raises(
+            Refusal, match="comes without its tokenizer, so nobody can say which tokens the two share; put the files"
+        ):
+            shared_tokens(*pair)
+    assert len(shared_tokens(bare, subject(16, 0))) == 300, "numbers are matched where neither has one"
 
 
 @pytest.mark.parametrize("basis", ["transpose", "ridge", "cosine"])

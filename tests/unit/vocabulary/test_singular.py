@@ -1,4 +1,4 @@
-"""Singular directions against dense decompositions, planted directions, degenerate spectra, and where a set of words is found."""
+"""Singular directions against dense decompositions, planted directions and degenerate spectra."""
 
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +10,6 @@ from microtome.core import Refusal
 from microtome.model import wrap
 from microtome.vocabulary.circuits import LayerHeads
 from microtome.vocabulary.heads import head_weights
-from microtome.vocabulary.locating import locate
 from microtome.vocabulary.parameters import GROUPS, block_of
 from microtome.vocabulary.singular import (
     Metric,
@@ -47,7 +46,7 @@ def with_heads(monkeypatch, v: torch.Tensor, o: torch.Tensor) -> None:
 def test_spectra_of_heads_are_those_of_the_dense_matrices(name: str, metric: Metric) -> None:
     model = opened(name)
     of = subject_of(model, tokens="all")
-    heads = head_weights(model.weights, 1, model.shape)
+    heads = head_weights(model.weights, 1)
     read, write = (
         torch.eye(16, dtype=torch.float64) if metric == "stream" else each.matrix.double() for each in (of.read, of.write)
     )
@@ -67,7 +66,7 @@ def test_spectra_of_heads_are_those_of_the_dense_matrices(name: str, metric: Met
 
 def test_reading_and_writing_directions_belong_together_with_their_signs() -> None:
     of = subject()
-    heads = head_weights(of.weights, 0, of.shape)
+    heads = head_weights(of.weights, 0)
     for each in read_spectra(of, k=3, layers=[0], most=8):
         head = each.spectrum.address.index
         read, write = each.spectrum.read, each.spectrum.write
@@ -149,35 +148,3 @@ def test_what_stands_out_is_said_and_random_heads_are_silent(monkeypatch) -> Non
         f"Singular direction heads.0/0.svd0+ (value {float(found[0].spectrum.value[0]):.2f}) writes ‘w{int(far)}’"
     )
     assert rows[0]["value"] == 50
-
-
-def test_a_direction_planted_for_a_set_of_words_is_located_and_others_are_not() -> None:
-    of = subject()
-    words = [f"w{i}" for i in (3, 50, 90, 150)]
-    mean = of.write.matrix[:, [3, 50, 90, 150]].mean(1)
-    with torch.no_grad():
-        of.weights.get("W_out", 1)[7].copy_(-3 * mean)
-    found = locate(of, words, draws=99)
-    assert found[0].address == "W_out.1/7"
-    assert found[0].cosine == pytest.approx(-1, abs=1e-3)
-    assert found[0].z < -3
-    assert found[0].p <= 0.03
-    assert found[-1].p > 0.05
-    assert [abs(each.z) for each in found] == sorted((abs(each.z) for each in found), reverse=True)
-    only = locate(of, words, [GROUPS["W_in"]], draws=20, most=5)
-    assert {each.address.split("/")[0].split(".")[0] for each in only} <= {"W_in", "heads"}
-
-
-def test_singular_directions_are_searched_too(monkeypatch) -> None:
-    of = subject()
-    mean = of.write.matrix[:, [3, 50, 90, 150]].mean(1)
-    noise = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(3)) * 0.01
-    noise[1][0] = mean * 2
-    noise[0][0] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4))
-    with_heads(monkeypatch, *noise)
-    assert locate(of, ["w3", "w50", "w90", "w150"], draws=50)[0].address in ("heads.0/0.svd0", "heads.1/0.svd0")
-
-
-def test_a_set_of_too_few_words_is_refused() -> None:
-    with pytest.raises(Refusal, match="directions near 2 words: 1 of them are single tokens of toy"):
-        locate(subject(), ["w3", "unheard"])

@@ -1,7 +1,6 @@
 """The tuned lens: known maps recovered, the start kept where nothing helps, files refused, divergences by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +19,9 @@ from microtome.vocabulary.translators import (
     head_of,
     lens_findings,
     lens_rows,
-    load_translators,
-    save_translators,
     train_translator,
     train_translators,
 )
-from tests.toys import toy_decoder
 from tests.unit.vocabulary.test_values import plain
 
 WIDTH, VOCAB = 8, 40
@@ -200,27 +196,3 @@ def test_rows_and_findings() -> None:
     assert "helps in 1 of 1 layers" in finding["sentence"]
     same = Translator(Site("resid_post", 0), torch.zeros(WIDTH, WIDTH), None, torch.zeros(WIDTH))
     assert lens_findings(compare_lenses(samples, ~discover, logits, [same])) == []
-
-
-@pytest.mark.parametrize("rank", [None, 3])
-def test_files_come_back_and_are_refused_for_another_model(rank: int | None, tmp_path: Path) -> None:
-    model = toy_decoder()
-    samples, discover = samples_of(model)
-    how = Training(steps=3, rank=rank)
-    translators = list(train_translators(samples, discover, head_of(model), how))
-    path = tmp_path / "translators.safetensors"
-    save_translators(path, translators, model, how)
-    loaded = load_translators(path, model)
-    assert [each.site for each in loaded] == [Site("resid_post", 0), Site("resid_post", 1)]
-    for one, two, sample in zip(translators, loaded, samples, strict=False):
-        assert torch.equal(one(sample.values), two(sample.values))
-    with pytest.raises(Refusal, match="trained for toy-llama"):
-        load_translators(path, wrap(plain(), name="other"))
-    (tmp_path / "no.safetensors").write_bytes(b"nothing")
-    with pytest.raises(Refusal, match="cannot be read"):
-        load_translators(tmp_path / "no.safetensors", model)
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(Refusal, match="holds none"):
-        load_translators(tmp_path / "x.safetensors", model)

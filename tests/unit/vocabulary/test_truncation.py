@@ -16,7 +16,6 @@ from microtome.vocabulary.truncation import (
     HIGH,
     LOW,
     Kept,
-    best_basis,
     keep_k,
     kept_rows,
     normal_vectors,
@@ -126,8 +125,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
         truncated(reader(), normal(5, 10, seed=1), "normal", ks=(0, 121))
     with pytest.raises(Refusal, match="no inner products to speak of"):
         truncated(reader(), normal(2, 10, seed=1), "normal")
-    with pytest.raises(Refusal, match="no score is defined there"):
-        best_basis([], "normal", 10)
 
 
 def test_k_above_the_vocabulary_are_left_out_and_each_is_there_once() -> None:
@@ -144,7 +141,7 @@ def test_rows_name_basis_part_k_and_n() -> None:
     ]
     row = rows["keep_k/transpose/offdiag/k=30/n=40"]
     assert row["value"] == next(each.score for each in found if each.basis == "transpose" and each.part == "offdiag")
-    assert best_basis(found, "normal", 30).basis == "pseudo-inverse"
+    assert rows["keep_k/pseudo-inverse/offdiag/k=30/n=40"]["value"] > row["value"]
     assert row["control_hi"] < row["lo"] <= row["value"] <= row["hi"]
     assert row["q"] < 0.01
     assert (row["group"], row["layer"]) == ("normal", None)

@@ -6,7 +6,7 @@ import torch
 from microtome.core import Refusal
 from microtome.model import wrap
 from microtome.vocabulary.subject import subject_of
-from microtome.vocabulary.types import TYPES, UnitCosines, cosine_rows, opening_pairs, type_rows, types_of, unit_cosines
+from microtome.vocabulary.types import TYPES, UnitCosines, cosine_rows, type_rows, types_of, unit_cosines
 from tests.unit.model.tiny import built, opened
 from tests.unit.vocabulary.related import plain_gpt2
 
@@ -109,20 +109,3 @@ def test_the_control_pairs_vectors_of_different_units() -> None:
     found = next(unit_cosines(subject_of(wrap(module, name="diagonal"), tokens="all")))
     assert float(found.cosines["up_down_cosine"][:16].min()) == pytest.approx(1)
     assert float(found.draws["up_down_cosine"].abs().max()) == 0
-
-
-def test_pairs_that_open_a_unit_are_those_of_the_whole_product() -> None:
-    model = opened("llama")
-    of = subject_of(model, tokens="all")
-    found = opening_pairs(of, 1, 5, k=6)
-    gain = model.weights.norm("mlp_norm", 1).gain
-    gate, up = ((model.weights.get(name, 1)[:, 5] * gain) @ of.read.matrix for name in ("W_gate", "W_up"))
-    for end, (one, other) in {"++": (1, 1), "--": (-1, -1), "+-": (1, -1), "-+": (-1, 1)}.items():
-        product = torch.where((gate * one > 0)[:, None] & (up * other > 0), (gate[:, None] * up).abs(), -1)
-        expected = [divmod(int(place), len(up)) for place in product.flatten().argsort(descending=True)[:6]]
-        assert [(pair.gate, pair.up) for pair in found[end]] == expected
-        assert all((pair.score > 0) == (one == other) for pair in found[end])
-    with pytest.raises(Refusal, match="unit 24 of layer 1: it has 24 units"):
-        opening_pairs(of, 1, 24)
-    with pytest.raises(Refusal, match="they have no gate"):
-        opening_pairs(subject_of(opened("gpt2"), tokens="all"), 1, 0)

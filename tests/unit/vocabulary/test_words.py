@@ -8,7 +8,14 @@ import pytest
 
 from microtome.core import Refusal
 from microtome.readout import texts_of
-from microtome.vocabulary.words import kept_tokens, unreadable_tokens, vocabulary_table, word_classes
+from microtome.vocabulary.words import (
+    kept_tokens,
+    listed_words,
+    tokens_of_words,
+    unreadable_tokens,
+    vocabulary_table,
+    word_classes,
+)
 from tests.toys import encoder_tokenizer
 
 
@@ -69,3 +76,19 @@ def test_spellings_of_a_word_share_a_class_and_white_space_does_not() -> None:
     classes = word_classes(TEXTS).tolist()
     assert classes[1] == classes[2] == classes[3]
     assert len(set(classes)) == len(TEXTS) - 2
+
+
+def test_tokens_of_a_word_are_all_its_spellings_that_are_shown_the_one_behind_a_space_first() -> None:
+    shown = [index for index in range(len(TEXTS)) if index != 3]
+    found = tokens_of_words(TEXTS, reversed(shown))
+    assert found["his"] == [1, 2]
+    assert "" not in found
+    cased = tokens_of_words(TEXTS, shown, str.strip)
+    assert (cased["his"], cased["His"]) == ([1], [2])
+    assert tokens_of_words(["Rome", "rome", " Rome", " rome", " ROME"], range(5))["rome"] == [3, 0, 1, 2, 4]
+
+
+def test_words_of_a_file_are_its_lines_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("May\n\n new york \n", "utf-8-sig")
+    assert listed_words(path) == ["May", "new york"]

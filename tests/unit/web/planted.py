@@ -130,7 +130,7 @@ def _plant_text(atlas: Path, texts: list[str], windows: list[dict]) -> None:
     write_table(atlas, "documents", "corpus.main", pa.table({
         "run": [RUN] * count, "document": range(count), "name": [f"speech-{1790 + n}.txt" for n in range(count)],
         "label": [("early", "late")[n % 2] for n in range(count)], "half": [("discover", "confirm")[n % 2] for n in range(count)],
-        "tokens": [63 * n for n in counts], "windows": counts, "status": ["used"] * (count - 1) + ["skipped"],
+        "same_as": pa.nulls(count, pa.int64()), "tokens": [63 * n for n in counts], "windows": counts, "status": ["used"] * (count - 1) + ["skipped"],
         "reason": [None] * (count - 1) + ["not text: 43 % of its bytes are not UTF-8"], "text": [*texts, None],
     }))  # fmt: skip
     count = len(windows)

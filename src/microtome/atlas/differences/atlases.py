@@ -1,0 +1,105 @@
+"""What differs between two atlases of models of one shape: every statistic that both have, unit by unit."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import torch
+
+from microtome.atlas.differences.comparison import differing_sizes
+from microtome.atlas.read import Atlas
+from microtome.core import Refusal
+from microtome.numerics import benjamini_hochberg
+from microtome.store import RunCard
+
+__all__ = ["AtlasDifference", "compare_atlases"]
+
+_LARGEST_Q: Final = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class AtlasDifference:
+    """What differs between two atlases of models of one shape.
+
+    `rows`: unit, stat, site, base, tuned, difference, effect (over the standard deviation between units in the base), z, q; those with
+    q at most 0.05 first, then by |effect|. `matched` statistics are in both; `only_base` and `only_tuned` in one. `same_text` is whether
+    they were computed from one text.
+    """
+
+    base: str
+    tuned: str
+    rows: pa.Table
+    matched: int
+    only_base: int
+    only_tuned: int
+    same_text: bool
+
+
+_JOINED: Final = """
+with spreads as (select stat, site, stddev_samp(value) as spread from base group by stat, site)
+select base.unit as unit, base.stat as stat, base.site as site, base.value as base, tuned.value as tuned,
+       tuned.value - base.value as difference, (tuned.value - base.value) / nullif(spread, 0) as effect,
+       (tuned.value - base.value)
+           / nullif(sqrt(power((base.hi - base.lo) / 3.92, 2) + power((tuned.hi - tuned.lo) / 3.92, 2)), 0) as z
+from base join tuned on base.unit = tuned.unit and base.stat = tuned.stat and base.site is not distinct from tuned.site
+     left join spreads on base.stat = spreads.stat and base.site is not distinct from spreads.site
+order by stat, site, unit
+"""
+"""Statistics of both atlases; the standard error of each is its 95 % interval over 2 x 1.96."""
+_COUNTED: Final = "select count(*) from joined group by stat, site order by stat, site"
+_RANKED: Final = f"""
+select * exclude (place) from tested order by coalesce(q <= {_LARGEST_Q}, false) desc, abs(effect) desc nulls last, place
+"""
+
+
+def compare_atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifference:
+    """Match statistics by unit, statistic and site. Errors: `Refusal` where the atlases are of models of different shapes."""
+    import duckdb
+
+    one, other = base.manifest.model, tuned.manifest.model
+    if one.family != other.family or differing_sizes(one.shape, other.shape):
+        why = f"one is of {one.name} and the other of {other.name}, whose units do not correspond"
+        instead = "name atlases of a model and what it was fine-tuned to, or the two models themselves"
+        raise Refusal(f"{base.path} and {tuned.path}", why=why, instead=instead)
+    cards = [_card(atlas, run) for atlas in (base, tuned)]
+    tables = [
+        atlas.sql("select unit, stat, site, value, lo, hi from unit_stats where run = ? and isfinite(value)", [name])
+        for atlas, (name, _) in zip((base, tuned), cards, strict=True)
+    ]
+    with duckdb.connect() as connection:
+        connection.register("base", tables[0])
+        connection.register("tuned", tables[1])
+        joined = connection.sql(_JOINED).to_arrow_table()
+        connection.register("joined", joined)
+        counts = [count for (count,) in connection.sql(_COUNTED).fetchall()]
+        connection.register("tested", _tested(joined, counts))
+        rows = connection.sql(_RANKED).to_arrow_table()
+    texts = [(card.corpus or {}).get("fingerprint") for _, card in cards]
+    return AtlasDifference(
+        str(base.path), str(tuned.path), rows, rows.num_rows,
+        tables[0].num_rows - rows.num_rows, tables[1].num_rows - rows.num_rows, texts[0] == texts[1],
+    )  # fmt: skip
+
+
+def _card(atlas: Atlas, run: str | None) -> tuple[str, RunCard]:
+    """The run that is compared: the one named, or the only one that a lens has been in."""
+    runs = {name: card for name, card in atlas.manifest.runs.items() if card.depths}
+    if run is None and len(runs) == 1:
+        return next(iter(runs.items()))
+    if run not in runs:
+        why = f"there is no run {run}" if run else f"it has {len(runs)} runs"
+        raise Refusal(str(atlas.path), why=why, instead=f"name one by --run: {', '.join(runs) or 'build it first'}")
+    return run, runs[run]
+
+
+def _tested(rows: pa.Table, counts: list[int]) -> pa.Table:
+    """With q over the units of each statistic at a site, by a normal distribution; statistics without an interval have none.
+
+    `counts` has how many rows there are of each, which come one after the other; `place` is where a row was.
+    """
+    z = torch.tensor(rows["z"].to_numpy())
+    p = torch.special.erfc(z.abs() / 2**0.5)
+    q = torch.cat([benjamini_hochberg(part) for part in p.split(counts)]) if counts else p
+    return rows.append_column("q", pa.array(q.numpy(), pa.float64(), from_pandas=True)).append_column(
+        "place", pa.array(torch.arange(len(q)).numpy())
+    )
