@@ -1,4 +1,4 @@
-"""Peak memory of a build at one and at four times the text: it must not grow with the text.
+"""Peak memory of a build at one and at four times the text.
 
 usage: python -m benchmarks.memory
 Each build runs in a process of its own, whose greatest resident size is read from the operating system.

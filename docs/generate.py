@@ -220,9 +220,10 @@ def speed() -> str:
     lines = [
         "# Speed",
         "",
-        "Contestants of a table were run in turns, in one run, on a machine that did nothing else: two cores of an AMD EPYC. `ratio` is the "
-        "rate beside that of the first contestant, the median over turns, between the quartiles. The command that measures it again "
-        "(all of them: `make bench`) stands above each table.",
+        "Contestants of a table were run in turns, in one run, on two virtual cores of an AMD EPYC that others use, too: tables are not to be "
+        "compared with each other, and where the quartiles are far apart the machine was busy. `ratio` is the rate beside that of the first "
+        "contestant, the median over turns, between the quartiles. The command that measures it again (all of them: `make bench`) stands above "
+        "each table.",
         "",
     ]
     for path in sorted((ROOT / "benchmarks").glob("*.py")) + [ROOT / "benchmarks" / "peers" / "__main__.py"]:

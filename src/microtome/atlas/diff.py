@@ -11,6 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from microtome.atlas.build import LENSES, manifest_for
 from microtome.atlas.differences import (
     AtlasDifference,
@@ -28,7 +31,7 @@ from microtome.atlas.read import Atlas
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model, open_checkpoint
 from microtome.model.adapter import adapted, holds_adapter
-from microtome.store import TABLES, RunCard, digest, fingerprint, manifest_path, write_manifest, write_table
+from microtome.store import TABLES, RunCard, digest, fingerprint, manifest_path, table_path, write_manifest, write_table
 
 __all__ = ["KINDS", "diff"]
 
@@ -74,12 +77,15 @@ def diff(
     other = _opened(right, one)
     comparison = comparison or Comparison()
     kind = comparison.kind or _kind(one, other)
+    if run is not None:
+        require_run_name(run)
+        if output is None:
+            raise Refusal(f"run {run}", why="nothing is written", instead="name an output, or leave the run out")
     if output is not None:
         require_usable(Path(output))
     found = KINDS[kind](one, other, comparison)
     if output is not None:
         name = run or _slug(found.run)
-        require_run_name(name)
         _write(found, one, other, Path(output), replace(comparison, kind=kind), name)
     return found
 
@@ -105,6 +111,15 @@ def _slug(name: str) -> str:
     return _SIGNS.sub("-", name).strip("-")[:64]
 
 
+def _new(folder: Path, table: str, writer: str, rows: pa.Table) -> pa.Table:
+    """Of a table whose rows hold for any run, the rows that no other writer has written."""
+    key = list(TABLES[table].key)
+    others = [path for path in table_path(folder, table, "*").parent.glob("*.parquet") if path.stem != writer]
+    there = {tuple(row.values()) for path in others for row in pq.read_table(path, columns=key).to_pylist()}
+    fresh = [row for row in rows.to_pylist() if tuple(row[name] for name in key) not in there]
+    return pa.Table.from_pylist(fresh, TABLES[table].schema)
+
+
 def _write(
     found: ModelDifference | ModelAlignment,
     left: Opened,
@@ -117,6 +132,7 @@ def _write(
     parts = {name: str(value) for name, value in vars(comparison).items()}
     parts |= {"left": left.fingerprint, "words": str([digest(Path(path)) for path in comparison.words])}
     identity = fingerprint((right.fingerprint, sorted(parts.items())))
+    tables = found.tables(run)
     with claimed(output, run) as folder:
         manifest = manifest_for(right, folder)
         existing = manifest.runs.get(run)
@@ -129,8 +145,14 @@ def _write(
         )
         manifest.runs[run] = card
         write_manifest(folder, manifest)
-        own = {name: run if "run" in TABLES[name].schema.names else _slug(found.run) for name in TABLES}
-        files = [write_table(folder, name, f"{found.writer}.{own[name]}", rows) for name, rows in found.tables(run).items()]
+        files = []
+        for name, rows in tables.items():
+            writer = f"{found.writer}.{run}"
+            files.append(
+                write_table(
+                    folder, name, writer, rows if "run" in TABLES[name].schema.names else _new(folder, name, writer, rows)
+                )
+            )
         recorded = {str(file.relative_to(folder)): digest(file) for file in files}
         manifest.runs[run] = card.model_copy(update={"status": "complete", "files": recorded})
         write_manifest(folder, manifest)

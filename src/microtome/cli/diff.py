@@ -29,9 +29,11 @@ def show_difference(found: ModelDifference | ModelAlignment | AtlasDifference, t
         show_alignment(console, found, top)
     elif found.identical:
         vectors = sum(each.total for each in found.blocks)
-        console.print(
-            escape(f"{found.base} and {found.tuned} are the same: all {vectors:,} vectors and every other weight are equal.")
-        )
+        said = f"{found.base} and {found.tuned} are the same: all {vectors:,} vectors and every other weight are equal."
+        if found.groups:
+            groups = ", ".join(found.groups)
+            said = f"{found.base} and {found.tuned} have the same {groups}: all {vectors:,} vectors are equal. Other groups were not compared."
+        console.print(escape(said))
     else:
         _show_models(console, found, top)
 
@@ -130,6 +132,9 @@ def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
     console.print(escape(f"{text}, {found.only_base:,} and {found.only_tuned:,} in one of them."))
     if not found.same_text:
         console.print("They were computed from two different texts, and so differ for that reason too.")
+    if not found.matched:
+        console.print("There is nothing to compare: build both with the same lenses.")
+        return
     if not found.rows["difference"].to_numpy().any():
         console.print("All of them are equal.")
         return

@@ -52,7 +52,7 @@ Text = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")]
 RunName = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can hold several.")]
 Depth = Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")]
-Seed = Annotated[int, typer.Option(help="Seed of every sample that is taken.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every sample that is taken.")]
 Window = Annotated[int, typer.Option(help="Tokens in a window.")]
 Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]

@@ -200,7 +200,7 @@ class Ledger:
         value = twin = None
         if reason is None:
             value = self._hash(entry.document.digest or entry.document.text)
-            twin = self._hash(f"{value} {entry.document.label}")
+            twin = self._hash(f"{value} {entry.document.label!r}")
             if len(self._hashes) < RANKED:
                 self._hashes.add(value)
         else:

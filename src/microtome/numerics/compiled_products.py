@@ -296,8 +296,9 @@ def balance(products, first, rows, found):
     columns = products.shape[1]
     for r in range(rows[0], rows[1]):
         line = products[r]
-        own, more = line[(first + r) % columns], np.int32(0)
+        own, more, bad = line[(first + r) % columns], np.int32(0), np.int32(0)
         for c in range(columns):
             x = line[np.uint64(c)]
             more += np.int32(x > own) - np.int32(x < own)
-        found[r] = np.float32(more)
+            bad += np.int32(x != x)
+        found[r] = np.float32(np.nan if bad else more)

@@ -149,7 +149,7 @@ def apart(work: Callable[[_Part], _Found], parts: Sequence[_Part]) -> list[_Foun
     on cores that others use as well takes three times as long as one thread. Not inside a part.
     """
     threads = torch.get_num_threads()
-    if threads <= 1 or len(parts) <= 1:
+    if threads <= 1:
         return [work(part) for part in parts]
     inference, gradient = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
@@ -159,7 +159,7 @@ def apart(work: Callable[[_Part], _Found], parts: Sequence[_Part]) -> list[_Foun
 
     torch.set_num_threads(1)
     try:
-        return list(_lone_pool(threads, os.getpid()).map(as_here, parts))
+        return [work(parts[0])] if len(parts) == 1 else list(_lone_pool(threads, os.getpid()).map(as_here, parts))
     finally:
         torch.set_num_threads(threads)
 

@@ -26,7 +26,7 @@ _SPARE = 128
 """Room for candidates besides four times as many as are wanted."""
 _MOST = 0x7FFFFFFF
 """Above all codes of numbers."""
-_LEAST = 128
+_LEAST = 64
 """Rows below which a part is not worth a thread."""
 _WHOLE = 1 << 22
 """Products held when rows are sorted whole."""

@@ -50,7 +50,9 @@ def _balance(products: Float[Tensor, "row column"], first: int, found: Float[Ten
     compiled = kernels.compiled_for(products)
     if compiled is None:
         own = (torch.arange(len(products), device=products.device) + first) % count
-        found.copy_((products - products.gather(1, own[:, None])).sign().sum(1))
+        mine = products.gather(1, own[:, None])
+        more = (products > mine).sum(1) - (products < mine).sum(1)
+        found.copy_(more.to(found).masked_fill_(products.isnan().any(1), torch.nan))
         return
     values, numbers = products.numpy(), found.numpy()
     kernels.spread(len(products), 64, lambda begin, end: compiled.balance(values, first, (begin, end), numbers))

@@ -295,7 +295,12 @@ def readers_of(left: Subject, right: Subject, group: Group) -> Pair:
 
 
 def _rows(subject: Subject, group: Group, layer: int) -> Float[Tensor, "vector d_model"]:
-    return block_of(subject.weights, group, layer, folding=subject.folding).rows
+    rows = block_of(subject.weights, group, layer, folding=subject.folding).rows
+    if not bool(torch.isfinite(rows).all()):
+        raise Refusal(
+            f"{group.name} of layer {layer} of {subject.name}", why="it holds NaN or infinity", instead="check the checkpoint"
+        )
+    return rows
 
 
 def _drawn(subject: Subject, group: Group, layer: int, most: int | None, seed: int) -> Float[Tensor, "vector d_model"]:

@@ -29,7 +29,7 @@ from microtome.vocabulary.circuits import (
     own_heads,
 )
 from microtome.vocabulary.findings import LARGEST_Q, Row
-from microtome.vocabulary.heads import PREVIOUS, Embedded, HeadScores, embedded, positivity
+from microtome.vocabulary.heads import PREVIOUS, Embedded, HeadScores, embedded, positivity, rotations
 from microtome.vocabulary.subject import Subject
 
 __all__ = [
@@ -54,8 +54,8 @@ Metric = Literal["stream", "tokens"]
 ANYWHERE: Final = "halves turned against each other in the stream"
 STRONGEST: Final = 3
 """Earlier heads through whom a head is tried as an induction head: those whose output its keys read most."""
-_OTHERS: Final = 16
-"""Other earlier heads it is tried with as a control, the largest of three at a time."""
+_TURNS: Final = 7
+"""Rotations of a head inside, as the control of its induction score; the tail is that of all heads."""
 _DRAWS: Final = 64
 _STEPS: Final = 30
 _HELD: Final = 1 << 26
@@ -189,50 +189,52 @@ def induction_scores(subject: Subject, found: Sequence[Composition], *, seed: in
         copying(2) x positivity of E W_QK^2 (W_VO^1)^T E^T x K-composition of 1 and 2, the largest over three earlier heads 1
 
     The positivity is the sum of eigenvalues over that of their moduli: 1 where a token attends to whatever a head has moved a copy of it
-    to. Both factors count where above 0. Tried are the earlier heads that the keys read most by `standing`; `draws` are the largest
-    over three other earlier heads. That head 1 looks at the token
-    before is not asked: see `positional`, whose scores hold in early layers only. `found` are K-compositions of all layers.
-    Cost: 19 eigenvalue problems of size d_head per head.
+    to. Both factors count where above 0. Tried are the earlier heads that the keys read most by `standing`; `draws` are the same with the
+    queries of head 2 turned against its keys. That head 1 looks at the token before is not asked: see `positional`, whose scores hold in
+    early layers only. `found` are K-compositions of all layers.
+    Cost: 25 eigenvalue problems of size d_head per head.
     """
     tokens, scores, through = embedded(subject.weights, subject.write), [], []
     stands = standing(found)
     for layer in sorted({each.later for each in found}):
-        mine = [(each, stand) for each, stand in zip(found, stands, strict=True) if each.later == layer and each.into == "k"]
+        mine = [(each, stand) for each, stand in zip(found, stands, strict=True) if each.later == layer]
         places = torch.tensor([(each.earlier, head) for each, _ in mine for head in range(len(each.ratio))])
-        if len(places) < 3 * STRONGEST:
+        if len(places) <= STRONGEST:
             continue
-        order = torch.cat([stand for _, stand in mine]).argsort(dim=0, descending=True, stable=True)
-        generator = torch.Generator().manual_seed(int(hash_parts(seed, layer)))
-        rest = STRONGEST + torch.randperm(len(places) - STRONGEST, generator=generator)[:_OTHERS]
-        chosen = places[order[torch.cat([torch.arange(STRONGEST), rest])]]  # trial, later head, (layer, head)
+        order = torch.cat([stand for _, stand in mine]).argsort(dim=0, descending=True, stable=True)[:STRONGEST]
+        chosen = places[order]  # trial, later head, (layer, head)
         heads = _own(subject, layer)
-        copying = _copying(heads, tokens).clamp(min=0)
+        turns = rotations(_TURNS, *heads.q.shape[:2], seed=int(hash_parts(seed, layer)))
+        unturned = torch.eye(heads.q.shape[1]).expand_as(turns[:1])
+        matching = _moved_matching(subject, heads, chosen, tokens, torch.cat([unturned, turns]))
         ratios = torch.cat([each.ratio for each, _ in mine]).gather(0, order)
-        ratios = torch.cat([ratios[:STRONGEST], ratios[rest]])
-        moved = copying * _moved_matching(subject, heads, chosen, tokens).clamp(min=0) * ratios
-        best, which = moved[:STRONGEST].max(0)
-        threes = torch.rand(_DRAWS, len(rest), generator=generator).topk(STRONGEST).indices
-        scores.append(HeadScores("induction_score", layer, best, moved[STRONGEST:][threes].amax(1)))
+        moved = _copying(heads, tokens).clamp(min=0) * matching.clamp(min=0) * ratios[:, None]
+        best, which = moved[:, 0].max(0)
+        scores.append(HeadScores("induction_score", layer, best, moved[:, 1:].amax(0)))
         through.append(chosen[which, torch.arange(len(which))])
     return scores, through
 
 
-def k_composition_scores(found: Sequence[Composition], previous: Sequence[HeadScores]) -> list[HeadScores]:
+def k_composition_scores(found: Sequence[Composition], previous: Sequence[HeadScores], *, seed: int = 0) -> list[HeadScores]:
     """How much of what previous-token heads write the keys of later heads read: with copying, the sign of an induction head.
 
-    The largest K-composition (`found`) over heads of earlier layers with a previous-token score of at least 0.3. `draws` are those of all
-    other heads of earlier layers, so the control is a head of no known use, not a rotated one; layers that have not two of them behind
-    them are left out.
+    The largest K-composition (`found`) over heads of earlier layers with a previous-token score of at least 0.3. `draws` are the largest
+    over as many other heads of earlier layers, so the control are heads of no known use, not rotated ones; layers that have not more
+    of them behind them are left out.
     """
     looking = {scores.layer: scores.values >= PREVIOUS for scores in previous}
     scores = []
     for layer in looking:
         mine = [each for each in found if (each.into, each.later) == ("k", layer) and each.earlier in looking]
-        strong = torch.cat([torch.empty(0), *(each.ratio[looking[each.earlier]].flatten() for each in mine)])
-        others = [each.ratio[~looking[each.earlier]] for each in mine]
-        if len(strong) and len(torch.cat(others)) > 1:
+        if not mine:
+            continue
+        rest = torch.cat([each.ratio[~looking[each.earlier]] for each in mine])
+        count = sum(int(looking[each.earlier].sum()) for each in mine)
+        if 0 < count < len(rest):
             best = torch.cat([each.ratio[looking[each.earlier]] for each in mine]).amax(0)
-            scores.append(HeadScores("k_composition", layer, best, torch.cat(others)))
+            generator = torch.Generator().manual_seed(int(hash_parts(seed, layer)))
+            others = torch.rand(_DRAWS, len(rest), generator=generator).topk(count).indices
+            scores.append(HeadScores("k_composition", layer, best, rest[others].amax(1)))
     return scores
 
 
@@ -347,14 +349,18 @@ def _copying(heads: LayerHeads, tokens: Embedded) -> Float[Tensor, " head"]:
 
 
 def _moved_matching(
-    subject: Subject, heads: LayerHeads, chosen: Int[Tensor, "trial later two"], tokens: Embedded
-) -> Float[Tensor, "trial later"]:
-    """Positivity of each later head with each of its earlier ones, a layer of these at a time."""
-    found = torch.zeros(chosen.shape[:2])
+    subject: Subject,
+    heads: LayerHeads,
+    chosen: Int[Tensor, "trial later two"],
+    tokens: Embedded,
+    turns: Float[Tensor, "draw later d_head d_head"],
+) -> Float[Tensor, "trial draw later"]:
+    """Positivity of each later head, its queries turned, with each of its earlier ones, a layer of these at a time."""
+    found = torch.zeros(len(chosen), len(turns), chosen.shape[1])
     for layer in chosen[..., 0].unique().tolist():
         earlier = _own(subject, layer)
         trial, later = (chosen[..., 0] == layer).nonzero(as_tuple=True)
         head = chosen[trial, later, 1]
-        moved = heads.k[later] @ earlier.o[head].mT
-        found[trial, later] = positivity(moved @ (earlier.v[head] @ tokens.in_in) @ heads.q[later].mT)
+        moved = heads.k[later] @ earlier.o[head].mT @ (earlier.v[head] @ tokens.in_in) @ heads.q[later].mT
+        found[trial, :, later] = positivity(moved[:, None] @ turns[:, later].transpose(0, 1).to(moved))
     return found

@@ -271,7 +271,7 @@ def overlap_findings(found: Sequence[Overlap], shape: Shape) -> list[Row]:
         each, quality = max(sure, key=lambda entry: entry[0].mean - float(entry[0].draws.mean()))
         control, (low, high) = float(each.draws.mean()), central_interval(each.draws).tolist()
         sentence = (
-            f"{each.left} and {each.right} speak of the same tokens most in layer {each.layer}: a pair's {each.k} tokens of largest score have a "
+            f"{each.left} and {each.right} speak of the same tokens most in layer {each.layer}: a pair's {each.k} tokens of largest score by size have a "
             f"Jaccard index of {each.mean:.4f} (shuffled within the layer: {control:.4f}, 95 % of {len(each.draws)} draws within "
             f"{low:.4f} to {high:.4f}); more than shuffled in {len(sure)} of {len(mine)} layers of {shape.layers}"
         )

@@ -11,6 +11,7 @@ Source: Dar et al. 2022, arXiv:2209.02535, section 3.3 and appendix C.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from microtome.core import Refusal, UnitAddress
 from microtome.model.scoring import Turn
-from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.numerics import benjamini_hochberg, hash_parts, kernels
 from microtome.numerics.product_topk import End, Pairs, product_diagonal, product_ends, product_topk
 from microtome.readout import central_interval, is_whole, named, quickest
 from microtome.store.schemas import TABLES
@@ -167,21 +168,33 @@ def pairs_of_layer(subject: Subject, heads: LayerHeads, kind: Kind, question: Qu
     classes = subject.classes if question.pairs == "different" else None
     sides = (None, None) if classes is None else (classes[question.rows], classes[question.columns])
     turned = _rotations(heads, kind, question.seed)
-    found: dict[End, list[tuple[Tensor, ...]]] = {end: [] for end in question.ends}
-    for circuit in circuits_of(heads, kind, rows, columns, question.setting):
-        turn = turned[circuit.head].to(circuit.left)
-        left, right = side_moments(circuit.left), side_moments(circuit.right)
-        own, null = background(left, right), background(mapped(left, turn.T), right)
-        best = _best(circuit.left, circuit.right, question, sides)
-        rotated = _best(circuit.left @ turn, circuit.right, question, sides)
-        for end, entries in found.items():
-            (token, other), mixed = _looked_up(question, *best[end][1:]), _looked_up(question, *rotated[end][1:])
-            score, far = best[end][0], null.z(rotated[end][0])
-            entries.append((token, other, score, own.z(score), far, _chance(circuit, score, end), mixed))
+
+    def of(circuit: Circuit) -> dict[End, tuple[Tensor, ...]]:
+        return _pairs_of_head(circuit, turned[circuit.head].to(circuit.left), question, sides)
+
+    circuits, found = circuits_of(heads, kind, rows, columns, question.setting), []
+    while some := list(islice(circuits, torch.get_num_threads())):
+        found += kernels.apart(of, some)
     return [
-        LayerPairs(kind, heads.layer, end, *(torch.stack(each) for each in zip(*entries, strict=True)))
-        for end, entries in found.items()
+        LayerPairs(kind, heads.layer, end, *(torch.stack(each) for each in zip(*(head[end] for head in found), strict=True)))
+        for end in question.ends
     ]
+
+
+def _pairs_of_head(
+    circuit: Circuit, turn: Float[Tensor, "inner inner"], question: Question, sides: tuple[Any, Any]
+) -> dict[End, tuple[Tensor, ...]]:
+    """What `LayerPairs` has of a head, at each end."""
+    left, right = side_moments(circuit.left), side_moments(circuit.right)
+    own, null = background(left, right), background(mapped(left, turn.T), right)
+    best = _best(circuit.left, circuit.right, question, sides)
+    rotated = _best(circuit.left @ turn, circuit.right, question, sides)
+    found: dict[End, tuple[Tensor, ...]] = {}
+    for end in question.ends:
+        (token, other), mixed = _looked_up(question, *best[end][1:]), _looked_up(question, *rotated[end][1:])
+        score, far = best[end][0], null.z(rotated[end][0])
+        found[end] = token, other, score, own.z(score), far, _chance(circuit, score, end), mixed
+    return found
 
 
 def diagonal(subject: Subject, heads: LayerHeads, kind: Kind, head: int, question: Question, *, draws: int = 200) -> Diagonal:

@@ -49,7 +49,11 @@ def read(
     """
     opened = model if isinstance(model, Model | Checkpoint) else open_checkpoint(model)
     named = [what] if isinstance(what, str) else [] if isinstance(what, Tensor | np.ndarray) else what
-    by_name = len(named) > 0 and all(isinstance(each, str) for each in named)
+    by_name = any(isinstance(each, str) for each in named)
+    if by_name and not all(isinstance(each, str) for each in named):
+        raise Refusal(
+            "addresses and numbers together", why="they are read in different ways", instead="ask for one kind at a time"
+        )
     asked = [_address(opened, str(text)) for text in named] if by_name else directions_of(what)
     subject = subject_of(opened, preset=preset, basis=basis, tokens=tokens)
     if isinstance(asked, Tensor):

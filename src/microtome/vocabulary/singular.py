@@ -98,6 +98,9 @@ def head_spectra(subject: Subject, layer: int, metric: Metric = "stream") -> lis
     """
     heads = layer_heads(subject.weights, layer, folding=subject.folding)
     roots = (None, None) if metric == "stream" else (_root(subject.read), _root(subject.write))
+    if not bool(torch.isfinite(heads.v).all() and torch.isfinite(heads.o).all()):
+        why = "W_V or W_O of the layer holds NaN or infinity"
+        raise Refusal(f"heads of layer {layer}", why=why, instead="check the checkpoint")
     found = []
     for head in range(len(heads.q)):
         v, o = heads.v[head // heads.sharing].double(), heads.o[head].double()

@@ -17,7 +17,7 @@ from microtome.vocabulary.heads import HeadScores, tail_chance
 
 __all__ = ["corrected", "head_rows", "stat_table"]
 
-_OTHER_HEADS: Final = {"k_composition": COMPOSED, "induction_score": COMPOSED}
+_OTHER_HEADS: Final = {"k_composition": COMPOSED}
 """Scores whose control are other heads of earlier layers, not the head itself rotated inside."""
 
 _Column = Float[Tensor, " unit"] | float | None

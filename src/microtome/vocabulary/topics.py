@@ -27,7 +27,7 @@ from microtome.vocabulary.words import spelling, tokens_of_words
 __all__ = ["Found", "Measure", "Search", "Topic", "search", "topic"]
 
 Measure = Literal["z", "dot", "cosine"]
-RANDOM_TOPICS: Final = "as many random words as frequent"
+RANDOM_TOPICS: Final = "as many random tokens of similar rank"
 _BINS: Final = 1 << 14
 """Of distances, in which the tail is counted."""
 _TOKENS: Final = 10
@@ -76,7 +76,7 @@ class Search:
     significant: int
 
     def __str__(self) -> str:
-        said = f"{self.significant} of {self.searched} vectors speak of it more than of {RANDOM_TOPICS} (q <= {LARGEST_Q})"
+        said = f"{self.significant} of {self.searched} vectors stand out with q <= {LARGEST_Q}, beside {RANDOM_TOPICS}"
         width = max(len(each.address) for each in self.found) + 1
         lines = [str(self.topic), said, f"  {'':<{width}} {self.measure:>7} {'control':>8} {'q':>8}"]
         for each in self.found:
@@ -101,7 +101,9 @@ class _Candidate:
     value: float
     place: int
     address: str
-    block: Searched
+    group: str
+    layer: int | None
+    reader: Reader
     row: Float[Tensor, " d_model"]
 
 
@@ -150,11 +152,15 @@ def search(
     """
     if count < 1:
         raise Refusal(f"the {count} vectors of a topic", why="there is nothing to select", instead="ask for 1 or more")
+    if isinstance(words, str):
+        raise Refusal(f"the words {words}", why="they are one string", instead=f"give a list: [{words!r}]")
+    if draws < 20:
+        raise Refusal(f"{draws} random topics", why="they cannot say what is usual", instead="use 200")
     asked = topic(subject, words)
     random = matched(asked.tokens.expand(draws, -1), token_vectors(subject), seed=seed)
     lists = torch.cat([asked.tokens[None], random])
     directions = {id(reader): _means(reader, lists) for reader in (subject.read, subject.write)}
-    best = torch.full((1 + draws, count), -torch.inf, dtype=torch.float64)
+    best = torch.empty((1 + draws, 0), dtype=torch.float64)
     first: list[_Candidate] = []
     distances, furthest, searched = [], draws**0.5, 0
     tail = torch.zeros(_BINS, dtype=torch.float64)
@@ -162,12 +168,18 @@ def search(
         values, z = _scores(block, directions[id(block.reader)], measure)
         tail += torch.histc(z[1:].abs(), _BINS, 0, furthest)
         distances.append(z[0].abs())
-        best = torch.cat([best, values.abs()], 1).topk(count, dim=1).values
+        best = torch.cat([best, values.abs()], 1)
+        best = best.topk(min(count, best.shape[1]), dim=1).values
         for place in values[0].abs().sort(descending=True, stable=True).indices[:count].tolist():
             value, row = float(values[0, place]), block.rows[place].clone()
-            first.append(_Candidate(value, searched + place, block.addresses[int(place)], block, row))
+            where = block.addresses[int(place)], block.group, block.layer, block.reader
+            first.append(_Candidate(value, searched + place, *where, row))
         first = sorted(first, key=lambda each: (-abs(each.value), each.place))[:count]
         searched += len(block.rows)
+    if not searched:
+        raise Refusal(
+            "a search of no vectors", why="no group and no layer of heads is named", instead="name some, or none at all"
+        )
     beyond = tail.flip(0).cumsum(0).flip(0)
     bins = (torch.cat(distances) * (_BINS / furthest)).long().clamp(max=_BINS - 1)
     q = benjamini_hochberg((1 + beyond[bins]) / (1 + tail.sum()))
@@ -177,12 +189,12 @@ def search(
 
 
 def _found(subject: Subject, each: _Candidate, control: float, q: float) -> Found:
-    reader, sign = each.block.reader, -1 if each.value < 0 else 1
+    reader, sign = each.reader, -1 if each.value < 0 else 1
     scores = (reader.entering(sign * each.row[None]) @ reader.matrix)[0]
     tokens = reader.tokens[scores.sort(descending=True, stable=True).indices[:_TOKENS]].tolist()
     texts = tuple(subject.texts[int(token)] for token in tokens)
     end = "+" if sign > 0 else "-"
-    return Found(each.address, each.block.group, each.block.layer, end, abs(each.value), control, q, texts)
+    return Found(each.address, each.group, each.layer, end, abs(each.value), control, q, texts)
 
 
 def _searched(subject: Subject, groups: Sequence[Group] | None, singular: Sequence[int]) -> Iterator[Searched]:

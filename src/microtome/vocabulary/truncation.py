@@ -149,7 +149,9 @@ def value_vectors(subject: Subject, vectors: int = VECTORS, *, seed: int = 0) ->
 def kept_rows(found: Sequence[Kept], run: str) -> pa.Table:
     """Rows of `vocabulary_stats`: `group` is the kind of vectors; a statistic is called keep_k/basis/part/k=../n=.."""
     p = [
-        float(permutation_p(torch.tensor([each.score]).double(), each.null[:, None])[0]) if len(each.null) else math.nan
+        float(permutation_p(torch.tensor([each.score], dtype=torch.float64), each.null[:, None])[0])
+        if len(each.null)
+        else math.nan
         for each in found
     ]
     q = benjamini_hochberg(torch.tensor(p, dtype=torch.float64)).tolist()

@@ -41,10 +41,10 @@ class TunedLens:
         if not 0 <= layer <= last:
             why = f"{self.model.name} has layers 0 to {last}"
             raise Refusal(f"the tuned lens at layer {layer}", why=why, instead="name one of them")
-        rows = states.flatten(0, -2)
+        rows = states.reshape(-1, states.shape[-1])
         with torch.inference_mode():
             said = head_of(self.model)(self.translators[layer](rows) if layer < last else rows)
-        return said.unflatten(0, states.shape[:-1])
+        return said.reshape(*states.shape[:-1], said.shape[-1])
 
 
 def translator_rows(translators: Sequence[Translator], run: str) -> pa.Table:

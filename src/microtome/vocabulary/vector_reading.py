@@ -26,14 +26,13 @@ from microtome.readout import (
     top_tokens,
 )
 from microtome.vocabulary.parameters import block_of, group_named, vector_at
-from microtome.vocabulary.projection import ANYWHERE, mixtures
+from microtome.vocabulary.projection import ANYWHERE, FEW, mixtures
 from microtome.vocabulary.subject import Subject
 
 __all__ = ["Beside", "Reading", "Word", "beside", "directions_of", "read_directions", "read_vector", "readings"]
 
 _DRAWS: Final = 512
 _SEED: Final = 0
-_FEW: Final = 8
 _LARGEST: Final = 1e300
 """Of the numbers of a direction: with larger ones its length may have no double."""
 _TINY: Final = torch.finfo(torch.float64).tiny
@@ -158,7 +157,7 @@ def read_vector(subject: Subject, address: WeightAddress, k: int) -> Reading:
     if not bool(torch.isfinite(block.rows).all()):
         why = "it, or another vector of its layer, holds NaN or infinity"
         raise Refusal(f"weight vector {address}", why=why, instead="check the checkpoint")
-    if len(block.rows) < _FEW:
+    if len(block.rows) < FEW:
         return _beside_any(subject, [str(address)], vector[None], group.end, k)[0]
     reader = subject.read if group.end == "read" else subject.write
     random = read_random(mixtures(block.rows, _DRAWS, int(hash_parts(_SEED, address.layer or 0))), reader, k)

@@ -128,6 +128,14 @@ def test_models_of_different_shapes_are_aligned(
     again = diff(base, cut, output=tmp_path / "atlas", run="again", comparison=Comparison(groups=("W_out",)))
     assert isinstance(again, ModelAlignment)
     assert len(atlas.sql("select * from links")) == 80, "links hold for any run"
+    diff(base, cut, output=tmp_path / "atlas", run="gates", comparison=Comparison(groups=("W_gate",)))
+    kinds = atlas.sql(
+        "select split_part(unit, '.', 1) as kind, count(*) as n from links group by all order by kind"
+    ).to_pylist()
+    assert kinds == [{"kind": "W_gate", "n": 80}, {"kind": "W_out", "n": 80}]
+    assert atlas.damaged() == []
+    with pytest.raises(Refusal, match="run later: nothing is written; name an output"):
+        diff(base, cut, run="later")
     show_difference(found, 3)
     told = capsys.readouterr().out
     assert f"cut beside base: {found.tokens} shared tokens (100 % of the" in told
@@ -145,6 +153,25 @@ def test_models_of_one_shape_are_aligned_when_asked(base: Path, tuned: Path, cut
     assert all(each.feature is not None for each in found.alignments)
     with pytest.raises(Refusal, match="layers is 3 and 2; name a model and what it was fine-tuned to"):
         diff(base, cut, comparison=Comparison("displacement"))
+
+
+def test_groups_that_are_equal_are_not_said_to_be_the_model(
+    base: Path, tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_difference(diff(base, tuned, comparison=Comparison(groups=("W_gate",))), 3)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "have the same W_gate: all 120 vectors are equal. Other groups were not compared." in told
+
+
+def test_weights_that_hold_nan_are_not_aligned_and_nothing_is_written(base: Path, tmp_path: Path) -> None:
+    module = toys.llama(2)
+    with torch.no_grad():
+        module.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] = torch.nan
+    module.save_pretrained(tmp_path / "bad")
+    toys.decoder_tokenizer().save_pretrained(tmp_path / "bad")
+    with pytest.raises(Refusal, match="W_out of layer 1 of bad: it holds NaN or infinity"):
+        diff(base, tmp_path / "bad", output=tmp_path / "atlas")
+    assert not (tmp_path / "atlas").exists()
 
 
 def test_what_cannot_be_aligned_is_refused(base: Path, tuned: Path, cut: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_two_shapes_are_aligned_and_one_is_when_asked(
     rows = [line.split() for line in told.splitlines()]
     assert [row[:2] for row in rows if len(row) == 4 and row[0] in "01"] == [["0", "0"], ["1", "2"]]
     assert _run(monkeypatch, pair[0], pair[0], "--group", "W_V") == 0
-    assert "long and long are the same" in capsys.readouterr().out
+    assert "long and long have the same W_V" in capsys.readouterr().out
     assert _run(monkeypatch, pair[0], pair[0], "--group", "W_V", "--kind", "alignment") == 0
     told = capsys.readouterr().out
     assert told.startswith("long beside long: 350 shared tokens")

@@ -168,7 +168,7 @@ def test_vocabulary_prints_vectors_that_speak_of_words_and_of_files_of_words(
     assert _run(monkeypatch, "vocabulary", checkpoint, "--topic", "river,stone", "--topic", "words.txt", "-k", 3) == 0
     first, second, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("‘river’, ‘stone’, ‘garden’, ‘bridge’ (")
-    assert " vectors speak of it more than of as many random words as frequent (q <= 0.01)" in second
+    assert " vectors stand out with q <= 0.01, beside as many random tokens of similar rank" in second
     assert len(lines) == 4
     assert list(tmp_path.iterdir()) == [tmp_path / "words.txt"], "nothing is built"
 

@@ -31,6 +31,13 @@ def test_a_row_whose_own_entry_is_largest_has_place_1_and_one_alone_has_none() -
     assert bool(diagonal_places(torch.ones(3, 2), torch.ones(1, 2)).isnan().all())
 
 
+@pytest.mark.usefixtures(kernel_set.__name__)
+def test_a_row_that_meets_nan_has_no_place() -> None:
+    left = torch.eye(5)
+    left[2, 0] = torch.nan
+    assert diagonal_places(left, torch.eye(5)).isnan().tolist() == [False, False, True, False, False]
+
+
 def test_rows_without_a_column_of_their_own_are_refused() -> None:
     with pytest.raises(Refusal, match="places of 5 rows among 3 columns: rows have no own column"):
         diagonal_places(torch.ones(5, 2), torch.ones(3, 2))

@@ -103,7 +103,6 @@ def test_arrays_and_lists_of_floats_are_directions_as_tensors_are() -> None:
         (np.ones(24, dtype=np.complex64), "directions of torch.complex64"),
         ([1] * 24, "directions of torch.int64"),
         ([[1.0, 2.0], [3.0]], "they are no table of numbers"),
-        (["W_out.1/7", 1.0], "they are no table of numbers"),
         ([object()], "they are no table of numbers"),
         (3.5, r"directions of shape \(\): there are none"),
         (np.zeros((0, 24)), r"directions of shape \(0, 24\): there are none"),
@@ -113,6 +112,11 @@ def test_arrays_and_lists_of_floats_are_directions_as_tensors_are() -> None:
 def test_what_is_no_table_of_real_numbers_is_refused(what: Any, says: str) -> None:
     with pytest.raises(Refusal, match=says):
         directions_of(what)
+
+
+def test_addresses_and_numbers_together_are_refused() -> None:
+    with pytest.raises(Refusal, match="addresses and numbers together"):
+        read(opened("gpt2"), ["W_out.1/7", 1.0])
 
 
 def test_directions_of_any_length_are_read_alike_and_print_no_infinity() -> None:

@@ -132,6 +132,14 @@ def test_directions_of_equal_value_are_one_subspace_and_have_no_rows(monkeypatch
     assert {row["unit"] for row in singular_rows(found[:1]).to_pylist()} == {"heads.0/0.svd0"}
 
 
+def test_heads_that_hold_nan_are_refused(monkeypatch) -> None:
+    noise = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(0))
+    noise[1, 0, 3] = torch.nan
+    with_heads(monkeypatch, *noise)
+    with pytest.raises(Refusal, match="heads of layer 1: W_V or W_O of the layer holds NaN or infinity"):
+        head_spectra(subject(), 1)
+
+
 def test_what_stands_out_is_said_and_random_heads_are_silent(monkeypatch) -> None:
     of = subject()
     assert singular_findings(list(read_spectra(of, k=3, most=2)), of.texts) == []

@@ -145,6 +145,14 @@ def test_weights_that_hold_nan_are_refused_by_name() -> None:
 def test_no_vectors_are_refused_and_raw_encoders_are_centred() -> None:
     with pytest.raises(Refusal, match="ask for 1 or more"):
         search(subject_with(with_topic(6)), WORDS, [GROUPS["W_out"]], count=0)
+    with pytest.raises(Refusal, match="no group and no layer of heads is named"):
+        search(subject_with(with_topic(6)), WORDS, [])
+    with pytest.raises(Refusal, match="they are one string"):
+        search(subject_with(with_topic(6)), "river")
+    many = search(subject_with(with_topic(6)), WORDS, [GROUPS["W_out"]], count=10**12)
+    assert len(many.found) == many.searched, "no more than there are"
+    with pytest.raises(Refusal, match="0 random topics"):
+        search(subject_with(with_topic(6)), WORDS, draws=0)
     model = wrap(bert())
     subject = subject_of(model, preset="paper")
     found = search(subject, ["token 7", "token 9"], [GROUPS["W_out"]], count=1, measure="dot")

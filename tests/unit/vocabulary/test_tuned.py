@@ -71,6 +71,7 @@ def test_a_build_keeps_the_lens_whose_losses_it_tells(built: tuple[Model, Path])
     losses = Atlas(folder).sql("select objective, site, loss from layer_loss where objective like 'kl_model%'").to_pylist()
     told = {(row["objective"], row["site"]): row["loss"] for row in losses}
     assert told["kl_model_tuned", "resid_post.0"] < told["kl_model", "resid_post.0"]
+    torch.testing.assert_close(lens.logits(h[0, 0], 1), expected[0, 0], rtol=1e-5, atol=1e-5)
     with pytest.raises(Refusal, match="has layers 0 to 2"):
         lens.logits(h, 3)
 

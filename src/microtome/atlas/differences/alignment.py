@@ -144,7 +144,7 @@ def _why_not(model: Subject, other: Subject, group: Group, operations: float) ->
         return None
     return (
         f"{counts[0]:,} with {counts[1]:,} would take {cost:.1e} operations, and {operations:.0e} were allowed: "
-        f"mt.diff with Comparison(operations={cost * 1.1:.0e}) takes them"
+        f"mt.diff with Comparison(operations={cost * 1.1:.1e}) takes them"
     )
 
 

@@ -35,6 +35,7 @@ class ModelDifference:
     elsewhere: tuple[str, ...]
     words: WordList | None
     texts: Sequence[str]
+    groups: tuple[str, ...] = ()
 
     @property
     def writer(self) -> str:
@@ -85,7 +86,15 @@ def displacement(base: Model | Checkpoint, tuned: Model | Checkpoint, comparison
     )  # fmt: skip
     embeddings, elsewhere = embedding_changes(before, after, comparison.k), other_changes(before, after)
     return ModelDifference(
-        before.name, after.name, found, significance(found), tuple(embeddings), tuple(elsewhere), words, after.texts
+        before.name,
+        after.name,
+        found,
+        significance(found),
+        tuple(embeddings),
+        tuple(elsewhere),
+        words,
+        after.texts,
+        comparison.groups,
     )
 
 
