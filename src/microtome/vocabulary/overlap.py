@@ -216,25 +216,20 @@ def overlap_rows(found: Sequence[Overlap], run: str) -> pa.Table:
     beside random sets: what hubs alone do; and for heads `similarity_turned`, in a random basis of each, beside shuffled pairs.
     """
     rows: list[dict[str, object]] = []
-    for each in found:
+    quality = _q(found)
+    for number, each in enumerate(found):
         means, shares = (
             torch.cat([draws.mean()[None], central_interval(draws)]).tolist() for draws in (each.draws, each.share_draws)
         )
-        values = {"similarity": (each.mean, each.draws), "similar_share": (each.share, each.share_draws)}
-        p = {stat: float(_p(value, draws)) for stat, (value, draws) in values.items()}
         place = {"run": run, "group": f"{each.left}-{each.right}", "layer": each.layer}
         beside = {"control": means[0], "control_kind": SHUFFLED, "control_lo": means[1], "control_hi": means[2]}
         among = {"control": shares[0], "control_kind": SHUFFLED, "control_lo": shares[1], "control_hi": shares[2]}
-        rows.append({**place, "stat": "similarity", "value": each.mean, **beside, "p": p["similarity"]})
-        rows.append({**place, "stat": "similar_share", "value": each.share, **among, "p": p["similar_share"]})
+        rows.append({**place, "stat": "similarity", "value": each.mean, **beside, "q": float(quality[number, 0])})
+        rows.append({**place, "stat": "similar_share", "value": each.share, **among, "q": float(quality[number, 1])})
         hubs = {"value": means[0], "control": each.uniform, "control_kind": UNIFORM}
         rows.append({**place, "stat": "similarity_shuffled", **hubs})
         if each.turned == each.turned:
             rows.append({**place, "stat": "similarity_turned", "value": each.turned, **beside})
-    tested = [row for row in rows if "p" in row]
-    q = benjamini_hochberg(torch.tensor([row.pop("p") for row in tested], dtype=torch.float64)).tolist()
-    for row, quality in zip(tested, q, strict=True):
-        row["q"] = quality
     spec = TABLES["vocabulary_stats"]
     rows.sort(key=lambda row: tuple(row[name] for name in spec.key))
     return pa.Table.from_pylist(rows, spec.schema)
@@ -260,8 +255,7 @@ def partner_rows(found: Sequence[Overlap]) -> pa.Table:
 
 def overlap_findings(found: Sequence[Overlap], shape: Shape) -> list[Row]:
     """For each pair of groups, the layer where aligned pairs have most more in common than shuffled ones, if q is at most 0.01."""
-    p = torch.tensor([float(_p(each.mean, each.draws)) for each in found], dtype=torch.float64)
-    q = benjamini_hochberg(p).tolist()
+    q = _q(found)[:, 0].tolist()
     rows: list[Row] = []
     for names in dict.fromkeys((each.left, each.right) for each in found):
         mine = [(each, quality) for each, quality in zip(found, q, strict=True) if (each.left, each.right) == names]
@@ -280,6 +274,12 @@ def overlap_findings(found: Sequence[Overlap], shape: Shape) -> list[Row]:
              "control_kind": SHUFFLED, "q": quality}
         )  # fmt: skip
     return rows
+
+
+def _q(found: Sequence[Overlap]) -> Float[Tensor, "pair two"]:
+    """q-values of the mean index and of the share of similar pairs, over both of all of them."""
+    p = [[_p(each.mean, each.draws), _p(each.share, each.share_draws)] for each in found]
+    return benjamini_hochberg(torch.tensor(p, dtype=torch.float64).flatten()).view(-1, 2)
 
 
 def _p(value: float, draws: Float[Tensor, " draw"]) -> Float[Tensor, ""]:

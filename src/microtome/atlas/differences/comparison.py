@@ -30,7 +30,7 @@ class Comparison:
     `kind` is displacement for two models of one shape and alignment for any others where it is None. `words` are one or two files of words
     to score displacements against, see `vocabulary.lists`; `groups` the parameters to compare, all where none is named. `most` vectors of
     each group and layer (None: all), or pairs of units of each group, have their tokens looked up. `draws` is how often lists of words, or
-    the tokens of one model, are shuffled: 1000 and 100 where it is None. `operations` is how many floating-point operations each part of an
+    the tokens of one model, are shuffled: 1000, and 20 to 100 as `operations` allow, where it is None. `operations` is how many floating-point operations each part of an
     alignment may take (5e13: two models of 135 million parameters; a quarter of an hour of one core): where it would take more, some vectors
     of each layer stand for all, and units are not matched.
     """
