@@ -33,7 +33,8 @@ def show_alignment(console: Console, found: ModelAlignment, top: int) -> None:
 def _show_groups(console: Console, found: ModelAlignment, rows: list[dict[str, Any]]) -> None:
     """By group: how alike layers of one depth are, and whether layers are found at their depth."""
     place = {(row["group"], row["stat"]): row for row in rows if row["layer"] is None}
-    heads = ["group", "alike at same depth", "tokens shuffled", "nearest at same depth", "in random order", "q"]
+    shuffled = f"tokens shuffled {len(found.alignments[0].shuffled)} times"
+    heads = ["group", "alike at same depth", shuffled, "nearest at same depth", "in random order", "q"]
     heads += ["assigned, layers off by", "in random order", "q"]
     wide = all(each.feature is not None for each in found.alignments)
     heads += ["nearest, over coordinates", "off by, over coordinates"] if wide else []

@@ -73,34 +73,35 @@ class Concentration:
 
 
 def mean_cosine(
-    rows: Float[Tensor, "row d_model"], window: Int[Tensor, " row"], *, draws: int = 1000, seed: int = 0
+    rows: Float[Tensor, "row d_model"], context: Int[Tensor, " row"], *, draws: int = 1000, seed: int = 0
 ) -> Measured:
-    """Mean cosine between hidden states of different windows; 0 by chance. The interval resamples windows.
+    """Mean cosine between hidden states of different contexts; 0 by chance. The interval resamples contexts.
 
         ( ||sum_i u_i||^2 - sum_c ||sum_{i in c} u_i||^2 ) / ( n^2 - sum_c n_c^2 ),   u_i = h_i / ||h_i||
 
-    Leaving out the pairs of one window takes the diagonal out, and what tokens of one context share. Rows of length 0 have no
-    direction and are left out. Pass windows as `torch.arange` where rows are independent.
-    Cost: row d_model, and windows d_model per draw.
+    `context` says what states belong together: documents, or windows where there is one document. Leaving out the pairs of one takes
+    the diagonal out, and what its tokens share. Rows of length 0 have no direction and are left out. Pass `torch.arange` where rows are
+    independent.
+    Cost: row d_model, and contexts d_model per draw.
     Source: Ethayarajh 2019, arXiv:1909.00512, on anisotropy.
     """
     finite("mean cosine", rows)
     norms = rows.double().norm(dim=1)
     directed = norms > 0
     units = rows[directed].double() / norms[directed, None]
-    windows, place = torch.unique(window[directed], return_inverse=True)
-    if len(windows) < 2:
-        return undefined("fewer than two windows have hidden states other than 0")
-    sums = torch.zeros(len(windows), rows.shape[1], dtype=torch.float64).index_add_(0, place, units)
+    contexts, place = torch.unique(context[directed], return_inverse=True)
+    if len(contexts) < 2:
+        return undefined("fewer than two contexts have hidden states other than 0")
+    sums = torch.zeros(len(contexts), rows.shape[1], dtype=torch.float64).index_add_(0, place, units)
     sizes = torch.bincount(place).double()
-    low, high = torch.nanquantile(_between(sums, sizes, resamples(len(windows), draws, seed)), _ENDS).tolist()
-    once = torch.ones(1, len(windows), dtype=torch.int64)
+    low, high = torch.nanquantile(_between(sums, sizes, resamples(len(contexts), draws, seed)), _ENDS).tolist()
+    once = torch.ones(1, len(contexts), dtype=torch.int64)
     return Measured(float(_between(sums, sizes, once)), low, high, control=0.0)
 
 
 def mean_cosines(
     rows: Float[Tensor, "row d_model"],
-    window: Int[Tensor, " row"],
+    context: Int[Tensor, " row"],
     position: Int[Tensor, " row"],
     mu: Float[Tensor, " d_model"],
     pos: Float[Tensor, "token d_model"],
@@ -117,7 +118,7 @@ def mean_cosines(
     size, about = float(states.square().sum(1).mean().sqrt()), states - mu.double()
     versions = {"raw": states, "mu removed": cleared(about, size)}
     versions["pos removed"] = cleared(about - pos.double()[position], size)
-    return {name: mean_cosine(version, window, draws=draws, seed=seed) for name, version in versions.items()}
+    return {name: mean_cosine(version, context, draws=draws, seed=seed) for name, version in versions.items()}
 
 
 def isoscore(variances: Float[Tensor, " d_model"], count: int | float) -> IsoScore:
@@ -263,7 +264,7 @@ def concentration(
 def _between(
     sums: Float[Tensor, "window d_model"], sizes: Float[Tensor, " window"], times: Int[Tensor, "draw window"]
 ) -> Float[Tensor, " draw"]:
-    """Mean inner product over pairs of different windows, each window taken `times` over."""
+    """Mean inner product over pairs of different contexts, each context taken `times` over."""
     weights = times.double()
     pairs = (weights @ sizes).square() - weights.square() @ sizes.square()
     return ((weights @ sums).square().sum(1) - weights.square() @ sums.square().sum(1)) / pairs

@@ -195,7 +195,9 @@ def measure_site(
     ctx_values = torch.linalg.svdvals(contexts.ctx)
     ctx_rank = screenot(ctx_values, (contexts.ctx.shape[0], contexts.ctx.shape[1]))
     joint, joint_rows = _joint(parts, contexts, windows)
-    rows, owner = contexts.tokens, windows.window[contexts.tokens.window]
+    rows = contexts.tokens
+    several = len(windows.document.unique()) > 1
+    context = (windows.document if several else windows.window)[rows.window]  # copies of a document are one
     found = topics(contexts.ctx, windows.label, windows.document)
     median = float(rows.state.abs().median()) if len(rows.state) else math.nan
     return SiteGeometry(
@@ -218,7 +220,7 @@ def measure_site(
         isoscore=isoscore(spectrum, parts.windows),
         shrunk=_shrunk(rows.state, len(windows.window), gram, parts),
         partition=partition_isotropy(rows.state, draws=FEW if deep else 0, seed=seed),
-        cosines=mean_cosines(rows.state, owner, rows.place, parts.mu, parts.pos, seed=seed),
+        cosines=mean_cosines(rows.state, context, rows.place, parts.mu, parts.pos, seed=seed),
         massive=massive_coordinates(torch.maximum(parts.lowest.abs(), parts.highest.abs()), median),
         sinks=sinks(parts.lengths),
         clustering=clustering(found, draws=DRAWS, seed=seed) if bool((windows.label >= 0).any()) else None,

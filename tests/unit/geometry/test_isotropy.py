@@ -107,6 +107,13 @@ def test_the_interval_of_the_mean_cosine_covers() -> None:
     assert 86 <= hits <= 100
 
 
+def test_copies_of_a_context_change_nothing() -> None:
+    rows, context = normal(60, 5) + 0.5, torch.arange(60) // 6
+    once, often = mean_cosine(rows, context), mean_cosine(rows.repeat(10, 1), context.repeat(10))
+    assert often.value == pytest.approx(once.value, rel=1e-9)
+    assert (often.lo, often.hi) == (pytest.approx(once.lo, rel=1e-9), pytest.approx(once.hi, rel=1e-9))
+
+
 def test_mean_cosine_falls_as_mu_and_pos_are_removed() -> None:
     position = torch.arange(600) % 6
     mu, pos = 4 * normal(8, seed=1), 2 * normal(6, 8, seed=2)
@@ -123,7 +130,7 @@ def test_mean_cosine_falls_as_mu_and_pos_are_removed() -> None:
 
 def test_one_window_has_no_mean_cosine() -> None:
     found = mean_cosine(normal(5, 3), torch.zeros(5, dtype=torch.int64))
-    assert found.undefined == "fewer than two windows have hidden states other than 0"
+    assert found.undefined == "fewer than two contexts have hidden states other than 0"
     assert mean_cosine(torch.zeros(5, 3), torch.arange(5)).undefined
 
 
