@@ -25,6 +25,7 @@ from microtome.atlas.differences import (
     compare_atlases,
     differing_sizes,
     displacement,
+    require_idle,
 )
 from microtome.atlas.folder import claimed, require_run_name, require_usable
 from microtome.atlas.read import Atlas
@@ -62,16 +63,17 @@ def diff(
     `left`. With `output` the rows are written into an atlas of `right`, as a run of their own (`run`; named after `left` where it is
     None). Of atlases, `run` names the run of both.
 
-    Errors: `Refusal` where one cannot be opened, or they do not correspond.
+    Errors: `Refusal` where one cannot be opened, they do not correspond, or what is asked for would change nothing.
     """
     atlases = [isinstance(each, str | Path) and manifest_path(Path(each)).is_file() for each in (left, right)]
     if any(atlases):
         if not all(atlases):
             one = left if atlases[0] else right
             raise Refusal(str(one), why="it is an atlas and the other is a model", instead="name two models or two atlases")
-        if output is not None or (comparison is not None and (comparison.words or comparison.kind)):
-            why = "they are for models, and these are atlases"
-            raise Refusal("an output, a list of words, or a kind of comparison", why=why, instead="leave them out")
+        why = "that is for models, and these are atlases"
+        if output is not None:
+            raise Refusal("an output", why=why, instead="leave it out")
+        require_idle(comparison or Comparison(), vars(Comparison()), why)
         return compare_atlases(Atlas(str(left)), Atlas(str(right)), run)
     one = _opened(left)
     other = _opened(right, one)

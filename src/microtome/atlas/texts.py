@@ -33,10 +33,11 @@ def adopt(material: Material, staged: Corpus, atlas: Path) -> tuple[Corpus, list
 
 
 def corpus_card(corpus: Corpus) -> dict[str, Any]:
-    """What the manifest says of a corpus: sizes, identity, what was skipped and why."""
+    """What the manifest says of a corpus: sizes, identity, what is there twice, what was skipped and why."""
     return {
         "name": corpus.name,
         "documents": corpus.documents,
+        "copies": corpus.copies or None,
         "windows": corpus.windows,
         "tokens": corpus.tokens,
         "window": corpus.window,

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -11,13 +14,23 @@ from rich.table import Table
 from microtome.atlas.differences import AtlasDifference, ModelAlignment, ModelDifference
 from microtome.cli.aligned import show_alignment
 from microtome.cli.cells import number, words
+from microtome.cli.options import Way, require_used
+from microtome.store import manifest_path
 from microtome.vocabulary.changed import farthest_blocks
 from microtome.vocabulary.changes import BlockChange
 
-__all__ = ["show_difference"]
+__all__ = ["ATLASES", "MODELS", "require_one_way", "show_difference"]
 
+ATLASES: Final = Way("", frozenset({"left", "right", "top", "run"}))
+MODELS: Final = Way("two models", ATLASES.uses | {"output", "kind", "words", "group", "operations", "seed"})
 _WIDE = 160
 """Columns of a report that goes to a file."""
+
+
+def require_one_way(context: typer.Context) -> None:
+    """Refuse options that a comparison of two atlases does not use. Which ones a comparison of models uses its kind says."""
+    if all(manifest_path(Path(context.params[side])).is_file() for side in ("left", "right")):
+        require_used(context, ATLASES, [MODELS])
 
 
 def show_difference(found: ModelDifference | ModelAlignment | AtlasDifference, top: int) -> None:
@@ -31,18 +44,20 @@ def show_difference(found: ModelDifference | ModelAlignment | AtlasDifference, t
         vectors = sum(each.total for each in found.blocks)
         said = f"{found.base} and {found.tuned} are the same: all {vectors:,} vectors and every other weight are equal."
         if found.groups:
-            groups = ", ".join(found.groups)
-            said = f"{found.base} and {found.tuned} have the same {groups}: all {vectors:,} vectors are equal. Other groups were not compared."
-        console.print(escape(said))
+            equal = f"all {vectors:,} vectors are equal" if vectors > 1 else "its one vector is equal"
+            said = (
+                f"{found.base} and {found.tuned} have the same {', '.join(found.groups)}: {equal}. Nothing else was compared."
+            )
+        console.print(escape(f"{said}{_doubted(found)}"))
     else:
         _show_models(console, found, top)
 
 
 def _show_models(console: Console, found: ModelDifference, top: int) -> None:
     changed, total = (sum(counts) for counts in zip(*((len(b.addresses), b.total) for b in found.blocks), strict=True))
-    console.print(
-        escape(f"From {found.base} to {found.tuned}: {changed:,} of {total:,} vectors differ, {total - changed:,} are equal.")
-    )
+    which = f" of {', '.join(found.groups)}" if found.groups else ""
+    said = f"From {found.base} to {found.tuned}: {changed:,} of {total:,} vectors{which} differ, {total - changed:,} are equal."
+    console.print(escape(f"{said}{_doubted(found)}"))
     for each in found.embeddings:
         text = f"{each.name} moved by {_percent(each.whole)}: {each.changed:,} of {each.total:,} tokens, "
         console.print(f"{escape(text)}{_tokens(found, each.tokens)} most")
@@ -53,12 +68,18 @@ def _show_models(console: Console, found: ModelDifference, top: int) -> None:
         listed = found.words
         told = f"{int(listed.listed.sum())} words and {int((~listed.listed).sum())} {listed.against}"
         console.print(escape(f"Words: {listed.name}, {listed.asked} listed; compared as single tokens: {told}"))
-    _show_layers(console, found.blocks)
-    _show_blocks(console, found, top)
-    _show_vectors(console, found, top)
+    if changed:
+        _show_layers(console, found.blocks)
+        _show_blocks(console, found, top)
+        _show_vectors(console, found, top)
     for row in found.findings()[:top]:
         q = "" if row["q"] is None else f" (q = {number(row['q'])})"
         console.print(f"- {escape(row['sentence'])}{q}", soft_wrap=True)
+
+
+def _doubted(found: ModelDifference) -> str:
+    """What stands behind the first sentence where an adapter may be of another model."""
+    return f" But {found.doubt}." if found.doubt else ""
 
 
 def _show_layers(console: Console, blocks: Sequence[BlockChange]) -> None:
@@ -131,7 +152,7 @@ def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
     text = f"From {found.base} to {found.tuned}: {found.matched:,} statistics of units in both"
     console.print(escape(f"{text}, {found.only_base:,} and {found.only_tuned:,} in one of them."))
     if not found.same_text:
-        console.print("They were computed from two different texts, and so differ for that reason too.")
+        console.print("They were computed from different texts, or windows of one, and so differ for that reason too.")
     if not found.matched:
         console.print("There is nothing to compare: build both with the same lenses.")
         return
@@ -140,11 +161,15 @@ def _show_atlases(console: Console, found: AtlasDifference, top: int) -> None:
         return
     heads = ("unit", "statistic", "base", "tuned", "difference", "in standard deviations between units", "q")
     table = Table(*heads, box=box.SIMPLE, title="What differs most", title_justify="left")
-    for row in found.rows.slice(0, top).to_pylist():
+    shown = found.rows.slice(0, top)
+    for row in shown.to_pylist():
         unit = row["unit"] if row["site"] is None else f"{row['unit']}@{row['site']}"
         numbers = [number(row[name]) for name in ("base", "tuned", "difference", "effect", "q")]
         table.add_row(escape(unit), row["stat"], *numbers)
     console.print(table)
+    if shown["q"].null_count < len(shown):
+        said = "Atlases do not keep how two statistics of one text vary together: q is by the largest error their difference can have"
+        console.print(f"{said}, and is rather too large.", soft_wrap=True)
 
 
 def _tokens(found: ModelDifference, tokens: Sequence[int]) -> str:

@@ -193,8 +193,9 @@ def vocabulary(
     _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
-@app.command()
+@app.command(cls=Verb)
 def diff(
+    context: typer.Context,
     left: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or the folder of an atlas.")],
     right: Annotated[
         str,
@@ -222,6 +223,9 @@ def diff(
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Parameters to compare, may be repeated: W_V, W_in. All, if none.")
     ] = None,
+    operations: Annotated[
+        float, typer.Option(help="Floating-point operations that each part of an alignment may take.", show_default="5e13")
+    ] = 5e13,
     top: Annotated[int, typer.Option(min=1, help="How many of each kind are shown.")] = 10,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run that is written, or, of atlases, compared.")] = None,
     seed: Seed = 0,
@@ -229,10 +233,11 @@ def diff(
     """Say what changed from one model to another, in words. Or align two models that share tokens, or compare two atlases."""
     from microtome.atlas import Comparison
     from microtome.atlas import diff as difference
-    from microtome.cli.diff import show_difference
+    from microtome.cli.diff import require_one_way, show_difference
 
-    asked = None if kind == "auto" else kind
-    comparison = Comparison(asked, words=tuple(words or ()), groups=tuple(group or ()), seed=seed)
+    require_one_way(context)
+    asked, listed, groups = None if kind == "auto" else kind, tuple(words or ()), tuple(group or ())
+    comparison = Comparison(asked, words=listed, groups=groups, seed=seed, operations=operations)
     show_difference(difference(left, right, output=output, comparison=comparison, run=run), top)
     if output is not None:
         typer.echo(f"{output} is ready: microtome open {shlex.quote(str(output))}")

@@ -5,7 +5,7 @@ into windows belongs in `corpus`, running a model in `model`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -53,6 +53,14 @@ class Batch:
     label: Int[Tensor, " window"]
     extra: Mapping[str, Tensor]
     targets: Int[Tensor, "window token"] | None = None
+
+    def take(self, rows: Int[Tensor, " window"]) -> "Batch":
+        """Some of the windows, perhaps several times."""
+        index = rows.to(self.ids.device)
+        names = ("ids", "roles", "window", "document", "start", "half", "label")
+        taken = {name: getattr(self, name)[index] for name in names}
+        targets = None if self.targets is None else self.targets[index]
+        return replace(self, **taken, extra={name: value[index] for name, value in self.extra.items()}, targets=targets)
 
     def counted(self, roles: frozenset[Role]) -> Bool[Tensor, "window token"]:
         """True where the token's role is one of `roles`."""

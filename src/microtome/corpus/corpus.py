@@ -77,7 +77,10 @@ class _Documents:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Windows of a run. `documents` counts the usable ones, `tokens` their ordinary tokens, `labels` are in order of name.
+    """Windows of a run.
+
+    `documents` counts the usable ones, `copies` those of them that repeat an earlier one, `tokens` their
+    ordinary tokens; `labels` are in order of name.
 
     Halves: usually a document is in one. Of a corpus with fewer than four distinct texts each document is in both: blocks of up
     to sixteen consecutive windows go to them by turns. Then the halves share authors, topics and phrases, and scores on the
@@ -91,6 +94,7 @@ class Corpus:
     name: str
     window: int
     documents: int
+    copies: int
     windows: int
     tokens: int
     labels: tuple[str, ...]
@@ -208,6 +212,7 @@ def open_corpus(
         name=name,
         window=longest if window is None else window,
         documents=int((sizes > 0).sum()),
+        copies=int(((index.same != np.arange(len(sizes))) & (sizes > 0)).sum()),
         windows=count,
         tokens=tokens,
         labels=names,

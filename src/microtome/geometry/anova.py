@@ -172,6 +172,8 @@ def fit(data: Moments | Kept) -> Fit:
     which with equal lengths is (SS_pos + SS_resid) / windows, and the same as under independent circular shifts of the windows,
     which keep the autocorrelation of tokens (with ragged ones the two differ little: a test simulates both); ctx under a random
     assignment of all tokens to windows, (windows - 1) / (tokens - 1); resid under a random assignment to windows and positions.
+    They take windows for independent: of a text that is there k times over, chance is k times larger than this. What the two halves
+    agree on, its interval and its p-value are not misled, for copies of a document share a half (`jackknife`).
     Needs at least one token and finite moments. Cost: O(token^3 + token^2 d_model).
     Source: Song & Zhong 2023, arXiv:2310.04861, section 2.
     """

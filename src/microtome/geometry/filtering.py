@@ -20,7 +20,7 @@ from microtome.geometry.decomposition import Parts
 from microtome.geometry.measured import Measured, undefined
 from microtome.geometry.rows import Stat
 from microtome.geometry.smoothness import cosines
-from microtome.intervene import Add, edited, final_states, predictions, state_change
+from microtome.intervene import Add, Edit, edited, final_states, predictions, state_change
 from microtome.model import Model
 from microtome.numerics import hash_parts
 from microtome.readout.sample import target_ids
@@ -210,17 +210,10 @@ def _windows(model: Model, batch: Batch, roles: frozenset[Role]) -> list[_Window
     counted, found = batch.counted(roles), []
     for row in range(len(batch.ids)):
         if bool(counted[row].any()):
-            alone = _repeated(batch, row, 1)
+            alone = batch.take(torch.tensor([row]))
             places, clean = counted[row].nonzero()[:, 0], final_states(model, alone)[0]
             found.append(_Window(alone, int(batch.half[row]), places, predicting[row], targets[row], clean))
     return found
-
-
-def _repeated(batch: Batch, row: int, times: int) -> Batch:
-    """One window, said several times over."""
-    rows = torch.full((times,), row, device=batch.ids.device)
-    taken = {name: getattr(batch, name)[rows] for name in ("ids", "roles", "window", "document", "start", "half", "label")}
-    return replace(batch, **taken, extra={name: value[rows] for name, value in batch.extra.items()}, targets=None)
 
 
 def _estimates(parts: Parts) -> dict[int, Float[Tensor, "token d_model"]]:
@@ -264,10 +257,10 @@ def _outcome(
     measured = places[window.predicting[places]] if predicts else places
     if not len(measured):
         return None
-    batch = _repeated(window.batch, 0, len(changes))
+    batch = window.batch.take(torch.zeros(len(changes), dtype=torch.int64))
     values = changes.new_zeros(len(changes), batch.roles.shape[1], changes.shape[2])
     values[:, places.cpu()] = changes[:, : len(places)]
-    with edited(model, batch, [Add(site, values)]):
+    with edited(model, batch, [Edit(site, Add(values))]):
         states = final_states(model, batch)[:, measured]
     if not predicts:
         return state_change(window.clean[measured], states).mean(1, keepdim=True).T.double().cpu()

@@ -88,7 +88,9 @@ class LowRank:
 class Adapter:
     """An adapter, by the names that parameters have in the built base model: factors that are added, tensors that take the place of others.
 
-    `unread` are the names of its tensors that the base model has no place for: a classifier beside a language model, say.
+    `unread` are the names of its tensors that the base model has no place for: a classifier beside a language model, say. `doubt` says
+    that its configuration names another base model than the one it is read for, None where it names that or none: no more than a doubt,
+    since a folder and a hub id may be one model.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Adapter:
     factors: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor]
     unread: tuple[str, ...]
+    doubt: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,8 @@ def adapted(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
     adapter = open_adapter(folder, checkpoint)
+    if adapter.doubt:
+        _log.warning("%s", adapter.doubt)
     if adapter.unread:
         _log.warning("%s holds %s, which %s has no place for", adapter.name, ", ".join(adapter.unread[:3]), checkpoint.name)
     base, prefix = checkpoint.weights, _prefix(_described(checkpoint))
@@ -177,7 +182,8 @@ def open_adapter(folder: str | Path, checkpoint: Checkpoint) -> Adapter:
             unread.append(path)
         else:
             replaced[f"{name}.{match['leaf']}"] = tensor
-    found = Adapter(folder.absolute().name, file, config, factors, replaced, tuple(unread))
+    name = folder.absolute().name
+    found = Adapter(name, file, config, factors, replaced, tuple(unread), _doubt(name, config, checkpoint.name))
     _require_fitting(folder, found, checkpoint, prefix)
     _require_untied(folder, found, module)
     return found
@@ -205,6 +211,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if isinstance(start, str) and start not in _PLAIN_STARTS:
         raise _refusal(folder, f"it is a change of other weights than its base model's: it began as {start}", _MERGE)
     return config
+
+
+def _doubt(adapter: str, config: Mapping[str, Any], base: str) -> str | None:
+    """What `Adapter.doubt` says. Owner and name are compared where both models have just these two, as on the hub, and else the last name."""
+    named = config.get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
+        return None
+    one, other = (re.split(r"[/\\]", each.partition("@")[0].rstrip("/\\")) for each in (named, base))
+    count = 2 if len(one) == len(other) == 2 else 1
+    if one[-count:] == other[-count:]:
+        return None
+    return f"{adapter} says that it was trained on {named}, and is read here as a change of {base}"
 
 
 def _sorted_out(

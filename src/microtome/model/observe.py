@@ -6,7 +6,7 @@ folding and storing what is seen belongs in `capture`.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -146,9 +146,12 @@ def forward(model: Model, batch: Batch) -> Any:
         return model.module(**inputs_of(model, batch))
 
 
-def observe(model: Model, batch: Batch, sites: Iterable[Site], receive: Receive) -> None:
+def observe(
+    model: Model, batch: Batch, sites: Iterable[Site], receive: Receive, *, gradients: Literal["none", "kept"] = "none"
+) -> None:
     """Run one forward pass and hand over the tensors of `sites` as they appear, each once, without copies.
 
+    Where gradients are "kept" the pass runs with autograd: what is handed over remembers what it was made of, if that needs a gradient.
     The tensors are the model's own, padding included: what is to outlive the call to `receive` must be copied there. The pass
     runs under `inference_mode`, without the head unless `logits` is asked for, and stops after the last site.
 
@@ -162,7 +165,8 @@ def observe(model: Model, batch: Batch, sites: Iterable[Site], receive: Receive)
         recipe, (facts, find) = _recipe(model, site), whereabouts(model, site, batch)
         watch.expect(site, recipe, facts, find)
     runner = model.module if Site("logits") in wanted else model.trunk
-    with torch.inference_mode(), attached(watch.hooks()), experts_observed(model.config, watch.experts()):
+    mode = torch.inference_mode() if gradients == "none" else torch.enable_grad()
+    with mode, attached(watch.hooks()), experts_observed(model.config, watch.experts()):
         try:
             runner(**inputs_of(model, batch))
         except _Seen:
@@ -194,13 +198,15 @@ def _recipe(model: Model, site: Site) -> Recipe:
     return recipe_of(model, site)
 
 
-def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> dict[Site, Any]:
+def capture(
+    model: Model, batch: Batch, sites: Iterable[Site], *, gradients: Literal["none", "kept"] = "none"
+) -> dict[Site, Any]:
     """The tensors of `sites` (in a mixture of experts also `ExpertRows`) from one forward pass, all of them held.
 
     For looking at a few windows, not for a corpus.
     """
     held: dict[Site, Any] = {}
-    observe(model, batch, sites, held.__setitem__)
+    observe(model, batch, sites, held.__setitem__, gradients=gradients)
     return held
 
 

@@ -151,13 +151,13 @@ def change_findings(
 ) -> list[Row]:
     """Sentences: the block that moved farthest, blocks whose first direction reads, blocks whose changes know the list, vectors that read.
 
-    Those with a test have q at most 0.01 (of a list: 0.05), farthest moved first.
+    Those with a test have q at most 0.01 (of a list: 0.05), farthest moved first. A block that is alone has none to be farther than.
     """
     mine = _differing(blocks)
     if not mine:
         return []
     far = [mine.index(each) for each in farthest_blocks(mine)]
-    found = [[_block_finding(blocks, mine[far[0]], base)]]
+    found = [[_block_finding(blocks, mine[far[0]], base)] if len(blocks) > 1 else []]
     readable = [index for index in far if tests.direction[index] <= LARGEST_Q]
     found.append([_direction_finding(mine[index], tests.direction[index], texts) for index in readable[:_SENTENCES]])
     if words is not None and tests.block is not None:

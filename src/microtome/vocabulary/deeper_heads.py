@@ -42,8 +42,8 @@ _DRAWS: Final = 100
 _SEED: Final = 0
 _DIRECTIONS: Final = 4
 """Singular directions of a head that are read."""
-_SEEN: Final = 1024
-"""Commonest tokens whose place in their own row is looked for."""
+_SEEN: Final = 512
+"""Commonest tokens whose place in their own row is looked for: cost grows with its square, and by chance their mean place is within 0.03 of the middle."""
 
 
 @dataclass(frozen=True, eq=False)

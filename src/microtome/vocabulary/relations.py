@@ -24,6 +24,7 @@ from microtome.core import Refusal, UnitAddress
 from microtome.model.allocator import give_back_freed_memory
 from microtome.model.first_block import first_mlp
 from microtome.numerics import benjamini_hochberg, hash_parts, matmul_topk, permutation_p
+from microtome.readout import quickest
 from microtome.vocabulary.circuits import Circuit, circuit_of, circuits_of, layer_heads, normalised, stream_rows, token_rows
 from microtome.vocabulary.findings import LARGEST_Q, Row
 from microtome.vocabulary.heads import rotations
@@ -284,7 +285,7 @@ def _hits(
     """Of each relation whether target j is among the first (and the last) of the row of source i: entries i, i are its pairs."""
     shown = subject.write.tokens.cpu()
     most = min(max(each.k for each in relations), len(circuit.right))
-    ends = matmul_topk(circuit.left, circuit.right.T, most)
+    ends = matmul_topk(circuit.left, circuit.right.T, most, precision=quickest(circuit.left.device))
     found = []
     for each in relations:
         row, column = torch.searchsorted(sources, each.source), torch.searchsorted(shown, each.target)

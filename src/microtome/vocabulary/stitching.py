@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role, Site
-from microtome.intervene import edited
+from microtome.intervene import Edit, Set, edited
 from microtome.model import Model, capture, final_norm
 from microtome.model.norms import normed
 from microtome.vocabulary.shared import Kernels, kernels_of, shared_tokens
@@ -119,7 +119,7 @@ def stitched(
     if entering == "embedded":
         arrived = _embedded(model, arrived)
     blank = replace(batch, ids=torch.zeros_like(batch.ids), extra={})
-    with edited(model, blank, [_Put(site, arrived)]):
+    with edited(model, blank, [Edit(site, Set(arrived))]):
         return classifier.answers(capture(model, blank, [classifier.site])[classifier.site], batch)
 
 
@@ -184,17 +184,6 @@ def trained_kernels(
             else:
                 sums[keep] = (sums[keep][0] + one, sums[keep][1] + two)
     return [_solved(one, two, _LITTLE).float() for one, two in sums]
-
-
-@dataclass(frozen=True, eq=False)
-class _Put:
-    """An edit: something else instead of what is there."""
-
-    site: Site
-    values: Float[Tensor, "window token d_right"]
-
-    def change(self, value: Float[Tensor, "window token *any"], batch: Batch) -> Float[Tensor, "window token *any"]:
-        return self.values.to(value)
 
 
 def _embedded(model: Model, values: Float[Tensor, "window token d_right"]) -> Float[Tensor, "window token d_right"]:

@@ -1,36 +1,18 @@
-"""Differences of models into an atlas, and of atlases, through the one function and the report."""
+"""Differences of models, and how they come into an atlas, through the one function and the report."""
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 
 from microtome.atlas import Atlas, Settings, build
 from microtome.atlas.diff import diff
-from microtome.atlas.differences import AtlasDifference, Comparison, ModelAlignment, ModelDifference
+from microtome.atlas.differences import Comparison, Kind, ModelAlignment, ModelDifference
 from microtome.cli.diff import show_difference
 from microtome.core import Refusal
-from microtome.store import TABLES, digest, read_manifest, write_manifest, write_table
+from microtome.store import digest
 from tests import toys
 from tests.unit.model.adapters import linear, save_adapter
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.save_checkpoint(tmp_path_factory.mktemp("diff") / "base")
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With W_V of layer 1 changed; saved without its tokenizer, as training often does."""
-    folder = tmp_path_factory.mktemp("diff") / "tuned"
-    module = toys.llama()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        module.get_parameter("model.layers.1.self_attn.v_proj.weight").add_(torch.randn(16, 24))
-    module.save_pretrained(folder)
-    return folder
 
 
 def test_a_report_of_two_models_goes_into_an_atlas_of_the_second(
@@ -77,6 +59,25 @@ def test_an_adapter_is_compared_with_the_model_it_was_trained_on(base: Path, tmp
         diff(toys.toy_decoder(), adapter)
 
 
+def test_an_adapter_that_names_another_model_is_read_and_doubted(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = linear("model.layers.2.self_attn.q_proj", 24, 32)
+    found = diff(base, save_adapter(tmp_path / "mine", tensors, base_model_name_or_path="runs/base"))
+    assert isinstance(found, ModelDifference)
+    assert (found.doubt, caplog.messages) == (None, [])
+    adapter = save_adapter(tmp_path / "astray", tensors, base_model_name_or_path="somebody/Model-1B")
+    found = diff(base, adapter, output=tmp_path / "atlas")
+    assert isinstance(found, ModelDifference)
+    doubt = "astray says that it was trained on somebody/Model-1B, and is read here as a change of base"
+    assert caplog.messages == [found.doubt] == [doubt]
+    assert Atlas(tmp_path / "atlas").manifest.runs["since-base"].absent["neurons"] == (
+        f"this run says what changed since base; {doubt}"
+    )
+    show_difference(found, 1)
+    assert f"vectors differ, 623 are equal. But {doubt}." in " ".join(capsys.readouterr().out.split())
+
+
 def test_equal_models_are_said_to_be_equal(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = diff(base, base)
     assert isinstance(found, ModelDifference)
@@ -120,6 +121,7 @@ def test_models_of_different_shapes_are_aligned(
         assert row["score"] == pytest.approx(1, abs=1e-4)
     sentences = [row["sentence"] for row in atlas.sql("select sentence from findings order by rank").to_pylist()]
     assert sentences[0].startswith("80 of 80 feed-forward values (W_out) of cut have a like in base")
+    assert "as many random mixtures of the other model's vectors, 100 times" in sentences[0]
     assert set(atlas.manifest.runs["beside-base"].files) == {
         "tables/findings/alignment.beside-base.parquet",
         "tables/links/alignment.beside-base.parquet",
@@ -160,7 +162,45 @@ def test_groups_that_are_equal_are_not_said_to_be_the_model(
 ) -> None:
     show_difference(diff(base, tuned, comparison=Comparison(groups=("W_gate",))), 3)
     told = " ".join(capsys.readouterr().out.split())
-    assert "have the same W_gate: all 120 vectors are equal. Other groups were not compared." in told
+    assert "have the same W_gate: all 120 vectors are equal. Nothing else was compared." in told
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The base with other embeddings, and with another last norm."""
+    folder = tmp_path_factory.mktemp("ends")
+    for name, weight in {"embedded": "model.embed_tokens.weight", "normed": "model.norm.weight"}.items():
+        module = toys.llama()
+        torch.manual_seed(2)
+        with torch.no_grad():
+            changed = module.get_parameter(weight)
+            changed.add_(torch.randn_like(changed))
+        module.save_pretrained(folder / name)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_only_the_groups_that_are_named_are_compared(
+    base: Path, ends: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    norm = Comparison(groups=("final_norm",))
+    found = diff(base, ends["embedded"], comparison=norm)
+    assert isinstance(found, ModelDifference)
+    assert found.identical
+    show_difference(found, 3)
+    told = capsys.readouterr().out
+    assert told == "base and embedded have the same final_norm: its one vector is equal. Nothing else was compared.\n"
+    found = diff(base, ends["normed"], comparison=norm)
+    assert isinstance(found, ModelDifference)
+    assert found.findings() == [], "there is no other block to be farther than"
+    show_difference(found, 3)
+    told = capsys.readouterr().out
+    assert told.startswith("From base to normed: 1 of 1 vectors of final_norm differ, 0 are equal.")
+    assert "final_norm/0" in told
+    show_difference(diff(base, ends["embedded"]), 3)
+    told = capsys.readouterr().out
+    assert "0 of 655 vectors differ" in told
+    assert "W_E moved by" in told
+    assert "layer" not in told, "a table of nothing"
 
 
 def test_weights_that_hold_nan_are_not_aligned_and_nothing_is_written(base: Path, tmp_path: Path) -> None:
@@ -182,7 +222,7 @@ def test_what_cannot_be_aligned_is_refused(base: Path, tuned: Path, cut: Path, t
         diff(base, tmp_path / "bare")
     words = tmp_path / "nouns.txt"
     words.write_text("river")
-    with pytest.raises(Refusal, match="a list of words: it scores how vectors have moved"):
+    with pytest.raises(Refusal, match="words: a list scores how vectors have moved"):
         diff(base, cut, comparison=Comparison(words=(words,)))
     with pytest.raises(Refusal, match="W_in of cut and base: not both models have such vectors"):
         diff(base, cut, comparison=Comparison(groups=("W_in",)))
@@ -197,7 +237,14 @@ def test_an_alignment_that_would_take_too_long_says_what_it_left_out(
     assert found.vectors is None
     assert found.matches == ()
     # 2 FLOP x 17 comparisons x 80 x 120 units x 24 coordinates
-    assert found.unmatched["W_out"].startswith("80 with 120 would take 7.8e+06 operations, and 1e+06 were allowed")
+    assert found.unmatched["W_out"] == (
+        "80 with 120 would take 7.8e+06 operations, and 1.0e+06 were allowed; --operations 8.6e+06, or Comparison(operations=8.6e+06), "
+        "matches them"
+    )
+    for operations, draws in ((8.6e6, 8), (1e7, 10), (5e13, 100)):  # (1 + 2 draws) x 2 x 80 x 120 x 24 operations
+        enough = diff(base, cut, comparison=Comparison(groups=("W_out",), operations=operations))
+        assert isinstance(enough, ModelAlignment)
+        assert [len(each.draws) for each in enough.matches] == [draws]
     fewer = diff(base, cut, comparison=Comparison(groups=("W_out", "W_gate"), operations=1e6))
     assert isinstance(fewer, ModelAlignment)
     assert fewer.vectors == 64, "more than a layer has: no fewer stand for all"
@@ -207,62 +254,36 @@ def test_an_alignment_that_would_take_too_long_says_what_it_left_out(
     assert "Units of W_out are not matched: 80 with 120 would take" in told
 
 
-@pytest.fixture(scope="module")
-def atlases(base: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of both models; the second has a statistic with intervals in place of its own."""
-    folder = tmp_path_factory.mktemp("atlases")
-    paths = [
-        build(model, output=folder / model.name, settings=Settings(lenses=("vocabulary",))).path for model in (base, tuned)
-    ]
-    for number, path in enumerate(paths):
-        values = [1.0, 2.0, 3.0, 4.0 + 5.0 * number]
-        rows = [
-            {"unit": f"neurons.0/{unit}", "stat": "rate", "value": value, "lo": value - 0.98, "hi": value + 0.98, "run": "main"}
-            for unit, value in enumerate(values)
-        ] + [{"unit": "neurons.1/0", "stat": "exact", "value": 7.0 + number, "run": "main"}]
-        if number:
-            rows.append({"unit": "neurons.9/9", "stat": "rate", "value": 1.0, "run": "main"})
-        table = pa.Table.from_pylist(rows, TABLES["unit_stats"].schema)
-        file = write_table(path, "unit_stats", "vocabulary.main", table)
-        manifest = read_manifest(path)
-        manifest.runs["main"].files[str(file.relative_to(path))] = digest(file)
-        write_manifest(path, manifest)
-    return paths[0], paths[1]
-
-
-def test_units_of_two_atlases_are_matched_by_address_and_ranked(
-    atlases: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("kind", "draws", "words", "why"),
+    [
+        ("displacement", 50, True, "50 shuffles: no p-value could be small; use 100 or more"),
+        ("displacement", 500, False, "draws: there is no list of words to shuffle; leave it out"),
+        ("alignment", 19, False, "19 shuffles: no p-value could be small; use 20 or more"),
+    ],
+)
+def test_too_few_shuffles_are_refused_by_what_is_shuffled(
+    base: Path, tmp_path: Path, kind: Kind, draws: int, words: bool, why: str
 ) -> None:
-    found = diff(*atlases)
-    assert isinstance(found, AtlasDifference)
-    assert (found.matched, found.only_base, found.only_tuned, found.same_text) == (5, 0, 1, True)
-    first = found.rows.to_pylist()[0]
-    assert (first["unit"], first["base"], first["tuned"], first["difference"]) == ("neurons.0/3", 4.0, 9.0, 5.0)
-    assert first["z"] == pytest.approx(5 / 0.5**0.5 / 1)  # standard errors of 0.5 each
-    assert first["effect"] == pytest.approx(5 / torch.tensor([1.0, 2, 3, 4]).std().item())
-    p = 2 * (1 - torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(first["z"], dtype=torch.float64)).item())
-    assert first["q"] == pytest.approx(4 * p, rel=1e-3, abs=1e-12)
-    exact = next(row for row in found.rows.to_pylist() if row["stat"] == "exact")
-    assert (exact["difference"], exact["z"], exact["q"], exact["effect"]) == (1.0, None, None, None)
-    show_difference(found, 2)
-    told = capsys.readouterr().out
-    assert "neurons.0/3" in told
-    assert "equal" not in told
-    show_difference(diff(atlases[0], atlases[0]), 2)
-    told = capsys.readouterr().out
-    assert told.endswith("All of them are equal.\n")
-    assert "What differs most" not in told
+    (tmp_path / "words.txt").write_text("river\nstone")
+    listed = (tmp_path / "words.txt",) if words else ()
+    with pytest.raises(Refusal, match=why):
+        diff(base, base, comparison=Comparison(kind, words=listed, draws=draws))
 
 
-def test_what_does_not_correspond_is_refused(atlases: tuple[Path, Path], base: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="it is an atlas and the other is a model; name two models or two atlases"):
-        diff(atlases[0], base)
-    with pytest.raises(Refusal, match="they are for models, and these are atlases"):
-        diff(*atlases, output=tmp_path / "x")
-    with pytest.raises(Refusal, match="there is no run other; name one by --run: main"):
-        diff(*atlases, run="other")
-    toys.llama(2).save_pretrained(tmp_path / "short")
-    toys.decoder_tokenizer().save_pretrained(tmp_path / "short")
-    short = build(tmp_path / "short", output=tmp_path / "short-atlas").path
-    with pytest.raises(Refusal, match="whose units do not correspond"):
-        diff(atlases[0], short)
+def test_an_alignment_has_as_many_shuffles_as_are_asked_for(base: Path, cut: Path) -> None:
+    found = diff(base, cut, comparison=Comparison(groups=("W_V",), draws=20))
+    assert isinstance(found, ModelAlignment)
+    assert [len(each.shuffled) for each in found.alignments] == [20]
+
+
+@pytest.mark.parametrize("operations", [0.0, -1.0, float("nan")])
+def test_operations_are_some(operations: float) -> None:
+    with pytest.raises(Refusal, match="operations: nothing could be computed; use 5e13, or more"):
+        Comparison(operations=operations)
+
+
+def test_operations_without_end_are_all_there_is_to_do(base: Path, cut: Path) -> None:
+    found = diff(base, cut, comparison=Comparison(groups=("W_out",), operations=float("inf")))
+    assert isinstance(found, ModelAlignment)
+    assert (found.vectors, len(found.alignments[0].shuffled), len(found.matches[0].draws)) == (None, 100, 100)

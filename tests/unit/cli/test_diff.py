@@ -1,11 +1,15 @@
 """The verb `diff`, in process: which comparison two models get, and what of it is printed."""
 
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
 
+from microtome.atlas import Settings, build
 from microtome.cli import main
+from microtome.cli.diff import ATLASES, MODELS
+from microtome.cli.verbs import diff
 from tests import toys
 
 
@@ -42,6 +46,42 @@ def test_two_shapes_are_aligned_and_one_is_when_asked(
     told = capsys.readouterr().out
     assert told.startswith("long beside long: 350 shared tokens")
     assert "coordinates" in told, "widths agree"
+
+
+def test_what_was_left_out_is_done_with_the_option_that_is_named(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(monkeypatch, *pair, "--group", "W_out", "--operations", "1e6") == 0
+    told = capsys.readouterr().out.split()
+    place = told.index("--operations")
+    assert "matched:" in told[:place]
+    assert _run(monkeypatch, *pair, "--group", "W_out", "--operations", told[place + 1].rstrip(",")) == 0
+    assert "not matched" not in capsys.readouterr().out
+
+
+def test_options_that_would_change_nothing_are_refused(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atlas = build(pair[1], output=tmp_path / "atlas", settings=Settings(lenses=("vocabulary",))).path
+    for option, value in {
+        "--group": "W_V",
+        "--words": "nouns.txt",
+        "--kind": "alignment",
+        "--operations": "1e9",
+        "--seed": "1",
+        "--output": "there",
+    }.items():
+        assert _run(monkeypatch, atlas, atlas, option, value) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{option} without two models because it would change nothing" in told
+    assert _run(monkeypatch, atlas, atlas, "--top", "3", "--run", "main") == 0
+    assert "statistics of units in both" in capsys.readouterr().out
+    assert _run(monkeypatch, pair[0], pair[0], "--operations", "1e9") == 2
+    assert "Refused: operations" in capsys.readouterr().err
+
+
+def test_every_parameter_of_diff_belongs_to_something_it_compares() -> None:
+    assert set(inspect.signature(diff).parameters) - {"context"} == MODELS.uses | ATLASES.uses
 
 
 def test_a_kind_is_refused_where_it_says_nothing(

@@ -92,6 +92,7 @@ def test_copies_are_one_document_in_batches_unless_their_labels_differ(gpt, sink
     source.write_text("\n".join(lines))
     corpus = prepare(source, gpt, sink, "main", reading=Reading(label_column="label"))
     assert [row["same_as"] for row in rows(atlas, "documents")] == [None, None, 0, None, None, 1]
+    assert (corpus.documents, corpus.copies) == (6, 2)
     own = {row["window"]: row["document"] for row in rows(atlas, "windows")}
     (batch,) = corpus.batches(range(corpus.windows), 1 << 20)
     found = dict(zip(batch.window.tolist(), batch.document.tolist(), strict=True))

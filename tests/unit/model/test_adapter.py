@@ -1,6 +1,7 @@
 """Adapters: an adapted checkpoint has the weights of the model into which the adapter was merged by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,34 @@ def require_same_weights(module: PreTrainedModel, changes: dict[str, Tensor], fo
         assert found.names(layer) == expected.names(layer)
         for name in found.names(layer):
             torch.testing.assert_close(found.get(name, layer), expected.get(name, layer), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("named", "doubted"),
+    [
+        ("base", False),
+        ("/home/somebody/models/base/", False),
+        ("C:\\models\\base", False),
+        ("owner/base@main", False),
+        ("", False),
+        (None, False),
+        ("owner/base-1B", True),
+        ("/home/somebody/base/other", True),
+    ],
+)
+def test_a_base_model_of_another_name_is_a_doubt_and_no_refusal(
+    base: Path, tmp_path: Path, named: str | None, doubted: bool
+) -> None:
+    adapter = save_adapter(tmp_path / "mine", linear(f"{LAYER}.self_attn.q_proj", 24, 32), base_model_name_or_path=named)
+    found = open_adapter(adapter, open_checkpoint(base)).doubt
+    assert found == (f"mine says that it was trained on {named}, and is read here as a change of base" if doubted else None)
+
+
+def test_of_two_names_on_the_hub_the_owner_counts(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "mine", linear(f"{LAYER}.self_attn.q_proj", 24, 32), base_model_name_or_path="one/model")
+    opened = open_checkpoint(base)
+    doubts = [open_adapter(adapter, replace(opened, name=name)).doubt for name in ("one/model@main", "other/model", "model")]
+    assert [doubt is None for doubt in doubts] == [True, False, True]
 
 
 def test_linear_layers_get_scale_times_b_a_with_their_own_rank_and_scale(tmp_path: Path) -> None:

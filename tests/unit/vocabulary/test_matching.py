@@ -6,9 +6,17 @@ import torch
 from microtome.core import Refusal, WeightAddress
 from microtome.model import wrap
 from microtome.store.schemas import TABLES
-from microtome.vocabulary.matching import UnitMatches, link_rows, match_findings, match_units, unit_pairs
+from microtome.vocabulary.matching import (
+    DRAWS,
+    FEWEST_DRAWS,
+    UnitMatches,
+    link_rows,
+    match_findings,
+    match_units,
+    unit_pairs,
+)
 from microtome.vocabulary.subject import Subject, subject_of
-from tests.unit.vocabulary.related import orthonormal, plain_gpt2
+from tests.unit.vocabulary.related import orthonormal, plain_gpt2, planted
 
 
 def copied() -> tuple[UnitMatches, list[int], torch.Tensor, tuple[Subject, Subject]]:
@@ -64,6 +72,14 @@ def test_units_of_unrelated_models_match_no_better_than_mixtures() -> None:
     assert float(found.q.min()) > 0.05
     assert abs(float(found.score.abs().mean() - found.control.mean())) < 0.01
     assert link_rows([found], "right").num_rows == 0
+
+
+def test_with_enough_mixtures_matches_do_not_hang_on_the_seed() -> None:
+    left, right = (subject_of(model, preset="paper") for model in planted([0, 1, 2], noise=0.5))
+    certain = [match_units(left, right, "W_in", draws=DRAWS, seed=seed).q <= 0.01 for seed in range(3)]
+    assert int(torch.stack(certain).all(0).sum()) >= 110, "all 120 are planted"
+    few = [int((match_units(left, right, "W_in", draws=FEWEST_DRAWS, seed=seed).q <= 0.01).sum()) for seed in range(4)]
+    assert min(few) < 60, "with few, that could be nothing"
 
 
 def test_pairs_have_the_words_of_both_at_the_end_that_corresponds() -> None:

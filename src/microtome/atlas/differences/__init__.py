@@ -7,5 +7,6 @@ from microtome.atlas.differences.atlases import compare_atlases as compare_atlas
 from microtome.atlas.differences.comparison import Comparison as Comparison
 from microtome.atlas.differences.comparison import Kind as Kind
 from microtome.atlas.differences.comparison import differing_sizes as differing_sizes
+from microtome.atlas.differences.comparison import require_idle as require_idle
 from microtome.atlas.differences.displacement import ModelDifference as ModelDifference
 from microtome.atlas.differences.displacement import displacement as displacement

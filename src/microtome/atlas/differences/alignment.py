@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from microtome.atlas.differences.comparison import Comparison, finding_rows
-from microtome.core import Refusal
+from microtome.atlas.differences.comparison import Comparison, finding_rows, require_draws, require_idle
 from microtome.model import Checkpoint, Model
 from microtome.vocabulary.alignment import (
     Alignment,
@@ -21,7 +20,16 @@ from microtome.vocabulary.alignment import (
     readers_of,
 )
 from microtome.vocabulary.findings import Row
-from microtome.vocabulary.matching import DRAWS, UnitMatches, UnitPair, link_rows, match_findings, match_units, unit_pairs
+from microtome.vocabulary.matching import (
+    DRAWS,
+    FEWEST_DRAWS,
+    UnitMatches,
+    UnitPair,
+    link_rows,
+    match_findings,
+    match_units,
+    unit_pairs,
+)
 from microtome.vocabulary.parameters import Group, block_of
 from microtome.vocabulary.shared import numbered, shared_tokens
 from microtome.vocabulary.subject import Subject, subject_of
@@ -87,14 +95,15 @@ class ModelAlignment:
 
 
 def alignment(left: Model | Checkpoint, right: Model | Checkpoint, comparison: Comparison) -> ModelAlignment:
-    """Compare two models whose vocabularies overlap. Of a comparison, `words` mean nothing here.
+    """Compare two models whose vocabularies overlap.
 
     Errors: `Refusal` for unrelated vocabularies, a missing tokenizer, groups that one model does not have, and a list of words.
     Cost: at most about `comparison.operations` for the layers, and as many for the units of each group.
     """
-    if comparison.words:
-        why = "it scores how vectors have moved, and those of two models that are aligned have not"
-        raise Refusal("a list of words", why=why, instead="leave it out, or name a model and what it was fine-tuned to")
+    require_idle(
+        comparison, ["words"], "a list scores how vectors have moved, and those of two models that are aligned have not"
+    )
+    require_draws(comparison, _FEWEST_SHUFFLES)
     model, other = (subject_of(each, preset=comparison.preset) for each in (right, left))
     shared, groups = shared_tokens(model, other), common_groups(model, other, comparison.groups)
     vectors = _vectors(model, other, groups, comparison.operations)
@@ -102,7 +111,11 @@ def alignment(left: Model | Checkpoint, right: Model | Checkpoint, comparison: C
     found = align(model, other, comparison.groups, draws=draws, vectors=vectors, seed=comparison.seed)
     units = [group for group in groups if group.name in (_UNITS if comparison.groups else ("W_out",))]
     unmatched = {group.name: why for group in units if (why := _why_not(model, other, group, comparison.operations))}
-    matches = [match_units(model, other, group.name, seed=comparison.seed) for group in units if group.name not in unmatched]
+    matches = [
+        match_units(model, other, group.name, draws=_mixtures(model, other, group, comparison.operations), seed=comparison.seed)
+        for group in units
+        if group.name not in unmatched
+    ]
     pairs = [unit_pairs(each, model, other, most=comparison.most, k=comparison.k, seed=comparison.seed) for each in matches]
     return ModelAlignment(
         model=model.name,
@@ -133,19 +146,31 @@ def _draws(model: Subject, other: Subject, groups: Sequence[Group], tokens: int,
     """How often tokens are shuffled."""
     kinds = len({readers_of(model, other, group) for group in groups})
     each = 2.0 * kinds * tokens * model.shape.d_model * other.shape.d_model
-    return max(_FEWEST_SHUFFLES, min(_SHUFFLES, int(operations / each)))
+    return max(_FEWEST_SHUFFLES, int(min(_SHUFFLES, operations / each)))
+
+
+def _mixtures(model: Subject, other: Subject, group: Group, operations: float) -> int:
+    """How many random mixtures of each layer units are compared with."""
+    once = 2.0 * math.prod(_counts(model, other, group)) * other.shape.d_model
+    return max(FEWEST_DRAWS, int(min(DRAWS, (operations / once - 1) / 2)))
 
 
 def _why_not(model: Subject, other: Subject, group: Group, operations: float) -> str | None:
     """Why the units of a group are not matched, or None where they are."""
-    counts = [_width(subject, group) * len(layers_of(subject, group)) for subject in (model, other)]
-    cost = 2.0 * (1 + 2 * DRAWS) * math.prod(counts) * other.shape.d_model
+    counts = _counts(model, other, group)
+    cost = 2.0 * (1 + 2 * FEWEST_DRAWS) * math.prod(counts) * other.shape.d_model
     if cost <= operations:
         return None
     return (
-        f"{counts[0]:,} with {counts[1]:,} would take {cost:.1e} operations, and {operations:.0e} were allowed: "
-        f"mt.diff with Comparison(operations={cost * 1.1:.1e}) takes them"
+        f"{counts[0]:,} with {counts[1]:,} would take {cost:.1e} operations, and {operations:.1e} were allowed; "
+        f"--operations {cost * 1.1:.1e}, or Comparison(operations={cost * 1.1:.1e}), matches them"
     )
+
+
+def _counts(model: Subject, other: Subject, group: Group) -> tuple[int, int]:
+    """Vectors of a group in each model."""
+    mine, others = (_width(subject, group) * len(layers_of(subject, group)) for subject in (model, other))
+    return mine, others
 
 
 def _layers(model: Subject, other: Subject, group: Group) -> tuple[int, int]:

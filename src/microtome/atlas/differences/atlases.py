@@ -1,5 +1,6 @@
 """What differs between two atlases of models of one shape: every statistic that both have, unit by unit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +23,13 @@ class AtlasDifference:
     """What differs between two atlases of models of one shape.
 
     `rows`: unit, stat, site, base, tuned, difference, effect (over the standard deviation between units in the base), z, q; those with
-    q at most 0.05 first, then by |effect|. `matched` statistics are in both; `only_base` and `only_tuned` in one. `same_text` is whether
-    they were computed from one text.
+    q at most 0.05 first, then by |effect|. `matched` statistics are in both; `only_base` and `only_tuned` in one. `same_text` is false
+    where they were computed from two texts, or from one that was cut or dealt to its halves otherwise.
+
+    z = difference / (e + e'), where e is what the farther end of a statistic's 95 % interval is from it, over 1.96: its standard error. Two
+    statistics of the same windows, or of the same pairs of words, are not independent, and an atlas does not keep how they vary together.
+    Whatever that is, the standard error of their difference is at most e + e'. So q is not too small for that, and as a rule too large:
+    where both err independently z could be up to 1.4 times as large, where they err alike larger still.
     """
 
     base: str
@@ -39,13 +45,14 @@ _JOINED: Final = """
 with spreads as (select stat, site, stddev_samp(value) as spread from base group by stat, site)
 select base.unit as unit, base.stat as stat, base.site as site, base.value as base, tuned.value as tuned,
        tuned.value - base.value as difference, (tuned.value - base.value) / nullif(spread, 0) as effect,
-       (tuned.value - base.value)
-           / nullif(sqrt(power((base.hi - base.lo) / 3.92, 2) + power((tuned.hi - tuned.lo) / 3.92, 2)), 0) as z
+       (tuned.value - base.value) * 1.96
+           / nullif(greatest(base.hi - base.value, base.value - base.lo)
+                    + greatest(tuned.hi - tuned.value, tuned.value - tuned.lo), 0) as z
 from base join tuned on base.unit = tuned.unit and base.stat = tuned.stat and base.site is not distinct from tuned.site
      left join spreads on base.stat = spreads.stat and base.site is not distinct from spreads.site
 order by stat, site, unit
 """
-"""Statistics of both atlases; the standard error of each is its 95 % interval over 2 x 1.96."""
+"""Statistics of both atlases."""
 _COUNTED: Final = "select count(*) from joined group by stat, site order by stat, site"
 _RANKED: Final = f"""
 select * exclude (place) from tested order by coalesce(q <= {_LARGEST_Q}, false) desc, abs(effect) desc nulls last, place
@@ -77,19 +84,37 @@ def compare_atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifferen
     texts = [(card.corpus or {}).get("fingerprint") for _, card in cards]
     return AtlasDifference(
         str(base.path), str(tuned.path), rows, rows.num_rows,
-        tables[0].num_rows - rows.num_rows, tables[1].num_rows - rows.num_rows, texts[0] == texts[1],
+        tables[0].num_rows - rows.num_rows, tables[1].num_rows - rows.num_rows, None in texts or texts[0] == texts[1],
     )  # fmt: skip
 
 
 def _card(atlas: Atlas, run: str | None) -> tuple[str, RunCard]:
     """The run that is compared: the one named, or the only one that a lens has been in."""
-    runs = {name: card for name, card in atlas.manifest.runs.items() if card.depths}
+    every = atlas.manifest.runs
+    runs = {name: card for name, card in every.items() if card.depths}
     if run is None and len(runs) == 1:
         return next(iter(runs.items()))
-    if run not in runs:
-        why = f"there is no run {run}" if run else f"it has {len(runs)} runs"
-        raise Refusal(str(atlas.path), why=why, instead=f"name one by --run: {', '.join(runs) or 'build it first'}")
-    return run, runs[run]
+    if run in runs:
+        return run, runs[run]
+    if run is not None and run not in every:
+        why = f"there is no run {run}"
+    elif run is None and runs:
+        why = f"it has {len(runs)} runs"
+    else:
+        why = _empty({name: card for name, card in every.items() if run in (None, name)})
+    instead = f"name one by --run: {', '.join(runs)}" if runs else "build it first, with microtome build"
+    raise Refusal(str(atlas.path), why=why, instead=instead)
+
+
+def _empty(runs: Mapping[str, RunCard]) -> str:
+    """Why runs that no lens has been in have no statistics."""
+    if not runs:
+        return "it has no runs"
+    begun = [name for name, card in runs.items() if card.pending]
+    if begun:
+        return f"run {begun[0]} is not built yet"
+    names = " and ".join(runs)
+    return f"run {names} says how two models differ" if len(runs) == 1 else f"runs {names} say how two models differ"
 
 
 def _tested(rows: pa.Table, counts: list[int]) -> pa.Table:

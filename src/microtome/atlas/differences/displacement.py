@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from microtome.atlas.differences.comparison import Comparison, finding_rows
+from microtome.atlas.differences.comparison import Comparison, finding_rows, require_draws, require_idle
 from microtome.model import Checkpoint, Model
+from microtome.model.adapter import AdaptedWeights
 from microtome.vocabulary.changed import Significance, block_rows, change_findings, change_rows, embedding_rows, significance
 from microtome.vocabulary.changes import BlockChange, EmbeddingChange, changes, embedding_changes, other_changes
 from microtome.vocabulary.findings import Row
@@ -21,11 +22,16 @@ from microtome.vocabulary.subject import Subject, subject_of
 __all__ = ["ModelDifference", "displacement"]
 
 _DRAWS: Final = 1000
+_FEWEST_DRAWS: Final = 100
 
 
 @dataclass(frozen=True, eq=False)
 class ModelDifference:
-    """What changed from one model to another. `elsewhere` names weights that differ and hold no vectors of the stream."""
+    """What changed from one model to another.
+
+    `elsewhere` names weights that differ and hold no vectors of the stream. Where `groups` were named, nothing else was compared: neither
+    these nor `embeddings`. `doubt` is what speaks against `base` being the model that an adapter was trained on.
+    """
 
     base: str
     tuned: str
@@ -35,7 +41,8 @@ class ModelDifference:
     elsewhere: tuple[str, ...]
     words: WordList | None
     texts: Sequence[str]
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...]
+    doubt: str | None
 
     @property
     def writer(self) -> str:
@@ -50,7 +57,8 @@ class ModelDifference:
     @property
     def says(self) -> str:
         """What such a run is, instead of what it is not."""
-        return f"this run says what changed since {self.base}"
+        said = f"this run says what changed since {self.base}"
+        return f"{said}; {self.doubt}" if self.doubt else said
 
     @property
     def identical(self) -> bool:
@@ -74,8 +82,12 @@ class ModelDifference:
 def displacement(base: Model | Checkpoint, tuned: Model | Checkpoint, comparison: Comparison) -> ModelDifference:
     """Compare two models of one shape.
 
-    Errors: `Refusal` where they do not correspond, see `vocabulary.changes.require_alike`.
+    Errors: `Refusal` where they do not correspond, see `vocabulary.changes.require_alike`, and for what would change nothing here.
     """
+    require_idle(comparison, ["operations"], "every vector of two models of one shape is compared, whatever that takes")
+    if not comparison.words:
+        require_idle(comparison, ["draws"], "there is no list of words to shuffle")
+    require_draws(comparison, _FEWEST_DRAWS)
     before, after = (subject_of(model, preset=comparison.preset) for model in _one_tokenizer(base, tuned))
     words = _words(comparison, after)
     found = tuple(
@@ -84,17 +96,18 @@ def displacement(base: Model | Checkpoint, tuned: Model | Checkpoint, comparison
             words=words, most=comparison.most, k=comparison.k, draws=comparison.draws or _DRAWS, seed=comparison.seed,
         )
     )  # fmt: skip
-    embeddings, elsewhere = embedding_changes(before, after, comparison.k), other_changes(before, after)
+    whole = not comparison.groups
     return ModelDifference(
         before.name,
         after.name,
         found,
         significance(found),
-        tuple(embeddings),
-        tuple(elsewhere),
+        tuple(embedding_changes(before, after, comparison.k)) if whole else (),
+        tuple(other_changes(before, after)) if whole else (),
         words,
         after.texts,
         comparison.groups,
+        after.weights.adapter.doubt if isinstance(after.weights, AdaptedWeights) else None,
     )
 
 
