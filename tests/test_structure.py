@@ -28,6 +28,8 @@ EXCEPTIONS: dict[str, str] = {
     "cli/verbs.py: parameters of build": "an option is an argument, and build has the options of everything it runs",
     "cli/verbs.py: parameters of diff": "an option is an argument, and models are compared in two ways",
     "cli/verbs.py: parameters of geometry": "those of build: it builds one lens",
+    "cli/verbs.py: parameters of neurons": "those of build: it builds one lens",
+    "cli/verbs.py: parameters of steer": "an option is an argument",
     "cli/verbs.py: parameters of vocabulary": "those of build, and of how a single vector is read",
     "web/app.py: parameters of get_units": "a query parameter is an argument",
 }

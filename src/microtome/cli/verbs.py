@@ -1,20 +1,34 @@
 """The verbs of `microtome`. Option names are a promise: a test freezes them."""
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from microtome.cli.arguments import (
+    AtlasPath,
+    Depth,
+    Device,
+    DryRun,
+    Dtype,
+    Encoding,
+    LabelColumn,
+    Model,
+    Output,
+    Port,
+    Protocol,
+    RemoteCode,
+    RunName,
+    Seed,
+    Sites,
+    Text,
+    TextColumn,
+    Window,
+)
+from microtome.cli.building import Opening, build_atlas, reading_of
 from microtome.cli.options import Verb
 from microtome.cli.vocabulary import Lookup, answer, require_one_way
-from microtome.core import Refusal
-
-if TYPE_CHECKING:
-    from microtome.atlas import Settings
-    from microtome.corpus import Reading
-    from microtome.model import Model as BuiltModel
 
 __all__ = ["app"]
 
@@ -26,51 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Model = Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(
-        help="Precision of the forward pass; auto: bfloat16 where this machine is fast at it and the checkpoint is no better."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-RemoteCode = Annotated[
-    Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
-]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
-AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
-
-
-Text = Annotated[
-    str | None,
-    typer.Argument(
-        help="File, folder, JSONL, CSV, Parquet, image folder, hf:DATASET, - for standard input, or `sample`. "
-        "Without it: only what the weights tell."
-    ),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")]
-RunName = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can hold several.")]
-Depth = Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every sample that is taken.")]
-Window = Annotated[int, typer.Option(help="Tokens in a window.")]
-Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column or field that holds a label.")]
-Protocol = Annotated[
-    Literal["clean", "paper"],
-    typer.Option(
-        help="How windows are taken. paper: 6,400 of 512 tokens anywhere in the joined texts, as Song & Zhong 2023 drew them; then"
-        " nothing is held out, and --window is not used."
-    ),
-]
-Sites = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sites", help="Hidden states to look at, may be repeated: resid_mid, attn_out.3, mlp_out.0:6. Usually the stream."
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")]
 
 
 @app.command()
@@ -94,8 +63,8 @@ def build(
     from microtome.atlas import Settings
 
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
-    reading = _reading(encoding, text_column, label_column)
-    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
@@ -121,8 +90,64 @@ def geometry(
     from microtome.atlas import Settings
 
     settings = Settings(run, depth, seed, window, lenses=("geometry",), sites=tuple(sites or ()), protocol=protocol)
-    reading = _reading(encoding, text_column, label_column)
-    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@app.command()
+def neurons(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="As in `microtome build`.")],
+    output: Output = Path("atlas"),
+    run: RunName = "main",
+    depth: Depth = "standard",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: DryRun = False,
+) -> None:
+    """Say of every feed-forward unit what it detects and what the loss owes to it: into a new atlas, or into one of the same text."""
+    from microtome.atlas import Settings
+
+    settings = Settings(run, depth, seed, window, lenses=("neurons",))
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@app.command()
+def steer(
+    model: Model,
+    prompt: Annotated[
+        list[str], typer.Argument(help="Text that the model goes on to write; several are written behind apart.")
+    ],
+    unit: Annotated[
+        list[str], typer.Option("--unit", help="A unit (neurons.24/343) or head (heads.5/1) to change; may be repeated.")
+    ],
+    scale: Annotated[float | None, typer.Option(help="Multiply what the units are by this: 0 switches them off.")] = None,
+    set_to: Annotated[float | None, typer.Option("--set", help="Set the units to this, everywhere.")] = None,
+    tokens: Annotated[
+        Literal["all", "prompt", "generated"],
+        typer.Option(help="Where: at all tokens, those of the prompt, or those that are written."),
+    ] = "all",
+    most: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 40,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 writes the most probable token; above, tokens are drawn.")
+    ] = 0.0,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+) -> None:
+    """Let a model write while some of its units are changed, beside what it writes unchanged and with random units changed as much."""
+    from microtome.cli.steering import Steering, steered
+
+    asked = Steering(tuple(unit), scale, set_to, tokens, most, temperature, seed)
+    typer.echo(steered(Opening(model, dtype, device, remote_code).load, prompt, asked))
 
 
 @app.command(cls=Verb)
@@ -134,8 +159,8 @@ def vocabulary(
         list[str] | None,
         typer.Option(
             "--vector",
-            help="Only print this: a weight vector (W_out.24/343, W_Q.5.1/17), a head (heads.25/3) or a unit (neurons.24/343); may be "
-            "repeated.",
+            help="Only print this: a weight vector (W_out.24/343, W_Q.5.1/17), a head (heads.25/3) or a unit (neurons.24/343), a "
+            "singular direction (heads.25/3.svd0), reversed with - behind it; may be repeated.",
         ),
     ] = None,
     topic: Annotated[
@@ -189,8 +214,8 @@ def vocabulary(
     from microtome.atlas import Settings
 
     settings = Settings(run, depth, seed, window, lenses=("vocabulary",))
-    reading = _reading(encoding, text_column, label_column)
-    _build(_Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command(cls=Verb)
@@ -241,53 +266,6 @@ def diff(
     show_difference(difference(left, right, output=output, comparison=comparison, run=run), top)
     if output is not None:
         typer.echo(f"{output} is ready: microtome open {shlex.quote(str(output))}")
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """A model as it was named, and how to open it."""
-
-    name: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    device: str
-    remote_code: Literal["refuse", "allow"]
-
-    def load(self) -> "BuiltModel":
-        """Opened and built."""
-        from microtome.model import load
-
-        return load(self.name, dtype=self.dtype, device=self.device, remote_code=self.remote_code)
-
-
-def _reading(encoding: str, text_column: str | None, label_column: str | None) -> "Reading":
-    from microtome.corpus import Reading
-
-    return Reading(encoding=encoding, text_column=text_column, label_column=label_column)
-
-
-def _build(
-    opening: _Opening, text: str | None, output: Path, settings: "Settings", reading: "Reading", *, dry_run: bool
-) -> None:
-    """Build, or say what it would take."""
-    from microtome.atlas import build as build_atlas
-    from microtome.atlas import estimate
-    from microtome.atlas.folder import require_usable
-    from microtome.cli.progress import Bar
-    from microtome.model import open_checkpoint
-
-    require_usable(output)
-    if dry_run:
-        if text is None:
-            raise Refusal(
-                "--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out"
-            )
-        typer.echo(estimate(opening.load(), text, output=output, settings=settings, reading=reading).describe())
-        return
-    with Bar() as bar:
-        bar.step(f"opening {Path(opening.name).name}")
-        subject = open_checkpoint(opening.name, remote_code=opening.remote_code) if text is None else opening.load()
-        atlas = build_atlas(subject, text, output=output, settings=settings, reading=reading, progress=bar)
-    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
 
 
 @app.command(name="open")

@@ -3,7 +3,7 @@
     unit            basis[.layer]/index[@site][+|-]   neurons.24/343   neurons.24/e3.343   heads.5/1.svd3   factors@NAME/30@resid_post.6
     weight vector   family[.layer[.head]]/index       W_out.24/343     W_Q.5.1/17     W_pos/7     b_out.3/0
 
-Both forms round-trip, and an unknown part is refused: a coordinate that a parser drops would name another tensor.
+Both forms round-trip, and an unknown part is refused: a coordinate that a parser drops would name another tensor. Digits are 0 to 9.
 """
 
 import re
@@ -18,10 +18,12 @@ __all__ = ["UnitAddress", "WeightAddress"]
 _UNIT = re.compile(
     r"(?P<basis>[a-z_]+)(?:@(?P<name>[A-Za-z0-9_\-]+))?(?:\.(?P<layer>\d+))?"
     r"/(?:e(?P<expert>\d+)\.)?(?P<index>\d+)(?:\.(?P<part>[a-z]+\d+))?"
-    r"(?:@(?P<site>[a-z_]+(?:\.\d+)?))?(?P<sign>[+-])?"
+    r"(?:@(?P<site>[a-z_]+(?:\.\d+)?))?(?P<sign>[+-])?",
+    re.ASCII,
 )
 _WEIGHT = re.compile(
-    r"(?P<family>[A-Za-z]+(?:_[A-Za-z]+)*)(?:\.(?P<layer>\d+)(?:\.(?P<head>\d+))?)?/(?:e(?P<expert>\d+)\.)?(?P<index>\d+)"
+    r"(?P<family>[A-Za-z]+(?:_[A-Za-z]+)*)(?:\.(?P<layer>\d+)(?:\.(?P<head>\d+))?)?/(?:e(?P<expert>\d+)\.)?(?P<index>\d+)",
+    re.ASCII,
 )
 
 

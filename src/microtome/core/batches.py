@@ -62,6 +62,18 @@ class Batch:
         targets = None if self.targets is None else self.targets[index]
         return replace(self, **taken, extra={name: value[index] for name, value in self.extra.items()}, targets=targets)
 
+    def alone(self, row: int) -> "Batch":
+        """One window, without padding."""
+        own = self.take(torch.tensor([row]))
+        length, size = int((own.roles != Role.PAD).sum()), own.ids.shape
+
+        def cut(value: Tensor) -> Tensor:
+            return value[:, :length] if value.shape[:2] == size else value
+
+        targets = None if own.targets is None else cut(own.targets)
+        extra = {name: cut(value) for name, value in own.extra.items()}
+        return replace(own, ids=cut(own.ids), roles=cut(own.roles), extra=extra, targets=targets)
+
     def counted(self, roles: frozenset[Role]) -> Bool[Tensor, "window token"]:
         """True where the token's role is one of `roles`."""
         wanted = torch.tensor(sorted(roles), dtype=torch.uint8, device=self.roles.device)

@@ -84,7 +84,7 @@ _ROWS: Final = (
 
 SITES: Final[dict[str, SiteSpec]] = {row.name: row for row in _ROWS}
 
-_FORM = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>\d+))?")
+_FORM = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>\d+))?", re.ASCII)
 
 
 @functools.total_ordering

@@ -30,6 +30,7 @@ from microtome.intervene.generation import GREEDY as GREEDY
 from microtome.intervene.generation import Sampling as Sampling
 from microtome.intervene.generation import Written as Written
 from microtome.intervene.generation import generate as generate
+from microtome.intervene.generation import text_loss as text_loss
 from microtome.intervene.gradients import attribution_patching as attribution_patching
 from microtome.intervene.gradients import gradient_times_activation as gradient_times_activation
 from microtome.intervene.gradients import gradients_at as gradients_at

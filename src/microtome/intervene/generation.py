@@ -13,11 +13,11 @@ from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role
 from microtome.intervene.edits import Edit, edited_step
-from microtome.model import Model
+from microtome.model import Model, forward
 from microtome.model.observe import inputs_of
 from microtome.numerics import hash_parts, uniform
 
-__all__ = ["GREEDY", "Sampling", "Written", "generate"]
+__all__ = ["GREEDY", "Sampling", "Written", "generate", "text_loss"]
 
 _TINY: Final = 2.0**-54
 
@@ -105,6 +105,25 @@ def generate(
     ids, scores = zip(*(found[row] for row in range(len(lengths))), strict=True)
     texts = [_spelled(model, each) for each in ids]
     return Written(ids, tuple(texts), scores)
+
+
+def text_loss(model: Model, batch: Batch, ids: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, " window"]:
+    """Mean loss of what was written behind each prompt, in nats a token, by the model as it is (or as the edits in force have made it).
+
+    Errors: `Refusal` for a text of no token. Cost: one pass for each text.
+    """
+    if len(ids) != len(batch.ids) or not all(len(own) for own in ids):
+        why = f"there are {len(batch.ids)} prompts, and of {len(ids)} texts some are empty"
+        raise Refusal("the loss of texts", why=why, instead="give a text of a token or more for each prompt")
+    found = []
+    for row, own in enumerate(ids):
+        alone = batch.alone(row)
+        read, given = alone.ids.shape[1], own.to(alone.ids.device)[None]
+        roles = torch.full_like(given, int(Role.CONTENT), dtype=torch.uint8)
+        whole = replace(alone, ids=torch.cat([alone.ids, given], 1), roles=torch.cat([alone.roles, roles], 1))
+        logits = forward(model, whole)["logits"][0, read - 1 : -1].float()
+        found.append(torch.nn.functional.cross_entropy(logits, given[0]))
+    return torch.stack(found)
 
 
 def _together(

@@ -86,10 +86,8 @@ def causal_trace(
     """
     traces = []
     for row in range(len(batch.ids)):
-        own = batch.take(torch.tensor([row]))
-        length = int((own.roles != Role.PAD).sum())
-        own = replace(own, ids=own.ids[:, :length], roles=own.roles[:, :length])
-        where = subject[row : row + 1, :length]
+        own = batch.alone(row)
+        where = subject[row : row + 1, : own.ids.shape[1]]
         if not bool(where.any()):
             raise Refusal(f"prompt {row}", why="none of its tokens is marked as the subject", instead="mark some")
         asked = question.take(torch.tensor([row]))

@@ -110,22 +110,7 @@ def allowed_keys(scores: Float[Tensor, "*any query key"]) -> Bool[Tensor, "*any 
 
 def _longest(batch: Batch) -> Batch:
     """The longest window of a batch, alone and without padding."""
-    lengths = (batch.roles != Role.PAD).sum(1)
-    row = int(lengths.argmax())
-    part, end = slice(row, row + 1), int(lengths[row])
-    return Batch(
-        ids=batch.ids[part, :end],
-        roles=batch.roles[part, :end],
-        window=batch.window[part],
-        document=batch.document[part],
-        start=batch.start[part],
-        half=batch.half[part],
-        label=batch.label[part],
-        extra={
-            name: value[part, :end] if value.shape[:2] == batch.ids.shape else value[part]
-            for name, value in batch.extra.items()
-        },
-    )
+    return batch.alone(int((batch.roles != Role.PAD).sum(1).argmax()))
 
 
 def _unnormed(model: Model, facts: Facts) -> Facts:

@@ -16,7 +16,7 @@ from microtome.neurons.detectors import CONTROL, Detectors
 from microtome.neurons.statistics import PEERS, Judged
 from microtome.readout.words import named
 
-__all__ = ["DEAD", "Finding", "dead_units", "detectors", "findings_table", "peaked_units"]
+__all__ = ["DEAD", "Finding", "dead_units", "detectors", "findings_table", "judged_findings", "peaked_units"]
 
 AT_MOST: Final = 200
 """Findings of a kind."""
@@ -45,9 +45,13 @@ class Finding:
     p: float = 0.0
 
 
-def findings_table(judged: Sequence[Judged], texts: Sequence[str], run: str) -> pa.Table:
-    """Rows of the table `findings`: the foremost of each kind, kinds one after the other."""
-    found = [*detectors(judged, texts), *peaked_units(judged), *dead_units(judged)]
+def judged_findings(judged: Sequence[Judged], texts: Sequence[str]) -> list[Finding]:
+    """What statistics of activations say: the foremost of each kind, kinds one after the other."""
+    return [*detectors(judged, texts), *peaked_units(judged), *dead_units(judged)]
+
+
+def findings_table(found: Sequence[Finding], run: str) -> pa.Table:
+    """Rows of the table `findings`, in this order."""
     zeros = np.zeros(len(found), np.int16)
     kinds = list(dict.fromkeys(finding.kind for finding in found))
     controls = list(dict.fromkeys(finding.control_kind for finding in found))

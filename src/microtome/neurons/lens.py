@@ -5,7 +5,7 @@ Statistics and findings themselves are computed in `statistics` and `findings`. 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -14,17 +14,26 @@ import torch
 from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage
 from microtome.core import Fold, Half
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
+from microtome.model import Model
 from microtome.neurons.basis import Neurons, neurons_of
+from microtome.neurons.causal import Picked, ablation_rows, effect_findings, effect_rows, pick
 from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
-from microtome.neurons.findings import findings_table
+from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
+from microtome.neurons.findings import findings_table, judged_findings
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
 from microtome.neurons.words import spellings
+from microtome.readout.sample import Target
 from microtome.readout.words import texts_of
 
-__all__ = ["NeuronsLens"]
+__all__ = ["ABLATED", "EFFECTS", "NeuronsLens"]
+
+EFFECTS = Stage(5, "effects", sample=64, unit=8)
+ABLATED = Stage(6, "ablated", sample=16, unit=1)
 
 _COUNTS: Final = "neurons.tokens"
+_FIRST_ORDER: Final = "neurons.effects"
+_ABLATIONS: Final = "neurons.ablations"
 _BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
 _FEW: Final = {
     "held-out documents": "the text has fewer than four different documents, so discover and confirm are parts of the same ones and "
@@ -53,14 +62,22 @@ class NeuronsLens:
         return "neurons"
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pilot for the deciles, then everything; neither where there is no text."""
-        return () if run.corpus is None else (PILOT, MAIN)
+        """A pilot for the deciles, then everything; beyond the quick depth what the loss owes to units. None where there is no text."""
+        if run.corpus is None:
+            return ()
+        return (PILOT, MAIN) if _why_no_effects(run) else (PILOT, MAIN, *_causal(run))
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """Per basis: quantiles in the pilot; then survey and decile contexts, and once the counts of tokens, if they are words."""
         bases = neurons_of(run.model.shape)
         if stage == PILOT:
             return {_named("pilot", basis): PilotQuantiles(basis, self.pilot, run.seed) for basis in bases}
+        if stage.order == EFFECTS.order:
+            return {_FIRST_ORDER: FirstOrderEffects(_built(run), _target(run))}
+        if stage.order == ABLATED.order:
+            picked = _picked(run, earlier)
+            units = tuple(picked.layer.tolist()), tuple(picked.index.tolist())
+            return {_ABLATIONS: UnitAblations(_built(run), *units, _target(run), Half.CONFIRM)}
         vocab = run.model.shape.vocab
         folds: dict[str, Fold] = {_COUNTS: TokenCounts(vocab)} if vocab else {}
         rate = min(1.0, self.sampled / max(1, run.corpus.tokens)) if run.corpus is not None else 0.0
@@ -90,12 +107,17 @@ class NeuronsLens:
                 following = next_detectors(survey.contexts, counts.following, spelling, run.seed)
             found.append(survey_of(basis, survey, norm, tokens, following))
         judged = judge(found)
+        stats, more = [unit_stats_table(judged, run.name)], []
+        if not _why_no_effects(run):
+            effects, picked, ablations = _effects(run, results), _picked(run, results), results.of(_causal(run)[1], _ABLATIONS)
+            stats += [effect_rows(bases, effects, run.name), ablation_rows(bases, picked, ablations, run.name)]
+            more = effect_findings(bases, effects, picked, ablations)
         return {
             "units": units_table(bases),
-            "unit_stats": unit_stats_table(judged, run.name),
+            "unit_stats": pa.concat_tables(stats, promote_options="permissive"),
             "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
             "token_counts": token_counts_table(counts.here, run.name),
-            "findings": findings_table(judged, texts, run.name),
+            "findings": findings_table([*judged_findings(judged, texts), *more], run.name),
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:
@@ -104,9 +126,48 @@ class NeuronsLens:
             patches = "the tokens of an image are patches, which belong to no vocabulary"
             missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
             seen = {} if run.model.shape.causal or missing else {"next-token detectors": _BOTH_WAYS}
-            return missing | seen | (_FEW if run.corpus.shared_halves else {})
+            why = _why_no_effects(run)
+            causal = {"effects of units on the loss": why} if why else {}
+            return missing | seen | causal | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
+
+
+def _why_no_effects(run: Run) -> str:
+    """Why the loss's debts to units are left out; empty where they are not."""
+    if run.depth == "quick":
+        return "not part of depth quick: it takes passes of its own: microtome neurons MODEL TEXT -o ATLAS"
+    return why_no_effects(_built(run)) or ""
+
+
+def _causal(run: Run) -> tuple[Stage, Stage]:
+    """The two stages, in which a masked language model has its masks."""
+    masked = _target(run) == "masked"
+    return replace(EFFECTS, masked=masked), replace(ABLATED, masked=masked)
+
+
+def _built(run: Run) -> Model:
+    assert isinstance(run.model, Model), "a text is read by a model that was built"
+    return run.model
+
+
+def _target(run: Run) -> Target:
+    head = _built(run).head
+    return "masked" if head is not None and head.kind == "masked" else "next"
+
+
+def _effects(run: Run, results: Results) -> Effects:
+    return results.of(_causal(run)[0], _FIRST_ORDER)
+
+
+def _picked(run: Run, results: Results) -> Picked:
+    """The units that are ablated, by what all text says that units write."""
+    written = []
+    for basis in neurons_of(run.model.shape):
+        moments = results.of(MAIN, _named("survey", basis)).moments
+        size = (moments.mean.square() + moments.standard_deviation.square()).sqrt()
+        written.append(size.double() * write_norms(run.model.weights, basis))
+    return pick(_effects(run, results), torch.stack(written), seed=run.seed)
 
 
 def _contexts(basis: Neurons, run: Run, results: Results) -> pa.Table:

@@ -1,6 +1,7 @@
 """The compiled kernels of matrix products: what of a tile of products is worth keeping, and the exact values of what was kept.
 
-A key is what is sorted by, larger first: the product, or its negative for the smallest. Tiles are read as bits, in signed integers as wide as the products.
+A key is what is sorted by, larger first: the product, or its negative for the smallest. Tiles are read as bits, in signed
+integers as wide as the products.
 """
 
 import numpy as np
@@ -62,7 +63,7 @@ def _reaching(part, flip, level):
 
 @jit
 def _extremes(line, plain, most, far):
-    """The largest bits of each strip of a row, as signed and as unsigned integers: the largest product, and the smallest if it is negative.
+    """The largest bits of each strip of a row, as signed and as unsigned integers: the largest and a negative smallest.
 
     Strip i has the columns i, i + strips, i + 2 strips, ..., so that all strips are compared side by side.
     """
@@ -152,7 +153,10 @@ def _take(line, tile, strip, flip, allowed, listed, state, held):
 
 @jit
 def _share(held, tile, tiles):
-    """How many of the largest to list after so many tiles, for at least `held` of all to be as large: three deviations above their part."""
+    """How many of the largest to list after so many tiles, for at least `held` of all to be as large.
+
+    Three deviations above their part.
+    """
     part = held * (tile + 1) / tiles
     return held if tile + 1 == tiles else min(held, np.int64(part + 3 * np.sqrt(part)) + 2)
 
@@ -161,10 +165,11 @@ def _share(held, tile, tiles):
 def shortlist(bits, columns, rows, first, wanted, classes, top, bottom):
     """Of each row and at both ends, list the products of a tile that are likely to be among the largest, and some more.
 
-    `wanted` is how many of each row, and of how many tiles: the columns of this one are first, first + tiles, first + 2 tiles, ... There may be fewer in the
-    end where tiles are unlike. `bits` are those of the products, as signed and as unsigned integers. `top` and `bottom` are lists of codes (see `_code`) and columns, and for
-    each row how many they hold and the least code that is still listed: negative infinity's or less at first, the largest integer where
-    equal entries left no room. Reference: `matmul_topk._larger`.
+    `wanted` is how many of each row, and of how many tiles: the columns of this one are first, first + tiles, first + 2 tiles,
+    ... There may be fewer in the end where tiles are unlike. `bits` are those of the products, as signed and as unsigned
+    integers. `top` and `bottom` are lists of codes (see `_code`) and columns, and for each row how many they hold and the least
+    code that is still listed: negative infinity's or less at first, the largest integer where equal entries left no room.
+    Reference: `matmul_topk._larger`.
     """
     (signed, unsigned), (row_class, column_class), (held, tiles) = bits, classes, wanted
     share = _share(held, first, tiles)
@@ -226,9 +231,9 @@ def _likely(keys, k):
 def settle(a, b, sign, listed, bound, rows, best):
     """The k best of each row's shortlist by their exact keys, and whether nothing outside it can be among them.
 
-    `listed` is keys, columns and what no other key exceeds, `bound` what the error of an entry is made of (`rounding.Weights` of the
-    rows, length and loss of the columns, the largest error of each row, the last rounding), `best` what is written: keys,
-    columns, and whether they are sure. Reference: `matmul_topk._settle`.
+    `listed` is keys, columns and what no other key exceeds, `bound` what the error of an entry is made of (`rounding.Weights`
+    of the rows, length and loss of the columns, the largest error of each row, the last rounding), `best` what is written:
+    keys, columns, and whether they are sure. Reference: `matmul_topk._settle`.
     """
     (held, held_at, rest), (keys, index, sure) = listed, best
     of_length, of_lost, least_error, length, lost, slack, step = bound
@@ -262,7 +267,8 @@ def collect(bits, columns, rows, reach, classes, corner, found, progress):
     """Append the pairs of a tile whose keys reach their row's threshold, until there is no room for another part of a row.
 
     `reach` is the thresholds and the sign that makes keys of products, `corner` the first row and column of the tile.
-    `progress` is how many are found and which part is next; it is negative at the tile's end. Reference: `product_topk._collect`.
+    `progress` is how many are found and which part is next; it is negative at the tile's end. Reference:
+    `product_topk._collect`.
     """
     (row_class, column_class), (threshold, sign) = classes, reach
     bits_here = np.zeros(_PART, np.uint32)
@@ -292,7 +298,10 @@ def collect(bits, columns, rows, reach, classes, corner, found, progress):
 
 @jit
 def balance(products, first, rows, found):
-    """How many more entries of a row are above its own, number (first + row) of all columns from 0 on, than below. Reference: `places._balance`."""
+    """How many more entries of a row are above its own, number (first + row) of all columns from 0 on, than below.
+
+    Reference: `places._balance`.
+    """
     columns = products.shape[1]
     for r in range(rows[0], rows[1]):
         line = products[r]

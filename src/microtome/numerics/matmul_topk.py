@@ -1,7 +1,7 @@
 """The largest and smallest entries of each row of a matrix product that is too large to hold.
 
-Exact: as if every entry were summed in float64, rounded to float32 and the row sorted, ties to the lowest column. Reading vocabularies
-through it belongs in `readout` and `vocabulary`, the largest entries of the whole product in `product_topk`.
+Exact: as if every entry were summed in float64, rounded to float32 and the row sorted, ties to the lowest column. Reading
+vocabularies through it belongs in `readout` and `vocabulary`, the largest entries of the whole product in `product_topk`.
 """
 
 import functools
@@ -43,7 +43,8 @@ Classes = tuple[Int[Tensor, " row"], Int[Tensor, " column"]] | None
 class Ends:
     """The k largest entries of each row, descending, and the k smallest, ascending, with their columns.
 
-    Where fewer than k entries of a row are numbers of pairs that are not left out, the rest is (-inf, -1), at the bottom (inf, -1).
+    Where fewer than k entries of a row are numbers of pairs that are not left out, the rest is (-inf, -1), at the
+    bottom (inf, -1).
     """
 
     top: Float[Tensor, "row k"]
@@ -66,9 +67,10 @@ def matmul_topk(
     """Both ends of each row of a @ b + bias over the columns that are not excluded.
 
     Tiles of the product are searched for about 2k candidates a row and end, whose sums in float64 decide; a row whose
-    candidates do not suffice by the bound of `rounding.error` is looked at again with more, and at last sorted whole (many equal
-    entries). So `precision` changes the time and not the result. Pairs whose row and column have the same class are left out before anything is selected.
-    NaN is never taken. Fastest where b is the transpose of contiguous rows; given as `rounding.Columns` where it is multiplied often.
+    candidates do not suffice by the bound of `rounding.error` is looked at again with more, and at last sorted whole (many
+    equal entries). So `precision` changes the time and not the result. Pairs whose row and column have the same class are left
+    out before anything is selected. NaN is never taken. Fastest where b is the transpose of contiguous rows; given as
+    `rounding.Columns` where it is multiplied often.
     Errors: `Refusal` where fewer than k columns are left, for k below 1, and where only one of the classes is given.
     Cost: that of the product and of k gathered columns a row; memory a tile (4 MB), and of b a copy if it is rounded or not
     the transpose of contiguous rows.
@@ -149,7 +151,7 @@ def _fill_rows(
 
 @dataclass(frozen=True, eq=False)
 class _Shortlist:
-    """Of each row, some large keys of rounded products with their columns, and what no other key exceeds; (-inf, -1) is empty."""
+    """Of each row, some large keys of rounded products, their columns, and what no other key exceeds; (-inf, -1) is empty."""
 
     keys: Float[Tensor, "row held"]
     at: Int[Tensor, "row held"]
@@ -161,7 +163,8 @@ def _shortlisted(
 ) -> tuple[_Shortlist, _Shortlist]:
     """About the `held` largest and smallest rounded products of each row.
 
-    Every tile has columns from all over, so that the first say how large the largest of all will be: neighbours are alike in a vocabulary.
+    Every tile has columns from all over, so that the first say how large the largest of all will be: neighbours are alike in a
+    vocabulary.
     """
     count = -(-len(right.length) // (len(room) // len(left.length)))
     tiles = ((first, rounding.multiplied(left, right.part(slice(first, None, count)), room)) for first in range(count))
@@ -178,7 +181,7 @@ def _shortlisted(
 def _compiled_lists(
     compiled: ModuleType, tiles: Iterable[tuple[int, Tensor]], rows: int, wanted: tuple[int, int], classes: Classes
 ) -> tuple[_Shortlist, _Shortlist]:
-    """The lists of all tiles; `codes` are the keys as integers in their order, `state` how many there are and the least still listed.
+    """The lists of all tiles; `codes` are keys as integers in their order, `state` how many and the least still listed.
 
     `wanted` is how many of each row, and from how many tiles.
     """
@@ -206,7 +209,7 @@ def _compiled_lists(
 def _larger(
     lists: tuple[_Shortlist, _Shortlist] | None, scores: Float[Tensor, "row column"], part: slice, held: int, classes: Classes
 ) -> tuple[_Shortlist, _Shortlist]:
-    """In torch: the `held` largest and smallest products of a tile, which has a part of the columns, and of the lists before it."""
+    """In torch: the `held` largest and smallest products of a tile, which has some of the columns, and of the lists before."""
     keys = scores.to(torch.float32)
     equal = None if classes is None else classes[0][:, None] == classes[1][part]
     both = []

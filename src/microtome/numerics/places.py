@@ -20,9 +20,10 @@ _TILE: Final = 1 << 18
 
 
 def diagonal_places(a: Float[Tensor, "row d"], b: Float[Tensor, "column d"]) -> Float[Tensor, " row"]:
-    """The share of the other entries of each row of a b^T that are below its own, equal ones counting half; NaN where there are none.
+    """The share of the other entries of each row of a b^T that are below its own, equal ones half; NaN if there are none.
 
-    Row i's own is column i; where there are more rows than columns, they begin anew: many `a` can be stacked. Products are float32.
+    Row i's own is column i; where there are more rows than columns, they begin anew: many `a` can be stacked. Products are
+    float32.
     Errors: `Refusal` for rows that end before the columns do.
     Cost: 2 row column d FLOP and one pass over a tile of the products.
     """
@@ -37,7 +38,10 @@ def diagonal_places(a: Float[Tensor, "row d"], b: Float[Tensor, "column d"]) -> 
 
 
 def _products_with(b: Float[Tensor, "column d"]) -> Callable[[Tensor], Tensor]:
-    """What multiplies rows by b^T: on CPUs oneDNN, which is twice as fast as the library that torch asks where that was made for another CPU."""
+    """What multiplies rows by b^T.
+
+    On CPUs oneDNN, which is twice as fast as the library that torch asks where that was made for another CPU.
+    """
     if b.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return lambda rows: rows @ b.T
     packed = b.to_mkldnn()

@@ -15,7 +15,7 @@ from torch import Tensor
 from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State
 from microtome.numerics import hash_parts, uniform
 
-__all__ = ["TargetCounts", "TokenSample", "Tokens", "target_ids"]
+__all__ = ["Target", "TargetCounts", "TokenSample", "Tokens", "target_ids"]
 
 Target = Literal["next", "masked"]
 """What a token's state is to predict: the token after it, or, under a masked language model's mask, the token it hides."""

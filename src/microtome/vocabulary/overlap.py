@@ -102,7 +102,8 @@ def overlaps(
 ) -> Iterator[Overlap]:
     """The overlap of each pair of groups that the model has, in each layer that has both. k is at most the number of tokens shown.
 
-    Cost: 2 d_model vocab FLOP per vector, heads twice, and `draws` gathered numbers per vector; memory for the token ids of a layer.
+    Cost: 2 d_model vocab FLOP per vector, heads twice, and `draws` gathered numbers per vector; a read of each group, and of both groups
+    of each pair; memory for the token ids of a layer, and for two groups of it.
     Source: Dar et al. 2022, arXiv:2209.02535, appendix B.1.
     """
     weights, k = subject.weights, min(k, len(subject.write.tokens))
@@ -126,7 +127,10 @@ def overlaps_of_layer(
     draws: int = 1000,
     seed: int = 0,
 ) -> Iterator[Overlap]:
-    """The overlap of each pair of groups of which `ids` has what their vectors in a layer chose. Cost: heads once, and `draws`."""
+    """The overlap of each pair of groups of which `ids` has what their vectors in a layer chose.
+
+    Cost: 2 d_model vocab FLOP per vector of a head, `draws` gathered numbers per vector, and a read of both groups of each pair.
+    """
     for pair in partners:
         if all(name in ids for name in pair):
             left, right = (block_of(subject.weights, group_named(name), layer, folding=subject.folding) for name in pair)

@@ -1,8 +1,9 @@
-"""Pairs of tokens that heads put together: the entries of their circuits that stand out, of all and on the diagonal.
+"""Pairs of tokens that heads put together: the entries of their circuits that stand out.
 
-Which tokens take part and which pairs count is said before anything is selected. The control turns each head once inside its own d_head
-dimensions, so that its halves no longer know of each other: the best of so many pairs stand out there too. The factors are made in
-`circuits`; the selection over tokens x tokens entries, which are never held, is that of `numerics`.
+Which tokens take part and which pairs count is said before anything is selected. The control turns heads inside their own d_head
+dimensions, so that their halves no longer know of each other: the best of so many pairs stand out there too. Of a layer each head is
+turned once, of one head that is asked about the head itself, time and again. The factors are made in
+`circuits`; the selection over tokens x tokens entries, which are never held, is that of `numerics`. Tokens with themselves: `diagonal`.
 
 Axes of this module: `column` is a token of the right side, `inner` the coordinate between the factors, `side` the head and its control.
 
@@ -10,7 +11,7 @@ Source: Dar et al. 2022, arXiv:2209.02535, section 3.3 and appendix C.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from microtome.core import Refusal, UnitAddress
 from microtome.model.scoring import Turn
 from microtome.numerics import benjamini_hochberg, hash_parts, kernels
-from microtome.numerics.product_topk import End, Pairs, product_diagonal, product_ends, product_topk
+from microtome.numerics.product_topk import End, Pairs, product_ends, product_topk
 from microtome.readout import central_interval, is_whole, named, quickest
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.background import background, expected_beyond, mapped, side_moments
@@ -44,16 +45,18 @@ from microtome.vocabulary.words import TOKENS, spelling
 
 __all__ = [
     "SIGNS",
-    "Diagonal",
+    "HeadPairs",
     "LayerPairs",
     "Question",
+    "circuit_asked",
     "common_tokens",
-    "diagonal",
     "pair_findings",
     "pair_q",
     "pair_rows",
+    "pairs_of_head",
     "pairs_of_layer",
     "read_pairs",
+    "turns_of_head",
 ]
 
 SIGNS: Final[Mapping[End, str]] = {"top": "+", "bottom": "-", "magnitude": "±"}
@@ -84,14 +87,38 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerPairs:
-    """The best pairs at one end of every head of a layer, first the best; `rotated` are the z of each head turned inside once.
+class HeadPairs:
+    """The best pairs at one end of one head, first the best; `rotated` are the z of the head turned inside, one draw after the other.
 
-    A `score` is the entry itself: in qk what a model scales, and caps, into its score (`circuits.attention_scores`).
-    Where fewer than k pairs are eligible, ids behind the last are -1 and scores NaN. `p` bounds the probability that a head's tenth pair
-    (its last, where k is less) stands so far out under random rotations, by `background.expected_beyond`; NaN where there is none.
-    `turned` has the tokens of both sides of the rotated heads' pairs.
+    A `score` is the entry itself: in qk what a model scales, and caps, into its score (`circuits.attention_scores`); z is NaN where all
+    entries are alike. Where fewer than k pairs are eligible, ids behind the last are -1 and scores NaN. `p` bounds the probability that
+    the tenth pair (the last, where k is less) stands so far out under random rotations, by `background.expected_beyond`; NaN where there
+    is none. `turned` has the tokens of both sides of the rotated head's pairs.
     """
+
+    end: End
+    token: Int[Tensor, " k"]
+    other: Int[Tensor, " k"]
+    score: Float[Tensor, " k"]
+    z: Float[Tensor, " k"]
+    rotated: Float[Tensor, "draw k"]
+    p: Float[Tensor, ""]
+    turned: Int[Tensor, "draw two k"]
+
+    @property
+    def control(self) -> Float[Tensor, " k"]:
+        """Mean z at each rank over the draws."""
+        return self.rotated.nanmean(0)
+
+    @property
+    def strength(self) -> Float[Tensor, " draw"]:
+        """How far the first pairs stand out on average, away from the mean of all pairs: of the head, then of each draw."""
+        return _outwards(self.end, torch.cat([self.z[None], self.rotated]))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPairs:
+    """The best pairs at one end of every head of a layer, each as in `HeadPairs`; `rotated` and `turned` are of each head turned once."""
 
     kind: Kind
     layer: int
@@ -112,17 +139,7 @@ class LayerPairs:
     @property
     def strength(self) -> Float[Tensor, "side head"]:
         """How far the first pairs of each head stand out on average, and those of each rotated head, away from the mean of all pairs."""
-        sided = {"top": torch.clone, "bottom": torch.neg, "magnitude": torch.abs}[self.end]
-        return torch.stack([sided(each[:, :FIRST]).nanmean(1) for each in (self.z, self.rotated)])
-
-
-@dataclass(frozen=True, eq=False)
-class Diagonal:
-    """The entry of each token with itself in a head as z of all entries; `rotated` are means over tokens, of the head turned inside."""
-
-    token: Int[Tensor, " row"]
-    z: Float[Tensor, " row"]
-    rotated: Float[Tensor, " draw"]
+        return torch.stack([_outwards(self.end, each) for each in (self.z, self.rotated)])
 
 
 def common_tokens(
@@ -165,53 +182,63 @@ def pairs_of_layer(subject: Subject, heads: LayerHeads, kind: Kind, question: Qu
     Errors: `Refusal` for tokens that are not shown, and for biases on vectors that are not in their units.
     """
     rows, columns = _vectors(subject, heads.layer, kind, question)
-    classes = subject.classes if question.pairs == "different" else None
-    sides = (None, None) if classes is None else (classes[question.rows], classes[question.columns])
-    turned = _rotations(heads, kind, question.seed)
+    sides, turned = _classes(subject, question), _rotations(heads, kind, question.seed)
 
-    def of(circuit: Circuit) -> dict[End, tuple[Tensor, ...]]:
-        return _pairs_of_head(circuit, turned[circuit.head].to(circuit.left), question, sides)
+    def of(circuit: Circuit) -> list[HeadPairs]:
+        return _pairs_of(circuit, turned[circuit.head, None], question, sides)
 
     circuits, found = circuits_of(heads, kind, rows, columns, question.setting), []
     while some := list(islice(circuits, torch.get_num_threads())):
         found += kernels.apart(of, some)
-    return [
-        LayerPairs(kind, heads.layer, end, *(torch.stack(each) for each in zip(*(head[end] for head in found), strict=True)))
-        for end in question.ends
-    ]
+    return [_of_layer(kind, heads.layer, at_end) for at_end in zip(*found, strict=True)]
 
 
-def _pairs_of_head(
-    circuit: Circuit, turn: Float[Tensor, "inner inner"], question: Question, sides: tuple[Any, Any]
-) -> dict[End, tuple[Tensor, ...]]:
-    """What `LayerPairs` has of a head, at each end."""
+def pairs_of_head(
+    subject: Subject, heads: LayerHeads, kind: Kind, head: int, question: Question, *, draws: int = 39
+) -> list[HeadPairs]:
+    """The best pairs of one head at each end asked for, beside the same head turned inside `draws` times.
+
+    Errors: as `pairs_of_layer`. Cost: 2 (1 + draws) rows columns d_head FLOP; nothing is computed of the other heads.
+    """
+    circuit = circuit_asked(subject, heads, kind, head, question)
+    return _pairs_of(circuit, turns_of_head(circuit, draws, question.seed), question, _classes(subject, question))
+
+
+def circuit_asked(subject: Subject, heads: LayerHeads, kind: Kind, head: int, question: Question) -> Circuit:
+    """The circuit of one head over the tokens of a question. Errors: as `pairs_of_layer`."""
+    return circuit_of(heads, kind, head, *_vectors(subject, heads.layer, kind, question), question.setting)
+
+
+def turns_of_head(circuit: Circuit, draws: int, seed: int) -> Float[Tensor, "draw inner inner"]:
+    """Rotations of one head inside, its control."""
+    number = int(hash_parts(seed, circuit.layer, circuit.head, ("ov", "qk").index(circuit.kind)))
+    return rotations(draws, 1, circuit.left.shape[1], seed=number)[:, 0]
+
+
+def _pairs_of(
+    circuit: Circuit, turns: Float[Tensor, "draw inner inner"], question: Question, sides: tuple[Any, Any]
+) -> list[HeadPairs]:
+    """The best pairs of a head at each end, and those of the head turned."""
     left, right = side_moments(circuit.left), side_moments(circuit.right)
-    own, null = background(left, right), background(mapped(left, turn.T), right)
-    best = _best(circuit.left, circuit.right, question, sides)
-    rotated = _best(circuit.left @ turn, circuit.right, question, sides)
-    found: dict[End, tuple[Tensor, ...]] = {}
+    own, best = background(left, right), _best(circuit.left, circuit.right, question, sides)
+    nulls = [background(mapped(left, turn.T), right) for turn in turns]
+    rotated = [_best(circuit.left @ turn.to(circuit.left), circuit.right, question, sides) for turn in turns]
+    found = []
     for end in question.ends:
-        (token, other), mixed = _looked_up(question, *best[end][1:]), _looked_up(question, *rotated[end][1:])
-        score, far = best[end][0], null.z(rotated[end][0])
-        found[end] = token, other, score, own.z(score), far, _chance(circuit, score, end), mixed
+        (token, other), score = _looked_up(question, *best[end][1:]), best[end][0]
+        far = torch.stack([null.z(each[end][0]) for null, each in zip(nulls, rotated, strict=True)])
+        mixed = torch.stack([_looked_up(question, *each[end][1:]) for each in rotated])
+        found.append(HeadPairs(end, token, other, score, own.z(score), far, _chance(circuit, score, end), mixed))
     return found
 
 
-def diagonal(subject: Subject, heads: LayerHeads, kind: Kind, head: int, question: Question, *, draws: int = 200) -> Diagonal:
-    """Every token of `question.rows` with itself in one head: what ov copies, and what qk looks for again. Columns are the same tokens.
-
-    Turned inside by R, entries are l_i R r_i: their mean over tokens is sum(R * M) with M the mean of l_i r_i^T, so draws cost no pass
-    over tokens. Cost: that of the factors.
-    """
-    rows, columns = _vectors(subject, heads.layer, kind, replace(question, columns=question.rows))
-    circuit = circuit_of(heads, kind, head, rows, columns, question.setting)
-    left, right = side_moments(circuit.left), side_moments(circuit.right)
-    met = circuit.left.double().T @ circuit.right.double() / len(circuit.left)
-    seed = int(hash_parts(question.seed, heads.layer, head, ("ov", "qk").index(kind)))
-    turns = rotations(draws, 1, met.shape[0], seed=seed)[:, 0].to(met)
-    rotated = [background(mapped(left, turn.T), right).z((turn * met).sum()) for turn in turns]
-    z = background(left, right).z(product_diagonal(circuit.left, circuit.right).value)
-    return Diagonal(question.rows, z.cpu(), torch.stack(rotated).cpu())
+def _of_layer(kind: Kind, layer: int, heads: Sequence[HeadPairs]) -> LayerPairs:
+    """One end of the heads of a layer, each of which has been turned once."""
+    token, other, score, z, p = (
+        torch.stack([getattr(each, name) for each in heads]) for name in ("token", "other", "score", "z", "p")
+    )
+    rotated, turned = (torch.cat([getattr(each, name) for each in heads]) for name in ("rotated", "turned"))
+    return LayerPairs(kind, layer, heads[0].end, token, other, score, z, rotated, p, turned)
 
 
 def pair_rows(found: Iterable[LayerPairs]) -> pa.Table:
@@ -318,6 +345,18 @@ def _vectors(subject: Subject, layer: int, kind: Kind, question: Question) -> tu
 
     right = token_rows(subject.write, question.columns) if kind == "ov" else read(question.columns)
     return read(question.rows), right
+
+
+def _classes(subject: Subject, question: Question) -> tuple[Any, Any]:
+    """Of both sides, the classes of tokens whose pairs are left out; None where none are."""
+    different = question.pairs == "different"
+    return (subject.classes[question.rows], subject.classes[question.columns]) if different else (None, None)
+
+
+def _outwards(end: End, z: Float[Tensor, "side k"]) -> Float[Tensor, " side"]:
+    """Mean of the first, positive on the far side of the end."""
+    sided = {"top": torch.clone, "bottom": torch.neg, "magnitude": torch.abs}[end]
+    return sided(z[:, :FIRST]).nanmean(1)
 
 
 def _rotations(heads: LayerHeads, kind: Kind, seed: int) -> Float[Tensor, "head d_head d_head"]:

@@ -8,7 +8,8 @@ Axes of this module: `vector` is a vector that is searched, `topic` a topic, ask
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from numbers import Integral
+from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.numerics import benjamini_hochberg
-from microtome.readout import Reader, quoted
+from microtome.readout import Reader, quoted, texts_of
 from microtome.vocabulary.coherence import matched, token_vectors
 from microtome.vocabulary.findings import LARGEST_Q
 from microtome.vocabulary.parameters import End, Group, blocks, groups_of
@@ -37,15 +38,20 @@ _TINY: Final = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Topic:
-    """Tokens of a topic, the words they spell, and the words that are no single token."""
+    """Tokens of a topic and the words they spell, as they were asked for.
+
+    Of the other words, the `missing` are no single token, and tokens of the `hidden` are not shown.
+    """
 
     tokens: Int[Tensor, " token"]
     words: tuple[str, ...]
     missing: tuple[str, ...]
+    hidden: tuple[str, ...]
 
     def __str__(self) -> str:
-        missing = f"; no single token: {quoted(self.missing, len(self.missing))}" if self.missing else ""
-        return f"{quoted(self.words, len(self.words))} ({len(self.tokens)} tokens{missing})"
+        without = {"no single token": self.missing, "not shown": self.hidden}
+        left_out = "".join(f"; {why}: {quoted(words, len(words))}" for why, words in without.items() if words)
+        return f"{quoted(self.words, len(self.words))} ({len(self.tokens)} tokens{left_out})"
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Search:
 
     def __str__(self) -> str:
         said = f"{self.significant} of {self.searched} vectors stand out with q <= {LARGEST_Q}, beside {RANDOM_TOPICS}"
-        width = max(len(each.address) for each in self.found) + 1
+        width = max((len(each.address) for each in self.found), default=0) + 1
         lines = [str(self.topic), said, f"  {'':<{width}} {self.measure:>7} {'control':>8} {'q':>8}"]
         for each in self.found:
             numbers = f"{each.score:7.2f} {each.control:8.2f} {each.q:8.2g}"
@@ -87,13 +93,14 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class Searched:
-    """Vectors that are searched together, and the reader they meet."""
+    """Vectors that are searched together, and the reader they meet; of singular directions what is `written`, which sets their signs."""
 
     group: str
     layer: int | None
     addresses: Sequence[str]
     rows: Float[Tensor, "vector d_model"]
     reader: Reader
+    written: Float[Tensor, "vector d_model"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,30 +112,40 @@ class _Candidate:
     layer: int | None
     reader: Reader
     row: Float[Tensor, " d_model"]
+    written: Float[Tensor, " d_model"] | None
 
 
 def topic(subject: Subject, words: Sequence[str]) -> Topic:
     """The tokens shown that spell these words, whatever the case and the space before.
 
-    Errors: `Refusal` where no word is a single token.
+    Errors: `Refusal` where no word is a single token that is shown.
     """
-    of = tokens_of_words(subject.texts, subject.write.tokens.tolist())
-    keys = list(dict.fromkeys(spelling(word) for word in words if word.strip()))
-    present = [key for key in keys if key in of]
-    if not present:
-        raise Refusal(
-            f"the topic {', '.join(words) or 'without words'}",
-            why=f"none of its words is a single token of {subject.name} that is shown",
-            instead="name words that are",
-        )
-    tokens = torch.tensor([token for key in present for token in of[key]])
-    return Topic(tokens, tuple(present), tuple(key for key in keys if key not in of))
+    every, of = (tokens_of_words(subject.texts, ids) for ids in (range(len(subject.texts)), subject.write.tokens.tolist()))
+    asked: dict[str, str] = {}
+    for word in filter(str.strip, words):
+        asked.setdefault(spelling(word), word.strip())
+    hidden = tuple(word for key, word in asked.items() if key in every and key not in of)
+    if not any(key in of for key in asked):
+        raise Refusal(f"the topic {', '.join(words) or 'without words'}", **_nothing(subject, hidden))
+    tokens = torch.tensor([token for key in asked for token in of.get(key, ())])
+    present, missing = (tuple(word for key, word in asked.items() if (key in every) is there) for there in (True, False))
+    return Topic(tokens, tuple(word for word in present if word not in hidden), missing, hidden)
+
+
+def _nothing(subject: Subject, hidden: Sequence[str]) -> dict[str, str]:
+    """Why there is no token of a topic, and what to do instead."""
+    if list(subject.texts) == texts_of(None, len(subject.texts)):
+        why = f"{subject.name} has no tokenizer, so its tokens are numbers and spell no words"
+        return {"why": why, "instead": "put its tokenizer beside it, or name numbers: token 7"}
+    if hidden:
+        return {"why": f"{quoted(hidden, len(hidden))}: not shown", "instead": "show more tokens, or name other words"}
+    return {"why": f"none of its words is a single token of {subject.name}", "instead": "name words that are"}
 
 
 def search(
     subject: Subject,
     words: Sequence[str],
-    groups: Sequence[Group] | None = None,
+    groups: Sequence[str | Group] | None = None,
     *,
     singular: Sequence[int] = (),
     count: int = 20,
@@ -136,26 +153,25 @@ def search(
     draws: int = 200,
     seed: int = 0,
 ) -> Search:
-    """The `count` vectors of `groups` (None: all there are) that speak of a topic most, at either end.
+    """The `count` vectors of `groups` (names, as W_out; None: all there are) that speak of a topic most, at either end.
 
-    Singular directions of W_VO are searched with them, of all heads of the layers `singular`, each as long as its singular value.
+    Singular directions of W_VO are searched with them, of all heads of the layers `singular`, each as long as its singular value; their
+    signs are those of `singular.read_spectra`. `reading.read` takes the addresses of what is found, with the end behind them.
 
         dot     p . (mean of the topic's token vectors - mean of all)        cosine: the same over both lengths
         z       dot less its mean over all topics, asked for and random, over their standard deviation
 
     Random topics count at the length of the one asked for: words that belong together have a longer mean. By dot and by cosine the first
     are mostly vectors that score any words high; by z those for whom these words differ from others. q is from z whatever the measure: p is
-    how often a random topic is as far out for a vector, of all vectors together.
-    Errors: `Refusal` for words of which none is a single token, and for weights that hold NaN.
+    how often a random topic is as far out for a vector, of all vectors together. Vectors of zeros are not found.
+    Errors: `Refusal` for words of which none is a single token, for groups and layers that are not there, and for weights that hold NaN.
     Cost: 2 draws d_model FLOP per vector; one read of the weights.
     Source: Dar et al. 2022, arXiv:2209.02535, appendix C, for dot products with the mean.
     """
-    if count < 1:
-        raise Refusal(f"the {count} vectors of a topic", why="there is nothing to select", instead="ask for 1 or more")
-    if isinstance(words, str):
-        raise Refusal(f"the words {words}", why="they are one string", instead=f"give a list: [{words!r}]")
-    if draws < 20:
-        raise Refusal(f"{draws} random topics", why="they cannot say what is usual", instead="use 200")
+    _require(subject, words, singular, count, measure, draws)
+    chosen: list[Group] = []
+    for each in groups_of(subject.weights) if groups is None else groups:
+        chosen += [each] if isinstance(each, Group) else groups_of(subject.weights, [each])
     asked = topic(subject, words)
     random = matched(asked.tokens.expand(draws, -1), token_vectors(subject), seed=seed)
     lists = torch.cat([asked.tokens[None], random])
@@ -164,16 +180,14 @@ def search(
     first: list[_Candidate] = []
     distances, furthest, searched = [], draws**0.5, 0
     tail = torch.zeros(_BINS, dtype=torch.float64)
-    for block in _searched(subject, groups, singular):
+    for block in _searched(subject, chosen, singular):
         values, z = _scores(block, directions[id(block.reader)], measure)
         tail += torch.histc(z[1:].abs(), _BINS, 0, furthest)
         distances.append(z[0].abs())
         best = torch.cat([best, values.abs()], 1)
         best = best.topk(min(count, best.shape[1]), dim=1).values
-        for place in values[0].abs().sort(descending=True, stable=True).indices[:count].tolist():
-            value, row = float(values[0, place]), block.rows[place].clone()
-            where = block.addresses[int(place)], block.group, block.layer, block.reader
-            first.append(_Candidate(value, searched + place, *where, row))
+        best_here = values[0].abs().sort(descending=True, stable=True).indices[:count].tolist()
+        first += [_candidate(block, place, values[0], searched) for place in best_here if values[0, place]]
         first = sorted(first, key=lambda each: (-abs(each.value), each.place))[:count]
         searched += len(block.rows)
     if not searched:
@@ -188,19 +202,50 @@ def search(
     return Search(asked, measure, tuple(found), searched, int((q <= LARGEST_Q).sum()))
 
 
+def _require(subject: Subject, words: Any, singular: Sequence[int], count: Any, measure: Any, draws: Any) -> None:
+    """Refuse what cannot be searched for."""
+    if isinstance(words, str):
+        raise Refusal(f"the words {words}", why="they are one string", instead=f"give a list: [{words!r}]")
+    if not all(isinstance(word, str) for word in words):
+        raise Refusal(f"the words {words}", why="not all of them are text", instead='give a list: ["january"]')
+    if not isinstance(count, Integral) or count < 1:
+        raise Refusal(f"the {count!r} vectors of a topic", why="that is no number of vectors", instead="ask for 1 or more")
+    if not isinstance(draws, Integral) or draws < 20:
+        raise Refusal(f"{draws} random topics", why="they cannot say what is usual", instead="use 200")
+    if measure not in get_args(Measure):
+        raise Refusal(f"measure {measure}", why="there is none of that name", instead=f"use {', '.join(get_args(Measure))}")
+    layers = range(subject.shape.layers)
+    if lacking := [layer for layer in singular if layer not in layers]:
+        why = f"{subject.name} has layers 0 to {layers[-1]}"
+        raise Refusal(f"singular directions of layer {lacking[0]!r}", why=why, instead="name some of them")
+
+
+def _candidate(block: Searched, place: int, values: Float[Tensor, " vector"], before: int) -> _Candidate:
+    """A vector of a block, kept when the block is gone."""
+    written = None if block.written is None else block.written[place].clone()
+    where = block.addresses[place], block.group, block.layer, block.reader
+    return _Candidate(float(values[place]), before + place, *where, block.rows[place].clone(), written)
+
+
 def _found(subject: Subject, each: _Candidate, control: float, q: float) -> Found:
     reader, sign = each.reader, -1 if each.value < 0 else 1
-    scores = (reader.entering(sign * each.row[None]) @ reader.matrix)[0]
+    scores = _over_tokens(reader, sign * each.row)
     tokens = reader.tokens[scores.sort(descending=True, stable=True).indices[:_TOKENS]].tolist()
     texts = tuple(subject.texts[int(token)] for token in tokens)
-    end = "+" if sign > 0 else "-"
-    return Found(each.address, each.group, each.layer, end, abs(each.value), control, q, texts)
+    if each.written is not None:
+        written = _over_tokens(subject.write, each.written)
+        sign *= 1 if abs(written.max()) >= abs(written.min()) else -1
+    return Found(each.address, each.group, each.layer, "+" if sign > 0 else "-", abs(each.value), control, q, texts)
 
 
-def _searched(subject: Subject, groups: Sequence[Group] | None, singular: Sequence[int]) -> Iterator[Searched]:
+def _over_tokens(reader: Reader, row: Float[Tensor, " d_model"]) -> Float[Tensor, " vocab"]:
+    return (reader.entering(row[None]) @ reader.matrix)[0]
+
+
+def _searched(subject: Subject, groups: Sequence[Group], singular: Sequence[int]) -> Iterator[Searched]:
     """Everything that is searched, a block at a time."""
     readers: dict[End, Reader] = {"read": subject.read, "write": subject.write}
-    for block in blocks(subject.weights, groups_of(subject.weights) if groups is None else groups, folding=subject.folding):
+    for block in blocks(subject.weights, groups, folding=subject.folding):
         group, names = block.group, [str(address) for address in block.addresses]
         yield Searched(group.name, block.layer, names, block.rows, readers[group.end])
     for layer in singular:
@@ -209,7 +254,7 @@ def _searched(subject: Subject, groups: Sequence[Group] | None, singular: Sequen
             for end, rows in sides:
                 if rows is not None and len(rows):
                     names = [str(spectrum.part(end, number)) for number in range(len(rows))]
-                    yield Searched("W_VO", layer, names, rows * spectrum.value[:, None], readers[end])
+                    yield Searched("W_VO", layer, names, rows * spectrum.value[:, None], readers[end], spectrum.write)
 
 
 def _means(reader: Reader, lists: Int[Tensor, "topic token"]) -> Float[Tensor, "topic d_model"]:

@@ -1,10 +1,11 @@
-"""How much of a direction the few tokens that people look at still hold: keep-k, for every pairing of directions with token vectors.
+"""How much of a direction the few tokens that people look at still hold: keep-k, for every pairing of directions and tokens.
 
-Inner products of directions x, y are those of their projections x E and y E', exactly, wherever E E' = 1. People read the k largest entries
-of a projection. So a pairing is the better the more of the inner products survives when all other entries are dropped. Pairings are
-made in `readout.bases`.
+Inner products of directions x, y are those of their projections x E and y E', exactly, wherever E E' = 1. People read the k
+largest entries of a projection. So a pairing is the better the more of the inner products survives when all other entries are
+dropped. Pairings are made in `readout.bases`.
 
-Axes of this module: `vector` is a direction whose inner products with the others are looked at, `column` a token of a tile, `kept` a k.
+Axes of this module: `vector` is a direction whose inner products with the others are looked at, `column` a token of a tile,
+`kept` a k.
 """
 
 import math
@@ -48,10 +49,10 @@ _TINY: Final = 1e-300
 class Kept:
     """Cosine of the inner products of `vectors` directions with those of their projections, of which `k` entries are kept.
 
-    `part` "all" has the squares of the directions among the inner products, as the paper does: these dominate, the more the fewer
-    directions there are. "offdiag" leaves them out. `low` to `high` is the 95 % interval over directions drawn anew. `null` are the
-    scores when the directions are exchanged on one side, which keeps the squares: of "all" it is what squares alone do. Where there is no score,
-    `undefined` says why.
+    `part` "all" has the squares of the directions among the inner products, as the paper does: these dominate, the more the
+    fewer directions there are. "offdiag" leaves them out. `low` to `high` is the 95 % interval over directions drawn anew.
+    `null` are the scores when the directions are exchanged on one side, which keeps the squares: of "all" it is what squares
+    alone do. Where there is no score, `undefined` says why.
     """
 
     basis: str
@@ -81,8 +82,8 @@ def truncated(
 
     `reader` is one without `through`, E its columns.
     Errors: `Refusal` for fewer than three vectors, or where no k is within the vocabulary.
-    Cost: 2 vector vocab d_model FLOP per basis, and 2 vector^2 vocab for each k above an eighth of the vocabulary (below, of entries that
-    are kept alone); memory for the projections, and a matrix of vectors squared per k.
+    Cost: 2 vector vocab d_model FLOP per basis, and 2 vector^2 vocab for each k above an eighth of the vocabulary (below, of
+    entries that are kept alone); memory for the projections, and a matrix of vectors squared per k.
     Source: Dar et al. 2022, arXiv:2209.02535, appendix A.
     """
     ks = sorted({k for k in ks if 1 <= k <= len(reader.tokens)})
@@ -179,7 +180,7 @@ def _projected(rows: Float[Tensor, "vector d_model"], reader: Reader) -> Float[T
 
 
 def _least(scores: Float[Tensor, "vector vocab"], ks: Sequence[int]) -> list[Float[Tensor, " vector"]]:
-    """For each k a number between the k-th and the next largest absolute score of each row, so that rounding moves no entry across it.
+    """For each k a number between the k-th and the next largest absolute score of each row: rounding moves no entry across it.
 
     Equal scores at the k-th place are all kept.
     """
@@ -193,7 +194,7 @@ def _least(scores: Float[Tensor, "vector vocab"], ks: Sequence[int]) -> list[Flo
 
 
 def _kept(scores: Float[Tensor, "vector vocab"], least: Sequence[Float[Tensor, " vector"]]) -> list[Any]:
-    """What is kept at each level, the last of which is the lowest, as sparse matrices (of scipy, which is imported where it is used)."""
+    """What is kept at each level, the last of which is the lowest, as sparse matrices (of scipy, imported where it is used)."""
     from scipy.sparse import csr_array
 
     sizes = scores.abs()
@@ -214,7 +215,7 @@ def _scored(
     ks: Sequence[int],
     seed: int,
 ) -> list[Kept]:
-    """The scores at each k in both parts, their intervals and nulls; or why there are none. `names` are those of basis and kind."""
+    """The scores at each k in both parts, with intervals and nulls, or why there are none. `names` are of basis and kind."""
     count = len(exact)
     if not bool(torch.isfinite(exact).all()):
         return [_undefined(*names, part, k, count, _INFINITE) for k in ks for part in PARTS]

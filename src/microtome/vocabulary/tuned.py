@@ -5,6 +5,7 @@ How it is learned and judged is said in `translators`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,11 +35,16 @@ class TunedLens:
     def logits(self, states: Float[Tensor, "*any d_model"], layer: int) -> Float[Tensor, "*any vocab"]:
         """What states that leave `layer` say of the model's answer, as logits.
 
-        Errors: `Refusal` for a layer that the model does not have. Cost: 2 d_model (d_model + vocab) FLOP for each state.
+        Errors: `Refusal` for a layer that the model does not have, and for what is no tensor of states.
+        Cost: 2 d_model (d_model + vocab) FLOP for each state.
         Source: Belrose et al. 2023, arXiv:2303.08112, section 3.
         """
-        last = self.model.shape.layers - 1
-        if not 0 <= layer <= last:
+        last, width = self.model.shape.layers - 1, self.model.shape.d_model
+        if not isinstance(states, Tensor) or not states.is_floating_point() or states.shape[-1:] != (width,):
+            found = f"{states.dtype} of shape {tuple(states.shape)}" if isinstance(states, Tensor) else type(states).__name__
+            why = f"{self.model.name} has states of width {width}"
+            raise Refusal(f"states in {found}", why=why, instead=f"give a tensor of floats whose last axis is {width}")
+        if not isinstance(layer, Integral) or not 0 <= layer <= last:
             why = f"{self.model.name} has layers 0 to {last}"
             raise Refusal(f"the tuned lens at layer {layer}", why=why, instead="name one of them")
         rows = states.reshape(-1, states.shape[-1])

@@ -42,6 +42,7 @@ class UnitReading:
     """A unit in the vocabulary: `vectors` are W_gate, W_up and W_out, or W_in and W_out of a plain one, which has no `type` and no `opens`.
 
     `cosines` between them are by name, beside those of vectors of different units of the layer; types are those of `types.types_of`.
+    A unit of which a vector is zero, as a pruned one, has no cosines and no type.
     """
 
     name: str
@@ -51,7 +52,9 @@ class UnitReading:
     opens: Mapping[str, tuple[Opening, ...]]
 
     def __str__(self) -> str:
-        lines = [f"{self.name}  ({self.type or 'a plain unit'})", "", f"cosines, beside {MISMATCHED}"]
+        zero = [each.name for each in self.vectors if not each.norm]
+        lines = [f"{self.name}  ({f'no type: {zero[0]} is zero' if zero else self.type or 'a plain unit'})"]
+        lines += ["", f"cosines, beside {MISMATCHED}"] if self.cosines else []
         lines += [f"  {name.removesuffix('_cosine').replace('_', '-'):<10} {found}" for name, found in self.cosines.items()]
         lines += [line for each in self.vectors for line in ("", str(each))]
         if self.opens:
@@ -65,18 +68,18 @@ class UnitReading:
 def read_unit(subject: Subject, address: UnitAddress, k: int) -> UnitReading:
     """Read a unit that the model has, with `k` tokens at each end and `k` pairs.
 
-    Cost: 2 d_model vocab FLOP for 512 mixtures of each of its vectors, and one read of the layer's feed-forward weights.
+    Cost: that of `read_vector` for each of its vectors, and one more read of the layer's feed-forward weights.
     """
     layer, gated = address.layer, subject.weights.has("W_gate", address.layer)
     assert layer is not None, "units are in layers"
     names = ("W_gate", "W_up", "W_out") if gated else ("W_in", "W_out")
     vectors = [read_vector(subject, WeightAddress(name, layer, address.index, expert=address.expert), k) for name in names]
-    (found,) = unit_cosines(subject, [layer])
+    (found,), whole = unit_cosines(subject, [layer]), all(each.norm for each in vectors)
     place = found.addresses.index(str(address))
-    cosines = {name: beside(float(each[place]), found.draws[name]) for name, each in found.cosines.items()}
+    cosines = {name: beside(float(each[place]), found.draws[name]) for name, each in found.cosines.items() if whole}
     return UnitReading(
         name=str(address),
-        type=TYPES[int(types_of(found)[place])] if gated else None,
+        type=TYPES[int(types_of(found)[place])] if gated and whole else None,
         vectors=tuple(vectors),
         cosines=cosines,
         opens=opening_pairs(vectors[0], vectors[1], k) if gated else {},

@@ -5,7 +5,7 @@ What a person may name is said in `reading`; all parameters of a model belong in
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -29,12 +29,15 @@ from microtome.vocabulary.parameters import block_of, group_named, vector_at
 from microtome.vocabulary.projection import ANYWHERE, FEW, mixtures
 from microtome.vocabulary.subject import Subject
 
-__all__ = ["Beside", "Reading", "Word", "beside", "directions_of", "read_directions", "read_vector", "readings"]
+__all__ = ["Beside", "Reading", "Word", "backwards", "beside", "directions_of", "read_directions", "read_vector", "readings"]
 
 _DRAWS: Final = 512
 _SEED: Final = 0
 _LARGEST: Final = 1e300
 """Of the numbers of a direction: with larger ones its length may have no double."""
+_FAINT: Final = 1e-6
+"""Of the first score of random directions: below it scores are what rounding leaves of zero."""
+_UNDEFINED: Final = (math.nan, math.nan)
 _TINY: Final = torch.finfo(torch.float64).tiny
 
 
@@ -67,8 +70,9 @@ class Reading:
     """A direction in the vocabulary: tokens it promotes, or looks for, best first, and those of the opposite direction.
 
     `strength` is how far the first token of each end stands out, in standard deviations of the direction's scores over the vocabulary;
-    `p` how often a direction it is compared with (`control_kind`) stands out as far. `source` are the token vectors it is read in: W_U,
-    or the input embedding W_E of a checkpoint without a head.
+    `p` how often a direction it is compared with (`control_kind`) stands out as far. A direction that scores all tokens alike, as zero
+    does, has no tokens, and both are NaN. `source` are the token vectors it is read in: W_U, or the input embedding W_E of a checkpoint
+    without a head. `sharing` is how many singular directions have this one's value, nearly: those turn freely among themselves.
     """
 
     name: str
@@ -79,10 +83,14 @@ class Reading:
     strength: tuple[float, float]
     p: tuple[float, float]
     control_kind: str
+    sharing: int = 1
 
     def __str__(self) -> str:
         where = "" if self.source == "W_U" else ", read in the input embedding W_E: the checkpoint has no head"
-        lines = [f"{self.name}  (length {self.norm:.3g}{where})"]
+        shared = f", one of {self.sharing} of its singular value: they turn freely" if self.sharing > 1 else ""
+        lines = [f"{self.name}  (length {self.norm:.3g}{shared}{where})"]
+        if not self.promoted:
+            return f"{lines[0]}\n  {'it scores all tokens alike' if self.norm else 'it is zero'}: no token stands out"
         for end, sign in enumerate("+-"):
             lines.append(f"  {sign} {self.words(end, len(self.promoted))}")
             lines.append(
@@ -93,6 +101,16 @@ class Reading:
     def words(self, end: int, most: int) -> str:
         """The first distinct words at end 0 (+) or 1 (-), in quotation marks."""
         return quoted([word.text for word in (self.promoted, self.demoted)[end]], most)
+
+
+def backwards(found: Reading) -> Reading:
+    """The reading of the opposite direction, whose name has the end sign -."""
+    promoted, demoted = (
+        tuple(replace(word, score=-word.score, control=-word.control) for word in words)
+        for words in (found.demoted, found.promoted)
+    )
+    strength, p = found.strength[::-1], found.p[::-1]
+    return replace(found, name=f"{found.name}-", promoted=promoted, demoted=demoted, strength=strength, p=p)
 
 
 def beside(value: float, draws: Float[Tensor, " draw"]) -> Beside:
@@ -109,11 +127,13 @@ def directions_of(what: Any) -> Float[Tensor, "*unit d_model"]:
     """A tensor, an array, or lists of numbers or tensors, as directions. Errors: `Refusal` for what is no table of real numbers."""
     try:
         if isinstance(what, Tensor):
-            found = what.detach()
+            found = what.detach().to_dense()
         elif isinstance(what, Sequence) and what and all(isinstance(each, Tensor) for each in what):
-            found = torch.stack([each.detach() for each in what])
+            found = torch.stack([each.detach().to_dense() for each in what])
         else:
-            found = torch.from_numpy(np.array(what))
+            array = np.array(what)
+            found = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        found = found.cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refusal(
             "directions", why=f"they are no table of numbers: {error}", instead="give a tensor, an array, or lists of floats"
@@ -151,6 +171,7 @@ def read_vector(subject: Subject, address: WeightAddress, k: int) -> Reading:
     """A weight vector, beside random mixtures of the vectors of its group and layer; beside any directions where these are few.
 
     Errors: `Refusal` for an address that names nothing, and for blocks that hold NaN.
+    Cost: 2 d_model vocab FLOP for it and each of 512 mixtures, and two reads of its block.
     """
     group, vector = vector_at(subject.weights, address, folding=subject.folding)
     block = block_of(subject.weights, group_named(address.family), address.layer, folding=subject.folding)
@@ -172,10 +193,14 @@ def readings(
     random, kind = against
     p = chance(top.strength, random).tolist()
     source, strength = subject.write.source, top.strength.tolist()
+    telling = (top.scores[:, :, 0].abs().amax(1) > _FAINT * random.scores[0]).tolist()
     found = []
     for unit, (name, length) in enumerate(zip(names, lengths, strict=True)):
-        promoted, demoted = (_words(subject, top, unit, side, length) for side in range(2))
-        found.append(Reading(name, source, length, promoted, demoted, tuple(strength[unit]), tuple(p[unit]), kind))
+        if telling[unit]:
+            promoted, demoted = (_words(subject, top, unit, side, length) for side in range(2))
+            found.append(Reading(name, source, length, promoted, demoted, tuple(strength[unit]), tuple(p[unit]), kind))
+        else:
+            found.append(Reading(name, source, length, (), (), _UNDEFINED, _UNDEFINED, kind))
     return found
 
 

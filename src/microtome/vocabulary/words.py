@@ -40,12 +40,14 @@ TOKENS: Final[dict[str, Callable[[str], bool]]] = {
     "words": lambda text: text[:1] == " " and text[1:].isalpha(),
 }
 """Filters of tokens by their text. All but `all` leave out what is unreadable."""
+_LEAST: Final = 3
+"""Tokens among which one can stand out: of two, each is one standard deviation from their mean, whatever they score."""
 
 
 def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[int]:
     """Ids of the tokens that a filter of `TOKENS` lets through, or that spell a word of a file: one a line, cases alike.
 
-    Errors: `Refusal` for an unknown filter, and where no token is left.
+    Errors: `Refusal` for an unknown filter, and where fewer than three tokens are left.
     """
     if which == "all":
         return frozenset(range(len(texts)))
@@ -66,6 +68,9 @@ def kept_tokens(tokenizer: Any, texts: Sequence[str], which: str) -> frozenset[i
     kept = frozenset(index for index, text in enumerate(texts) if index not in hidden and lets_through(text))
     if not kept:
         raise Refusal(f"tokens {which}", why="no token of the model is among them", instead="use --tokens readable")
+    if len(kept) < min(_LEAST, len(texts)):
+        why = f"{len(kept)} of the model's tokens are among them, and of so few none stands out"
+        raise Refusal(f"tokens {which}", why=why, instead=f"let {_LEAST} through, or use --tokens readable")
     return kept
 
 

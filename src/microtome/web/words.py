@@ -47,6 +47,11 @@ _STATS: Final = {
         "Same token",
         "share of the highest held-out contexts that are at one token, the one chosen on the other half of the documents",
     ),
+    "loss_effect": (
+        "Effect on the loss",
+        "what switching the unit off adds to the loss of held-out text, to first order, in nats a token",
+    ),
+    "loss_ablated": ("Loss without it", "what switching the unit off adds to the loss of held-out text, in nats a token"),
     "write_norm": ("Write norm", "length of the vector that the unit writes"),
 }
 

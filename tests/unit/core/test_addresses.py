@@ -48,14 +48,25 @@ def test_examples_of_the_documented_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["neurons.24", "neurons.24/x", "neurons/24/343", "neurons.24/343@nowhere.1", "neurons.24/343*", "neurons.-1/3"]
+    "text",
+    [
+        "neurons.24",
+        "neurons.24/x",
+        "neurons/24/343",
+        "neurons.24/343@nowhere.1",
+        "neurons.24/343*",
+        "neurons.-1/3",
+        "neurons.٢/3",
+    ],
 )
 def test_malformed_units_are_refused(text: str) -> None:
     with pytest.raises(Refusal):
         UnitAddress.parse(text)
 
 
-@pytest.mark.parametrize("text", ["W_out.24", "W-out.24/343", "_out.24/3", "W_out./3", "W_out.24/343/1", "W_out.1.2.3/4"])
+@pytest.mark.parametrize(
+    "text", ["W_out.24", "W-out.24/343", "_out.24/3", "W_out./3", "W_out.24/343/1", "W_out.1.2.3/4", "W_out.٢/٣"]
+)
 def test_malformed_weight_vectors_are_refused(text: str) -> None:
     with pytest.raises(Refusal, match="weight vector"):
         WeightAddress.parse(text)

@@ -58,13 +58,13 @@ def require_same_weights(module: PreTrainedModel, changes: dict[str, Tensor], fo
     ("named", "doubted"),
     [
         ("base", False),
-        ("/home/somebody/models/base/", False),
+        ("/models/models/base/", False),
         ("C:\\models\\base", False),
         ("owner/base@main", False),
         ("", False),
         (None, False),
         ("owner/base-1B", True),
-        ("/home/somebody/base/other", True),
+        ("/models/base/other", True),
     ],
 )
 def test_a_base_model_of_another_name_is_a_doubt_and_no_refusal(

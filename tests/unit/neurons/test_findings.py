@@ -10,7 +10,7 @@ from microtome.core import Half
 from microtome.examples import Contexts, UnitSurveyRecord
 from microtome.neurons import Neurons
 from microtome.neurons.detectors import next_detectors, token_detectors
-from microtome.neurons.findings import dead_units, detectors, findings_table, peaked_units
+from microtome.neurons.findings import dead_units, detectors, findings_table, judged_findings, peaked_units
 from microtome.neurons.statistics import Judged, Surveyed, judge, survey_of, unit_stats_table, written_stats_table
 from microtome.numerics import moments
 from microtome.store.tables import write_table
@@ -130,7 +130,7 @@ def test_where_both_are_as_often_the_token_itself_is_the_finding() -> None:
 
 
 def test_findings_become_rows_in_order(surveyed: list[Judged], tmp_path: Path) -> None:
-    write_table(tmp_path, "findings", "neurons", findings_table(surveyed, WORDS, "main"))
+    write_table(tmp_path, "findings", "neurons", findings_table(judged_findings(surveyed, WORDS), "main"))
     rows = pq.read_table(tmp_path / "tables" / "findings" / "neurons.parquet").to_pylist()
     assert [row["rank"] for row in rows] == list(range(len(rows)))
     assert rows[0]["kind"] == "token detector"

@@ -17,10 +17,10 @@ from microtome.vocabulary.pairs import (
     LayerPairs,
     Question,
     common_tokens,
-    diagonal,
     pair_findings,
     pair_q,
     pair_rows,
+    pairs_of_head,
     pairs_of_layer,
     read_pairs,
 )
@@ -76,6 +76,33 @@ def test_pairs_are_the_ends_of_the_dense_matrix(subject: Subject, kind: str, pai
         torch.testing.assert_close(each.control, each.rotated.mean(0))
 
 
+@pytest.mark.parametrize("kind", ["ov", "qk"])
+def test_one_head_is_read_as_in_its_layer_beside_itself_turned_many_times(subject: Subject, kind: Kind) -> None:
+    tokens, heads = subject.read.tokens[10:60], layer_heads(subject.weights, 1)
+    question = Question(tokens, tokens, k=12, ends=ENDS, pairs="different", seed=4)
+    rows = token_rows(subject.read, tokens)
+    right = token_rows(subject.write, tokens) if kind == "ov" else rows
+    side = list(circuits_of(heads, kind, rows, right))[3]
+    classes = word_classes(subject.texts)[tokens]
+    allowed = classes[:, None] != classes
+    turned = rotations(5, 1, 8, seed=int(hash_parts(4, 1, 3, ("ov", "qk").index(kind))))[:, 0]
+    found = pairs_of_head(subject, heads, kind, 3, question, draws=5)
+    for each, whole in zip(found, pairs_of_layer(subject, heads, kind, question), strict=True):
+        assert each.end == whole.end
+        for name in ("token", "other", "score", "z", "p"):
+            assert torch.equal(getattr(each, name), getattr(whole, name)[3])
+        assert each.rotated.shape == (5, 12)
+        for draw, turn in enumerate(turned):
+            spun = side.left @ turn @ side.right.T
+            best = torch.stack([spun[i, j] for i, j in sorted_pairs(spun, 12, each.end, allowed)])
+            torch.testing.assert_close(each.rotated[draw], (best - spun.mean()) / spun.std(correction=0), rtol=1e-3, atol=1e-3)
+        sign = {"top": 1, "bottom": -1, "magnitude": 0}[each.end]
+        outwards = sign * each.rotated if sign else each.rotated.abs()
+        torch.testing.assert_close(each.strength[1:], outwards[:, :10].mean(1))
+        torch.testing.assert_close(each.control, each.rotated.mean(0))
+    assert pairs_of_head(subject, heads, kind, 0, question)[0].rotated.shape == (39, 12), "p may be as low as 1 / 40"
+
+
 def test_fewer_pairs_than_asked_for_leave_empty_places(subject: Subject) -> None:
     few = subject.read.tokens[40:42]
     (found,) = pairs_of_layer(subject, layer_heads(subject.weights, 0), "qk", Question(few, few, k=6, ends=("top",)))
@@ -99,20 +126,6 @@ def test_rows_of_the_table_are_in_its_order(subject: Subject) -> None:
     assert (first["circuit"], first["head"], first["end"], first["rank"]) == ("ov", "heads.0/0", "+", 0)
     assert first["token"] == int(mine.token[0, 0])
     assert first["control"] == pytest.approx(float(mine.rotated[:, 0].mean()))
-
-
-@pytest.mark.parametrize("kind", ["ov", "qk"])
-def test_the_diagonal_is_that_of_the_matrices(subject: Subject, kind: Kind) -> None:
-    tokens, heads = subject.read.tokens[5:40], layer_heads(subject.weights, 2)
-    rows, columns = token_rows(subject.read, tokens), token_rows(subject.write, tokens)
-    for head, side in enumerate(circuits_of(heads, kind, rows, columns)):
-        found = diagonal(subject, heads, kind, head, Question(tokens, tokens[:0], seed=3), draws=4)
-        number = int(hash_parts(3, 2, head, ("ov", "qk").index(kind)))
-        turns = rotations(4, 1, 8, seed=number)[:, 0]
-        for values, left in ((found.z, side.left), *((found.rotated[i], side.left @ turns[i]) for i in range(4))):
-            dense = left @ side.right.T
-            expected = (dense.diagonal() - dense.mean()) / dense.std(correction=0)
-            torch.testing.assert_close(values, expected if values.ndim else expected.mean(), rtol=1e-3, atol=1e-3)
 
 
 def test_common_tokens_are_the_first_readable_ones_or_the_most_counted(subject: Subject) -> None:

@@ -1,7 +1,10 @@
 """The tuned lens of an atlas: learned by a build, read back whole, and refused where it is not this model's, or not whole."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +77,23 @@ def test_a_build_keeps_the_lens_whose_losses_it_tells(built: tuple[Model, Path])
     torch.testing.assert_close(lens.logits(h[0, 0], 1), expected[0, 0], rtol=1e-5, atol=1e-5)
     with pytest.raises(Refusal, match="has layers 0 to 2"):
         lens.logits(h, 3)
+
+
+@pytest.mark.parametrize(
+    ("states", "layer", "says"),
+    [
+        (torch.ones(2, 5), 1, r"states in torch.float32 of shape \(2, 5\): .* has states of width 24; give a tensor of floats"),
+        (torch.ones(2, 24, dtype=torch.int64), 1, r"states in torch.int64 of shape \(2, 24\)"),
+        (torch.tensor(1.0), 1, r"states in torch.float32 of shape \(\)"),
+        (np.ones((2, 24), np.float32), 1, "states in ndarray: .* has states of width 24"),
+        (torch.ones(2, 24), "1", "the tuned lens at layer 1: .* has layers 0 to 2"),
+        (torch.ones(2, 24), 0.5, "the tuned lens at layer 0.5: .* has layers 0 to 2"),
+    ],
+)
+def test_what_are_no_states_of_a_layer_is_refused(built: tuple[Model, Path], states: Any, layer: Any, says: str) -> None:
+    model, folder = built
+    with pytest.raises(Refusal, match=says):
+        inspect.unwrap(TunedLens.logits)(tuned_lens(folder, model), states, layer)  # as where no type checker runs
 
 
 def test_what_is_not_this_models_or_not_whole_is_refused(built: tuple[Model, Path], tmp_path: Path) -> None:

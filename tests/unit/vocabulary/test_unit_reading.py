@@ -7,7 +7,7 @@ import torch
 
 from microtome.core import UnitAddress
 from microtome.model import wrap
-from microtome.readout import quoted
+from microtome.numerics import hash_parts
 from microtome.vocabulary.subject import subject_of
 from microtome.vocabulary.unit_reading import opening_pairs, read_unit
 from microtome.vocabulary.vector_reading import Reading, Word
@@ -55,8 +55,18 @@ def test_pairs_that_open_a_unit_are_those_of_the_whole_product_with_that_of_the_
         pairs = found.opens[end]
         assert [(pair.gate, pair.up) for pair in pairs] == [(subject.texts[a], subject.texts[b]) for a, b in expected]
         assert [pair.score for pair in pairs] == pytest.approx([float(gate[a] * up[b]) for a, b in expected], rel=1e-4)
-    best = [(each.promoted[0], each.demoted[0]) for each in found.vectors[:2]]
-    assert found.opens["+-"][0].control == pytest.approx(best[0][0].control * best[1][1].control)
+    first = []
+    for name, row in (("W_gate", gate), ("W_up", up)):
+        rows = (model.weights.get(name, 1).T * gain).double()
+        rows, length = rows / rows.norm(dim=1, keepdim=True), rows[5].norm()
+        mixed = torch.randn(512, len(rows), generator=torch.Generator().manual_seed(int(hash_parts(0, 1))), dtype=torch.float64)
+        scores = torch.nn.functional.normalize(mixed @ rows, dim=1) @ subject.read.matrix.double()
+        first.append(length * torch.cat([scores, -scores]).sort(1, descending=True).values.mean(0))
+        assert len(row) == scores.shape[1]
+    a, b = ((side * row).sort(descending=True).indices.tolist() for side, row in ((1, gate), (-1, up)))
+    places = [(a.index(subject.texts.index(pair.gate)), b.index(subject.texts.index(pair.up))) for pair in found.opens["+-"]]
+    expected = [-float(first[0][one] * first[1][other]) for one, other in places]
+    assert [pair.control for pair in found.opens["+-"]] == pytest.approx(expected, rel=1e-4)
 
 
 def test_tokens_that_score_on_the_other_side_open_nothing() -> None:
@@ -86,6 +96,16 @@ def test_units_of_other_kinds_are_read(name: str, address: str) -> None:
 
 
 def test_words_of_an_end_are_shown_once() -> None:
+    words = tuple(Word(place, text, 1.0, 1.0) for place, text in enumerate([" his", "his", " He", "she"]))
+    reading = Reading("x", "W_U", 1.0, (), words, (1.0, 1.0), (1.0, 1.0), "nothing")
+    assert reading.words(1, 2) == "‘his’, ‘He’"
+
+
+def test_a_pruned_unit_has_no_type_and_no_cosines() -> None:
     model = toy_decoder()
+    with torch.no_grad():
+        model.weights.get("W_up", 0)[:, 2] = 0
     found = read_unit(subject_of(model), UnitAddress("neurons", 2, layer=0), 5)
-    assert found.vectors[0].words(1, 2) == quoted([word.text for word in found.vectors[0].demoted], 2)
+    assert (found.type, found.cosines, set(found.opens.values())) == (None, {}, {()})
+    assert str(found).startswith("neurons.0/2  (no type: W_up.0/2 is zero)\n\nW_gate.0/2  (length")
+    assert "W_up.0/2  (length 0)\n  it is zero: no token stands out" in str(found)

@@ -36,7 +36,7 @@ def test_special_tokens_of_a_real_tokenizer_are_unreadable() -> None:
     assert " river" not in hidden
 
 
-TEXTS = ["<end>", " his", "His", "his ", "\n", " ", "é", " 12", "a-b", "\\xe2", ""]
+TEXTS = ["<end>", " his", "His", "his ", "\n", " ", "é", " 12", "a-b", "\\xe2", "", " a", " b"]
 
 
 class _Tokenizer(SimpleNamespace):
@@ -47,11 +47,11 @@ class _Tokenizer(SimpleNamespace):
 @pytest.mark.parametrize(
     ("which", "kept"),
     [
-        ("all", set(range(11))),
-        ("readable", set(range(1, 10))),
-        ("ascii", {1, 2, 3, 4, 5, 7, 8}),
-        ("alphanumeric", {1, 2, 3, 6, 7}),
-        ("words", {1}),
+        ("all", set(range(13))),
+        ("readable", {*range(1, 10), 11, 12}),
+        ("ascii", {1, 2, 3, 4, 5, 7, 8, 11, 12}),
+        ("alphanumeric", {1, 2, 3, 6, 7, 11, 12}),
+        ("words", {1, 11, 12}),
     ],
 )
 def test_filters_keep_what_they_say(which: str, kept: set[int]) -> None:
@@ -68,6 +68,10 @@ def test_a_file_of_words_keeps_their_spellings(tmp_path: Path) -> None:
     path.write_text("hers\n", "utf-8")
     with pytest.raises(Refusal, match="no token of the model is among them"):
         kept_tokens(_Tokenizer(), TEXTS, str(path))
+    path.write_text("é\na-b\n", "utf-8")
+    with pytest.raises(Refusal, match="2 of the model's tokens are among them, and of so few none stands out"):
+        kept_tokens(_Tokenizer(), TEXTS, str(path))
+    assert kept_tokens(_Tokenizer(), ["<end>", " his"], "all") == {0, 1}, "a model may have two tokens"
     with pytest.raises(Refusal, match="tokens nouns: it is no filter and no file"):
         kept_tokens(_Tokenizer(), TEXTS, "nouns")
 

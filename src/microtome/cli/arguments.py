@@ -1,0 +1,72 @@
+"""Arguments and options that several verbs have: what each is called, which values it takes, and what is said of it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "AtlasPath",
+    "Depth",
+    "Device",
+    "Dtype",
+    "DryRun",
+    "Encoding",
+    "LabelColumn",
+    "Model",
+    "Output",
+    "Port",
+    "Protocol",
+    "RemoteCode",
+    "RunName",
+    "Seed",
+    "Sites",
+    "Text",
+    "TextColumn",
+    "Window",
+]
+
+Model = Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        help="Precision of the forward pass; auto: bfloat16 where this machine is fast at it and the checkpoint is no better."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+RemoteCode = Annotated[
+    Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
+
+
+Text = Annotated[
+    str | None,
+    typer.Argument(
+        help="File, folder, JSONL, CSV, Parquet, image folder, hf:DATASET, - for standard input, or `sample`. "
+        "Without it: only what the weights tell."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")]
+RunName = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can hold several.")]
+Depth = Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every sample that is taken.")]
+Window = Annotated[int, typer.Option(help="Tokens in a window.")]
+Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column or field that holds the text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column or field that holds a label.")]
+Protocol = Annotated[
+    Literal["clean", "paper"],
+    typer.Option(
+        help="How windows are taken. paper: 6,400 of 512 tokens anywhere in the joined texts, as Song & Zhong 2023 drew them; then"
+        " nothing is held out, and --window is not used."
+    ),
+]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites", help="Hidden states to look at, may be repeated: resid_mid, attn_out.3, mlp_out.0:6. Usually the stream."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")]

@@ -1,0 +1,114 @@
+"""What `microtome steer` prints: what a model writes while units are changed, beside two texts that say whether that matters."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from microtome.core import Refusal
+
+if TYPE_CHECKING:
+    from microtome.core import Batch
+    from microtome.intervene import Change, Edit, Written
+    from microtome.model import Model
+
+__all__ = ["Steering", "steered"]
+
+_SALT: Final = 0x57EE6
+_WIDTH: Final = 100
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Units, what is done to them, where, and how much is written.
+
+    Errors: `Refusal` unless one of `scale` and `set_to` is given.
+    """
+
+    units: tuple[str, ...]
+    scale: float | None
+    set_to: float | None
+    tokens: Literal["all", "prompt", "generated"]
+    most: int
+    temperature: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if (self.scale is None) == (self.set_to is None):
+            raise Refusal("steering", why="a unit is scaled or set, and not both", instead="give --scale 8, or --set 8")
+
+    def __str__(self) -> str:
+        return f"times {self.scale:g}" if self.scale is not None else f"set to {self.set_to:g}"
+
+    @property
+    def change(self) -> "Change":
+        """What is done to each unit."""
+        from microtome.intervene import Scale, Set
+
+        return Scale(self.scale) if self.scale is not None else Set(float(self.set_to or 0))
+
+
+def steered(load: Callable[[], "Model"], prompts: Sequence[str], asked: Steering) -> str:
+    """Three texts behind each prompt: as the model is, with the units changed, and with random units of their layers changed instead.
+
+    Behind each text is its loss by the unchanged model, in nats a token: how likely the model finds what was written.
+    """
+    from microtome.corpus import prompt_batch
+    from microtome.intervene import Sampling, generate
+
+    model = load()
+    edits, others = (_edits(model, units, asked) for units in (asked.units, _beside(model, asked)))
+    batch = prompt_batch(model.tokenizer, prompts, context=model.shape.context, device=model.device)
+    sampling = Sampling(temperature=asked.temperature, seed=asked.seed)
+    ways: dict[str, Sequence[Edit]] = {"as it is": (), _named(asked.units, asked): edits}
+    ways[f"{_named(_beside(model, asked), asked)} (drawn at random from the same layers)"] = others
+    written = {name: generate(model, batch, given, most=asked.most, sampling=sampling) for name, given in ways.items()}
+    lines: list[str] = []
+    for row, prompt in enumerate(prompts):
+        lines += [*([""] * bool(row)), f"{prompt} ..."]
+        for name, found in written.items():
+            text = textwrap.fill(found.texts[row].strip() or "(nothing)", _WIDTH, initial_indent="  ", subsequent_indent="  ")
+            lines += ["", f"{name}: {_loss(model, batch, found, row)}", text]
+    return "\n".join(lines)
+
+
+def _edits(model: "Model", units: Sequence[str], asked: Steering) -> list["Edit"]:
+    from microtome.intervene import EVERY, Generated, Prompt, unit_edit
+
+    tokens = {"all": EVERY, "prompt": Prompt(), "generated": Generated()}[asked.tokens]
+    return [unit_edit(model, unit, asked.change, tokens) for unit in units]
+
+
+def _beside(model: "Model", asked: Steering) -> list[str]:
+    """A unit drawn for each that is changed, of its basis and layer, and none of those."""
+    from microtome.core import UnitAddress
+    from microtome.numerics import hash_parts
+
+    taken = {str(UnitAddress.parse(unit).unit) for unit in asked.units}
+    found = []
+    for number, unit in enumerate(asked.units):
+        own = UnitAddress.parse(unit)
+        count = model.shape.heads if own.basis == "heads" else model.shape.d_mlp
+        begin = int(hash_parts(asked.seed, _SALT, number, own.index)) % count
+        near = (str(replace(own.unit, index=(begin + step) % count)) for step in range(count))
+        other = next((each for each in near if each not in taken), None)
+        if other is None:
+            raise Refusal(f"steering {unit}", why="all units of its layer are changed", instead="leave one for comparison")
+        taken.add(other)
+        found.append(other)
+    return found
+
+
+def _named(units: Sequence[str], asked: Steering) -> str:
+    return f"{', '.join(units)} {asked}"
+
+
+def _loss(model: "Model", batch: "Batch", written: "Written", row: int) -> str:
+    """How likely the unchanged model finds a text."""
+    from microtome.intervene import text_loss
+
+    if not len(written.ids[row]):
+        return "nothing written"
+    own = batch.alone(row)
+    loss = float(text_loss(model, own, [written.ids[row].to(own.ids.device)])[0])
+    return f"loss by the unchanged model {loss:.2f}"

@@ -1,0 +1,91 @@
+"""`microtome steer` and `microtome neurons`: what they print and write, and what they refuse."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from microtome.atlas import Atlas
+from microtome.cli import main
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.save_checkpoint(tmp_path_factory.mktemp("model") / "toy")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["microtome", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_three_texts_with_their_losses(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("steer", checkpoint, "The river holds", "The stone", "--unit", "neurons.2/7", "--set", 40, "--most", 5)
+    assert run(monkeypatch, *asked, "--dtype", "float32") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.endswith("...")] == ["The river holds ...", "The stone ..."]
+    heads = [line for line in printed if ": loss by the unchanged model " in line]
+    assert len(heads) == 6
+    assert heads[1].startswith("neurons.2/7 set to 40: ")
+    assert "drawn at random from the same layers" in heads[2]
+    assert not heads[2].startswith("neurons.2/7 ")
+    model = toys.toy_decoder()
+    ids = model.tokenizer("The river holds", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        found = model.module.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        logits = model.module(torch.cat([ids[0], found])[None]).logits[0, ids.shape[1] - 1 : -1]
+    loss = float(torch.nn.functional.cross_entropy(logits, found))
+    assert heads[0] == f"as it is: loss by the unchanged model {loss:.2f}"
+    assert printed[printed.index(heads[0]) + 1].strip() == model.tokenizer.decode(found).strip()
+    assert printed[printed.index(heads[1]) + 1] != printed[printed.index(heads[0]) + 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--unit", "neurons.2/7"), "a unit is scaled or set, and not both"),
+        (("--unit", "neurons.2/7", "--set", 1, "--scale", 2), "a unit is scaled or set, and not both"),
+        (("--unit", "neurons.9/7", "--scale", 2), "neurons of toy are up to neurons.2/39"),
+        (("--unit", "factors.1/7", "--scale", 2), "only neurons and heads have a site"),
+        (("--unit", "neurons.2/7", "--scale", "inf"), "it makes NaN or infinity"),
+        (("--unit", "neurons.2/7", "--scale", 2, "--most", 500), "ask for"),
+    ],
+)
+def test_what_cannot_be_steered_is_refused(
+    checkpoint: Path,
+    arguments: tuple[object, ...],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "steer", checkpoint, "The river", *arguments) == 2
+    printed = capsys.readouterr()
+    assert why in " ".join(printed.err.split())
+    assert printed.out == ""
+
+
+def test_neurons_goes_deeper_in_an_atlas_that_is_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, text = tmp_path / "atlas", tmp_path / "texts"
+    text.mkdir()
+    for place, document in enumerate(toys.toy_texts()):
+        (text / f"{place:02d}.txt").write_text(document)
+    common = ("-o", output, "--window", 24, "--dtype", "float32")
+    assert run(monkeypatch, "build", checkpoint, text, *common) == 0
+    atlas = Atlas(output)
+    assert "microtome neurons" in str(atlas.manifest.runs["main"].absent)
+    assert run(monkeypatch, "neurons", checkpoint, text, *common) == 0
+    counted = "select stat, count(*) as n from unit_stats where stat like 'loss_%' group by stat order by stat"
+    rows = {row["stat"]: row["n"] for row in Atlas(output).sql(counted).to_pylist()}
+    assert rows == {"loss_ablated": 24, "loss_effect": 120}
+    together = "select a.value as exact, e.value as first from unit_stats a join unit_stats e using (unit) where a.stat = 'loss_ablated' and e.stat = 'loss_effect'"
+    found = Atlas(output).sql(together).to_pylist()
+    exact, first = (torch.tensor([row[name] for row in found]) for name in ("exact", "first"))
+    assert float(torch.corrcoef(torch.stack([exact, first]))[0, 1]) > 0.4
