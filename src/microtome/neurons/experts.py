@@ -167,15 +167,15 @@ def experts(found: Responses, concept: Bool[Tensor, " text"], k: int = 50, *, dr
     chosen, side = best[0], end[0, best[0]]
     others = _others(found, chosen, seed)
     sign, on = 1.0 - 2.0 * side, concept[halves[0]]
-    responded = found.value[:, halves[0]].double()
-    value, control_value = (sign * torch.quantile(responded[side, :, some][:, on], 0.5, dim=1) for some in (chosen, others))
+    mine, theirs = (found.value[side, :, some][:, halves[0]].double() for some in (chosen, others))
+    value, control_value = (sign * torch.quantile(each[:, on], 0.5, dim=1) for each in (mine, theirs))
     return Experts(
         units=tuple(found.address(unit) for unit in chosen.tolist()),
         end=side,
         ap=ap[0, chosen],
         confirmed=confirmed[0],
         value=value,
-        off=sign * responded[side, :, chosen][:, ~on].mean(1),
+        off=sign * mine[:, ~on].mean(1),
         null=confirmed[1:].mean(1),
         p=permutation_p(confirmed[0], confirmed[1:].reshape(-1, 1).expand(-1, len(chosen))),
         base=float(concept[halves[1]].double().mean()),
@@ -220,7 +220,7 @@ def overlap(one: Expertise, other: Expertise, k: int) -> Overlapping:
     return Overlapping(same / k, k / units, float(hypergeom.sf(same - 1, units, k, k)))
 
 
-def _dealt(concept: Bool[Tensor, " text"], seed: int) -> list[Int64[Tensor, " text"]]:
+def _dealt(concept: Bool[Tensor, " text"], seed: int) -> list[Int64[Tensor, " _"]]:
     """Texts of each kind dealt to two halves."""
     generator = torch.Generator().manual_seed(seed + 1)
     sides: list[list[Tensor]] = [[], []]

@@ -21,6 +21,7 @@ from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
 from microtome.neurons.findings import findings_table, judged_findings
+from microtome.neurons.links import link_rows, linked_kinds, weight_links
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
 from microtome.neurons.words import spellings
 from microtome.readout.sample import Target
@@ -34,6 +35,9 @@ ABLATED = Stage(6, "ablated", sample=16, unit=1)
 _COUNTS: Final = "neurons.tokens"
 _FIRST_ORDER: Final = "neurons.effects"
 _ABLATIONS: Final = "neurons.ablations"
+_LINKS: Final = "links.weights"
+_SEED: Final = 0
+"""Of what the weights alone decide, which is the same in every run."""
 _BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
 _FEW: Final = {
     "held-out documents": "the text has fewer than four different documents, so discover and confirm are parts of the same ones and "
@@ -88,11 +92,11 @@ class NeuronsLens:
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """units, unit_stats, contexts, token_counts and findings; without a corpus units and the norms of what they write."""
+        """units, unit_stats, contexts, token_counts, links and findings; without a corpus units, the norms of what they write, and links."""
         bases = neurons_of(run.model.shape)
         norms = [write_norms(run.model.weights, basis) for basis in bases]
         if run.corpus is None:
-            return {"units": units_table(bases), "unit_stats": written_stats_table(bases, norms, run.name)}
+            return {"units": units_table(bases), "unit_stats": written_stats_table(bases, norms, run.name), **_links(run)}
         vocab = run.model.shape.vocab
         none = torch.zeros((len(Half), 0), dtype=torch.int64)
         counts = results.of(MAIN, _COUNTS) if vocab else Counts(none, none)
@@ -117,6 +121,7 @@ class NeuronsLens:
             "unit_stats": pa.concat_tables(stats, promote_options="permissive"),
             "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
             "token_counts": token_counts_table(counts.here, run.name),
+            **_links(run),
             "findings": findings_table([*judged_findings(judged, texts), *more], run.name),
         }
 
@@ -131,6 +136,16 @@ class NeuronsLens:
             return missing | seen | causal | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why}
+
+
+def _links(run: Run) -> dict[str, Rows]:
+    """Links of units by their weights, layer by layer, beyond the quick depth."""
+    if run.depth == "quick":
+        return {}
+    weights = run.model.weights
+    layers = [basis.layer for basis in in_order_of_text(neurons_of(run.model.shape))]
+    kinds = sorted(linked_kinds(weights))
+    return {_LINKS: (link_rows(each) for kind in kinds for each in weight_links(weights, kind, layers, seed=_SEED))}
 
 
 def _why_no_effects(run: Run) -> str:

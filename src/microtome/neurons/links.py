@@ -1,0 +1,136 @@
+"""Which feed-forward units have to do with each other by their weights: who writes alike, and who reads what another writes.
+
+Directions are those of the stream, norms folded in. What units do together on a text is another question; heads are linked in
+the vocabulary lens.
+
+Axes of this module: `column` is a unit of another layer, `link` a pair.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from microtome.model import Weights
+from microtome.numerics import hash_parts
+from microtome.readout import fold_norm, written
+
+__all__ = ["KINDS", "Links", "link_rows", "linked_kinds", "weight_links"]
+
+KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
+    "writes alike": ("W_out", "any"),
+    "reads what is written": ("W_in", "earlier"),
+    "gate reads what is written": ("W_gate", "earlier"),
+    "amplitude reads what is written": ("W_up", "earlier"),
+}
+"""Of each kind of link the weight whose vectors are compared with values (W_out), and whose: those of any layer, or of earlier ones."""
+_TINY: Final = 1e-20
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """The units whose written vectors have the largest absolute cosine with a vector of each unit of a layer, first the largest.
+
+    `control` is the mean absolute cosine at each rank if what others write is turned at random in the stream, all together. Where there
+    are fewer than k others, layers behind the last are -1 and cosines NaN.
+    """
+
+    kind: str
+    layer: int
+    cosine: Float[Tensor, "unit k"]
+    other_layer: Int[Tensor, "unit k"]
+    other: Int[Tensor, "unit k"]
+    control: Float[Tensor, " k"]
+
+
+def linked_kinds(weights: Weights) -> list[str]:
+    """The kinds of link that a model's units can have: none in a mixture of experts, whose units are met by some tokens only."""
+    if weights.shape.experts:
+        return []
+    return [kind for kind, (name, _) in KINDS.items() if weights.has(name, 0)]
+
+
+def weight_links(
+    weights: Weights, kind: str, layers: Iterable[int] | None = None, *, k: int = 10, seed: int = 0
+) -> Iterator[Links]:
+    """The `k` nearest others of every unit of these layers (None: all), a layer at a time.
+
+    A cosine's sign is kept where both are read as they stand; reversing a gated unit against its up branch turns it, and its size is what
+    links are ranked by.
+    Cost: 4 d_model FLOP for each pair of units, half of it the control's. Memory: the vectors of two layers, and their cosines.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, section 3, for cosines of input and output weights.
+    """
+    name, whose = KINDS[kind]
+    width = weights.shape.d_model
+    turn = _orthogonal(width, int(hash_parts(seed, list(KINDS).index(kind))))
+    for layer in range(weights.shape.layers) if layers is None else layers:
+        rows = _directions(weights, name, layer)
+        others = range(layer) if whose == "earlier" else range(weights.shape.layers)
+        own, turned = _Best(len(rows), k), _Best(len(rows), k)
+        for other in others:
+            columns = _directions(weights, "W_out", other)
+            cosines = rows @ columns.T
+            if name == "W_out" and other == layer:
+                cosines.fill_diagonal_(0)
+            own.add(cosines, other)
+            turned.add(rows @ (columns @ turn).T, other)
+        yield Links(kind, layer, own.cosine, own.layer, own.index, turned.cosine.abs().mean(0))
+
+
+def link_rows(found: Links) -> pa.Table:
+    """Rows of the table `links` of one layer and kind: score is the cosine."""
+    unit, place = (found.other_layer >= 0).nonzero(as_tuple=True)
+    layer, index = found.other_layer[unit, place], found.other[unit, place]
+    columns = {
+        "unit": pa.array(_names(torch.full_like(unit, found.layer), unit)),
+        "other": pa.array(_names(layer, index)),
+        "kind": pa.array([found.kind] * len(unit)),
+        "score": pa.array(found.cosine[unit, place].numpy()),
+        "control": pa.array(found.control[place].numpy()),
+    }
+    return pa.table(columns)
+
+
+def _names(layer: Int[Tensor, " link"], index: Int[Tensor, " link"]) -> list[str]:
+    return [f"neurons.{at}/{own}" for at, own in zip(layer.tolist(), index.tolist(), strict=True)]
+
+
+class _Best:
+    """The k entries of largest absolute value of each row, over blocks of columns as they come."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.cosine = torch.full((rows, k), torch.nan)
+        self.layer = torch.full((rows, k), -1)
+        self.index = torch.full((rows, k), -1)
+
+    def add(self, cosines: Float[Tensor, "unit column"], layer: int) -> None:
+        """Let a layer's columns compete. Of equals the earlier layer stays, and in a layer the lower index."""
+        k = self.cosine.shape[1]
+        some = cosines.abs().topk(min(k, cosines.shape[1]), dim=1).indices
+        cosine = torch.cat([self.cosine, cosines.gather(1, some)], 1)
+        layers = torch.cat([self.layer, torch.full_like(some, layer)], 1)
+        index = torch.cat([self.index, some], 1)
+        size = torch.where(cosine.isnan(), -1, cosine.abs())
+        place = size.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        self.cosine, self.layer, self.index = (each.gather(1, place) for each in (cosine, layers, index))
+
+
+def _directions(weights: Weights, name: str, layer: int) -> Float[Tensor, "unit d_model"]:
+    """Vectors of length 1 in the stream, in float32; those that are 0 stay so."""
+    stored = weights.get(name, layer).to("cpu", torch.float32)
+    if name == "W_out":
+        rows = written(weights, layer, stored, "mlp")
+    else:
+        rows = stored.T
+        rows = fold_norm(weights.norm("mlp_norm", layer), rows) if weights.has("mlp_norm", layer) else rows
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)
+
+
+def _orthogonal(width: int, seed: int) -> Float[Tensor, "d_model d_model"]:
+    """A random orthogonal matrix, Haar-distributed."""
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))
+    return q * r.diagonal().sign()

@@ -1,0 +1,76 @@
+"""Probes: what labels can be read from activations, from which units, and is it the units or the probe?
+
+Read labels (`read_labels`), find their tokens (`aligned`) and vectors (`word_vectors`); then rank units (`RANKERS`), judge rankings
+(`crossed`, `minimal_set`, `selectivity`), or ask how few units it takes (`sparse_probe`). Scores are of documents that chose nothing.
+"""
+
+from microtome.probes.associations import Overlap as Overlap
+from microtome.probes.associations import auroc as auroc
+from microtome.probes.associations import average_precision as average_precision
+from microtome.probes.associations import average_precisions as average_precisions
+from microtome.probes.associations import best_overlap as best_overlap
+from microtome.probes.associations import chance_overlap as chance_overlap
+from microtome.probes.associations import mutual_information as mutual_information
+from microtome.probes.associations import overlap_at as overlap_at
+from microtome.probes.cases import Cases as Cases
+from microtome.probes.class_moments import ClassMoments as ClassMoments
+from microtome.probes.class_moments import class_moments as class_moments
+from microtome.probes.class_moments import combined as combined
+from microtome.probes.class_moments import f_statistic as f_statistic
+from microtome.probes.class_moments import mean_differences as mean_differences
+from microtome.probes.class_moments import probeless as probeless
+from microtome.probes.evaluation import PROBES as PROBES
+from microtome.probes.evaluation import Crossed as Crossed
+from microtome.probes.evaluation import Fit as Fit
+from microtome.probes.evaluation import Kept as Kept
+from microtome.probes.evaluation import Minimal as Minimal
+from microtome.probes.evaluation import Redundancy as Redundancy
+from microtome.probes.evaluation import Selectivity as Selectivity
+from microtome.probes.evaluation import crossed as crossed
+from microtome.probes.evaluation import kept_units as kept_units
+from microtome.probes.evaluation import minimal_set as minimal_set
+from microtome.probes.evaluation import redundancy as redundancy
+from microtome.probes.evaluation import selectivity as selectivity
+from microtome.probes.gaussian import Gaussians as Gaussians
+from microtome.probes.gaussian import class_gaussians as class_gaussians
+from microtome.probes.gaussian import greedy_units as greedy_units
+from microtome.probes.gaussian import held_out_information as held_out_information
+from microtome.probes.labels import LabelledText as LabelledText
+from microtome.probes.labels import brown_class as brown_class
+from microtome.probes.labels import merged as merged
+from microtome.probes.labels import read_columns as read_columns
+from microtome.probes.labels import read_labels as read_labels
+from microtome.probes.labels import read_tagged as read_tagged
+from microtome.probes.linear import NEUROX as NEUROX
+from microtome.probes.linear import Adam as Adam
+from microtome.probes.linear import ElasticNet as ElasticNet
+from microtome.probes.linear import LinearProbe as LinearProbe
+from microtome.probes.linear import adam_probe as adam_probe
+from microtome.probes.linear import elastic_probe as elastic_probe
+from microtome.probes.linear import prefix_steps as prefix_steps
+from microtome.probes.logistic import Logistic as Logistic
+from microtome.probes.logistic import Scores as Scores
+from microtome.probes.logistic import balanced_logistic as balanced_logistic
+from microtome.probes.logistic import judged as judged
+from microtome.probes.pooling import Pooling as Pooling
+from microtome.probes.pooling import pooled as pooled
+from microtome.probes.rankings import RANKERS as RANKERS
+from microtome.probes.rankings import Ranker as Ranker
+from microtome.probes.rankings import Ranking as Ranking
+from microtome.probes.rankings import probe_ranking as probe_ranking
+from microtome.probes.rankings import random_ranking as random_ranking
+from microtome.probes.rankings import ranked as ranked
+from microtome.probes.rankings import reversed_ranking as reversed_ranking
+from microtome.probes.sparse import GURNEE as GURNEE
+from microtome.probes.sparse import Monosemantic as Monosemantic
+from microtome.probes.sparse import Sparse as Sparse
+from microtome.probes.sparse import SparseProbe as SparseProbe
+from microtome.probes.sparse import adaptive_probe as adaptive_probe
+from microtome.probes.sparse import best_sets as best_sets
+from microtome.probes.sparse import monosemantic as monosemantic
+from microtome.probes.sparse import sparse_by_layer as sparse_by_layer
+from microtome.probes.sparse import sparse_probe as sparse_probe
+from microtome.probes.words import LabelledWords as LabelledWords
+from microtome.probes.words import aligned as aligned
+from microtome.probes.words import word_vectors as word_vectors
+from microtome.probes.words import words_seen as words_seen

@@ -1,0 +1,233 @@
+"""How few units a label can be read from: probes of k units, k by k, chosen in one half of the documents and judged on the other.
+
+A feature that one unit has, its probe of one unit finds; one that is spread over many takes many. Probes of all units belong in `linear`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int64
+from torch import Tensor
+
+from microtome.core import Half, Refusal
+from microtome.probes.class_moments import class_moments, f_statistic, mean_differences
+from microtome.probes.logistic import Scores, balanced_logistic, judged
+from microtome.probes.rankings import random_ranking, ranked
+
+__all__ = [
+    "GURNEE",
+    "Monosemantic",
+    "Sparse",
+    "SparseProbe",
+    "adaptive_probe",
+    "best_sets",
+    "monosemantic",
+    "sparse_by_layer",
+    "sparse_probe",
+]
+
+_FLOOR: Final = 1e-3
+"""The least standard deviation that a unit is divided by."""
+_TILE: Final = 1 << 23
+"""Numbers that go into a batch of fits."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """How sparse probes are made: by which ranking, of how many units, under what penalty on activations divided by `scale` deviations.
+
+    `draws` random sets of as many units of the layer are the control of each k.
+    Errors: `Refusal` for no k, and for one below 1.
+    """
+
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32, 64)
+    ranking: Literal["mean difference", "F"] = "mean difference"
+    penalty: float = 1.0
+    scale: float = 1.0
+    draws: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise Refusal(f"probes of {self.ks} units", why="a probe has one unit or more", instead="name ks from 1")
+
+
+GURNEE: Final = Sparse((1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32, 64, 128, 256), scale=10.0)
+"""As Gurnee et al. scale activations, by ten standard deviations."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseProbe:
+    """Scores on the confirm half of probes of the first k `units` of the ranking, and of random ones; `base` is the share of positive rows.
+
+    A probe that calls everything positive has the F1 2 b / (1 + b) at base b, and a Matthews correlation of 0.
+    """
+
+    ks: tuple[int, ...]
+    units: Int64[Tensor, " k"]
+    scores: tuple[Scores, ...]
+    random: tuple[tuple[Scores, ...], ...]
+    base: float
+    settings: Sparse
+
+
+def sparse_probe(
+    x: Float[Tensor, "row unit"],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    settings: Sparse = Sparse(),
+) -> SparseProbe:
+    """Rank the units by their differences in the discover half, and train a probe of the first k, for every k.
+
+    Ks beyond the number of units are left out.
+    Source: Gurnee et al. 2023, arXiv:2305.01610, section 3.
+    Errors: `Refusal` for a half without the label, or without rows that lack it.
+    Cost: one reading of the rows, and about 8 (1 + draws) rows k^2 FLOP for each k.
+    """
+    learning, judging = _halves(y, half)
+    units = x.shape[1]
+    ks = tuple(k for k in settings.ks if k <= units)
+    if not ks:
+        raise Refusal(f"probes of {settings.ks} units", why=f"there are {units}", instead="name fewer")
+    moments = class_moments(x, torch.where(learning, y.long(), -1), 2)
+    by_mean = mean_differences(moments)[1].abs()
+    order = ranked(settings.ranking, by_mean if settings.ranking == "mean difference" else f_statistic(moments)).order
+    others = [random_ranking(units, settings.seed + draw).order for draw in range(settings.draws)]
+    found = []
+    for each in (order, *others):
+        few = _scaled(x[:, each[: ks[-1]]], learning, settings.scale)
+        train, test = few[learning], few[judging]
+        fits = [balanced_logistic(train[None, :, :k], y[learning], settings.penalty) for k in ks]
+        found.append(tuple(judged(fit.scores(test[None, :, :k])[0], y[judging]) for fit, k in zip(fits, ks, strict=True)))
+    return SparseProbe(ks, order[: ks[-1]], found[0], tuple(found[1:]), float(y[judging].double().mean()), settings)
+
+
+def sparse_by_layer(
+    read: Callable[[int], Float[Tensor, "row unit"]],
+    layers: Iterable[int],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    settings: Sparse = Sparse(),
+) -> dict[int, SparseProbe]:
+    """Sparse probes of each layer, whose activations `read` gives and of which one is held at a time."""
+    return {layer: sparse_probe(read(layer), y, half, settings) for layer in layers}
+
+
+def adaptive_probe(
+    x: Float[Tensor, "row unit"],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    *,
+    start: int = 64,
+    settings: Sparse = Sparse(draws=0),
+) -> SparseProbe:
+    """Train on the `start` first units, drop those of smallest weight until the next smaller k is left, and train again, down to 1.
+
+    `units` are in the order in which they survive: the last to be dropped first. Of sets that tell only together it finds more than a ranking
+    of single units.
+    Source: Gurnee et al. 2023, arXiv:2305.01610, section 3, on adaptive thresholding.
+    """
+    learning, judging = _halves(y, half)
+    ks = tuple(sorted({k for k in (*settings.ks, start) if k <= min(start, x.shape[1])}))
+    moments = class_moments(x, torch.where(learning, y.long(), -1), 2)
+    kept = ranked("mean difference", mean_differences(moments)[1].abs()).order[: ks[-1]]
+    few = _scaled(x[:, kept], learning, settings.scale)
+    train, test = few[learning], few[judging]
+    left, dropped, scores = torch.arange(len(kept)), [], []
+    for fewer in (*reversed(ks[:-1]), 0):
+        fit = balanced_logistic(train[None, :, left], y[learning], settings.penalty)
+        scores.append(judged(fit.scores(test[None, :, left])[0], y[judging]))
+        order = fit.weight[0].abs().sort(descending=True, stable=True).indices
+        dropped.append(left[order[fewer:]])
+        left = left[order[:fewer]]
+    units = kept[torch.cat(dropped[::-1])]
+    return SparseProbe(ks, units, tuple(scores[::-1]), (), float(y[judging].double().mean()), settings)
+
+
+def best_sets(
+    x: Float[Tensor, "row unit"], y: Bool[Tensor, " row"], k: Literal[1, 2], *, candidates: int = 32, penalty: float = 1.0
+) -> tuple[Int64[Tensor, "set k"], Float64[Tensor, " set"]]:
+    """All sets of one or two of the `candidates` units of largest mean difference, by the loss of their probes, smallest first.
+
+    A check on rankings: what they miss is here. Rows are all learnt from.
+    Cost: C (C - 1) / 2 probes of two units.
+    """
+    moments = class_moments(x, y.long(), 2)
+    first = ranked("mean difference", mean_differences(moments)[1].abs()).order[:candidates]
+    few = _scaled(x[:, first], torch.ones_like(y), 1.0)
+    sets = torch.tensor(list(combinations(range(few.shape[1]), k)), dtype=torch.int64)
+    tiles = sets.split(max(1, _TILE // (len(x) * (k + 1))))
+    loss, order = torch.cat([balanced_logistic(few.T[some].mT, y, penalty).loss for some in tiles]).sort(stable=True)
+    return first[sets[order]], loss
+
+
+@dataclass(frozen=True, eq=False)
+class Monosemantic:
+    """Units that tell a label alone: the first of a layer by F, each with the confirm half's scores of its probe.
+
+    `null` has, of each draw, the largest Matthews correlation that the same search finds when labels are shifted along the rows, and `p` how
+    often that reaches a unit's: the search is accounted for.
+    """
+
+    units: Int64[Tensor, " k"]
+    scores: tuple[Scores, ...]
+    null: Float64[Tensor, " draw"]
+    p: Float64[Tensor, " k"]
+
+
+def monosemantic(
+    x: Float[Tensor, "row unit"],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    *,
+    top: int = 30,
+    draws: int = 99,
+    seed: int = 0,
+) -> Monosemantic:
+    """Probe each of the `top` units by itself. Rows are in the order of the text, so that a shifted label keeps its runs.
+
+    Source: Gurnee et al. 2023, arXiv:2305.01610, section 5.
+    Cost: one reading of the rows for the labels and one for all draws together.
+    """
+    learning, judging = _halves(y, half)
+    shifts = (1 + torch.rand(draws, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (len(y) - 1)).long()
+    values = [_alone(x, y, learning, judging, top)]
+    for shift in shifts.tolist():
+        moved = torch.empty_like(y)
+        for side in (learning, judging):
+            moved[side] = y[side].roll(shift)
+        values.append(_alone(x, moved, learning, judging, top))
+    units, scores = values[0]
+    null = torch.tensor([max(each.mcc for each in found) for _, found in values[1:]], dtype=torch.float64)
+    mcc = torch.tensor([each.mcc for each in scores], dtype=torch.float64)
+    p = (1 + (null[:, None] >= mcc).sum(0)).double() / (1 + draws)
+    return Monosemantic(units, scores, null, p)
+
+
+def _alone(
+    x: Tensor, y: Bool[Tensor, " row"], learning: Bool[Tensor, " row"], judging: Bool[Tensor, " row"], top: int
+) -> tuple[Int64[Tensor, " k"], tuple[Scores, ...]]:
+    units = ranked("F", f_statistic(class_moments(x, torch.where(learning, y.long(), -1), 2))).order[:top]
+    few = _scaled(x[:, units], learning, 1.0).T[:, :, None]
+    fit = balanced_logistic(few[:, learning], y[learning])
+    return units, tuple(judged(score, y[judging]) for score in fit.scores(few[:, judging]))
+
+
+def _halves(y: Bool[Tensor, " row"], half: Int[Tensor, " row"]) -> tuple[Bool[Tensor, " row"], Bool[Tensor, " row"]]:
+    learning, judging = half == Half.DISCOVER, half == Half.CONFIRM
+    for side, name in ((learning, "discover"), (judging, "confirm")):
+        positives, rows = int(y[side].sum()), int(side.sum())
+        if min(positives, rows - positives) < 2:
+            why = f"the {name} half has it on {positives} of {rows} rows"
+            raise Refusal("a probe of a label", why=why, instead="give two rows with it and two without it in each half")
+    return learning, judging
+
+
+def _scaled(x: Float[Tensor, "row k"], learning: Bool[Tensor, " row"], scale: float) -> Float[Tensor, "row k"]:
+    """Units over `scale` standard deviations of the rows that are learnt from, of which the least is 0.001."""
+    x = x.float()
+    mine = x[learning]
+    return (x - mine.mean(0)) / (scale * mine.std(0).clamp(min=_FLOOR))

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from microtome.core import Refusal
+from microtome.probes import Sparse, adaptive_probe, balanced_logistic, monosemantic, sparse_by_layer, sparse_probe
+from microtome.probes.sparse import best_sets
+from tests.unit.probes.planted import planted_rows
+
+
+def halved(rows: int) -> torch.Tensor:
+    return torch.arange(rows) // 20 % 2
+
+
+def test_two_planted_units_need_two() -> None:
+    x, y = planted_rows()
+    found = sparse_probe(x, y, halved(4000), Sparse((1, 2, 8, 100)))
+    assert found.ks == (1, 2, 8)
+    assert sorted(found.units[:2].tolist()) == [17, 42]
+    one, two, eight = (score.f1 for score in found.scores)
+    assert one < 0.8 < 0.95 < two
+    assert abs(eight - two) < 0.02
+    assert found.scores[1].auroc > 0.99
+    assert len(found.random) == 3
+    assert all(draw[1].mcc < found.scores[1].mcc - 0.3 for draw in found.random)
+    assert found.base == pytest.approx(float(y[halved(4000) == 1].double().mean()))
+
+
+def test_planted_units_are_found_in_bfloat16_too() -> None:
+    x, y = planted_rows()
+    found = sparse_probe(x.bfloat16(), y, halved(4000), Sparse((2,), draws=0))
+    assert sorted(found.units.tolist()) == [17, 42]
+    assert found.scores[0].f1 > 0.94
+
+
+def test_a_feature_spread_over_many_units_needs_many() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 40, generator=generator)
+    y = x[:, :16].sum(1) > 3
+    f1 = {k: score.f1 for k, score in zip((1, 4, 16), sparse_probe(x, y, halved(4000), Sparse((1, 4, 16))).scores, strict=True)}
+    assert f1[1] < f1[4] - 0.1 < f1[16] - 0.2
+
+
+def test_scale_and_sign_of_units_do_not_matter() -> None:
+    x, y = planted_rows(rows=1000)
+    factor = torch.where(torch.arange(60) % 2 == 0, -5.0, 0.1)
+    one, other = (sparse_probe(each, y, halved(1000), Sparse((1, 2, 4), draws=1)) for each in (x, x * factor))
+    assert torch.equal(one.units, other.units)
+    np.testing.assert_allclose([each.auroc for each in one.scores], [each.auroc for each in other.scores], atol=1e-3)
+
+
+def test_the_confirm_half_is_not_learnt_from() -> None:
+    x, y = planted_rows(rows=1000)
+    half = halved(1000)
+    swapped = y.clone()
+    swapped[half == 1] = ~y[half == 1]
+    one, other = (sparse_probe(x, each, half, Sparse((2,), draws=0)) for each in (y, swapped))
+    assert torch.equal(one.units, other.units)
+    assert other.scores[0].auroc == pytest.approx(1 - one.scores[0].auroc)
+
+
+def test_layers_are_read_one_at_a_time() -> None:
+    x, y = planted_rows(rows=600)
+    found = sparse_by_layer(lambda layer: x.roll(layer, 1), (0, 3), y, halved(600), Sparse((2,), draws=0))
+    assert sorted(found[3].units.tolist()) == sorted((unit + 3) % 60 for unit in found[0].units.tolist())
+
+
+def test_adaptive_thresholding_finds_units_that_tell_only_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 12, generator=generator)
+    hidden = x[:, 3] - x[:, 8]
+    x[:, 3], y = x[:, 3] * 1.0, hidden > 0.8
+    x[:, 8] += 3 * x[:, 5]  # a large part that another unit has to take away
+    ranked_first = sparse_probe(x, y, halved(4000), Sparse((3,), draws=0))
+    adaptive = adaptive_probe(x, y, halved(4000), start=12)
+    assert adaptive.ks == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
+    assert sorted(adaptive.units[:3].tolist()) == [3, 5, 8]
+    assert adaptive.scores[2].f1 > 0.93 > 0.8 > ranked_first.scores[0].f1
+    assert sorted(adaptive.units.tolist()) == list(range(12))
+
+
+def test_all_sets_are_tried() -> None:
+    x, y = planted_rows(rows=1000)
+    sets, loss = best_sets(x, y, 2, candidates=6)
+    assert len(sets) == 15
+    assert sorted(sets[0].tolist()) == [17, 42]
+    few = x[:, sets[4]]
+    few = (few - few.mean(0)) / few.std(0)
+    assert float(loss[4]) == pytest.approx(float(balanced_logistic(few[None], y).loss[0]), rel=1e-3)
+    assert bool((loss.diff() >= 0).all())
+    assert len(best_sets(x, y, 1, candidates=6)[0]) == 6
+
+
+def test_monosemantic_units_beat_the_same_search_on_shifted_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.arange(2000) // 10) % 7 == 0  # runs of the label
+    x = torch.randn(2000, 30, generator=generator)
+    x[:, 4] -= 6.0 * y
+    found = monosemantic(x, y, halved(2000), top=5, draws=19)
+    assert int(found.units[0]) == 4
+    assert found.scores[0].mcc > 0.95
+    assert float(found.p[0]) == pytest.approx(1 / 20)
+    assert float(found.p[1:].min()) > 0.05
+    assert float(found.null.max()) < 0.5
+
+
+def test_halves_without_the_label_are_refused() -> None:
+    x, y = planted_rows(rows=100)
+    half = halved(100)
+    with pytest.raises(Refusal, match="the confirm half has it on 0 of 40 rows"):
+        sparse_probe(x, y & (half == 0), half)
+    with pytest.raises(Refusal, match="there are 60"):
+        sparse_probe(x, y, half, Sparse((61,)))
+    with pytest.raises(Refusal, match="a probe has one unit or more"):
+        Sparse((0, 1))
