@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from microtome import geometry as geometry
+    from microtome import intervene as intervene
     from microtome import neurons as neurons
     from microtome import vocabulary as vocabulary
     from microtome.atlas import Atlas as Atlas
@@ -45,6 +46,7 @@ _HOMES = {
     "estimate": "atlas",
     "export": "web",
     "geometry": "",
+    "intervene": "",
     "load": "model",
     "neurons": "",
     "open_checkpoint": "model",

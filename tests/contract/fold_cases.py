@@ -23,6 +23,7 @@ from microtome.geometry.sample import WindowSample
 from microtome.model import Norm
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
+from microtome.neurons.positional import PositionalActivity
 from microtome.readout.sample import TargetCounts, TokenSample
 from microtome.vocabulary.active import ActiveUnits
 from microtome.vocabulary.attribution import Attribution, Layer, Wiring
@@ -129,6 +130,7 @@ CASES: tuple[FoldCase, ...] = (
     ),
     FoldCase("active coordinates of heads", lambda: ActiveUnits(Site("z", 1), 12, 3, "masked", rate=0.9, seed=3), masked=True),
     FoldCase("attribution", lambda: Attribution(_wiring(), "next", rate=0.5, seed=3, draws=4)),
+    FoldCase("positional activity", lambda: PositionalActivity(2, torch.full((SIZES["unit"],), 0.5), LONGEST, draws=3)),
     FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),
 )
 

@@ -20,14 +20,24 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, Refusal, Role, Site
 from microtome.corpus import prompt_batch
-from microtome.intervene import Add, Edit, Question, RankOne, Sampling, edited, generate
+from microtome.intervene import Add, Edit, Question, RankOne, Sampling, WeightEdit, edited, generate, reweighted
 from microtome.intervene.answers import logits_at, single_token
 from microtome.intervene.tokens import Masked
 from microtome.model import Model, capture
 from microtome.neurons.facts import AskedFact, subject_tokens
 from microtome.numerics import gram
 
-__all__ = ["MENG", "Descent", "RomeEdit", "random_prefixes", "random_rome", "rome_edit", "second_moment"]
+__all__ = [
+    "MENG",
+    "Descent",
+    "RomeEdit",
+    "RomeScores",
+    "random_prefixes",
+    "random_rome",
+    "rome_edit",
+    "rome_scores",
+    "second_moment",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,27 @@ class RomeEdit:
     value: Float[Tensor, " d_model"]
     losses: Float[Tensor, " step"]
     ridge: float
+
+
+@dataclass(frozen=True)
+class RomeScores:
+    """Shares of prompts after an edit; None where there is none to ask.
+
+    Efficacy and paraphrase are of the edited prompt and of the fact's others: whether the new answer is more probable than the old one.
+    Neighbourhood is of the prompts of other facts: whether their own answer is more probable than the new one.
+    """
+
+    efficacy: float
+    paraphrase: float | None
+    neighbourhood: float | None
+
+    @property
+    def score(self) -> float | None:
+        """The harmonic mean of the three, 0 where one is 0; None where one is."""
+        shares = (self.efficacy, self.paraphrase, self.neighbourhood)
+        if any(share is None for share in shares):
+            return None
+        return 0.0 if 0.0 in shares else 3 / sum(1 / share for share in shares if share is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +140,7 @@ def rome_edit(
     asked: AskedFact,
     new: str,
     layer: int,
-    second: Float64[Tensor, "unit unit"],
+    second: Float64[Tensor, "_ _"],
     *,
     prefixes: Sequence[str] = ("",),
     how: Descent = MENG,
@@ -145,6 +176,38 @@ def random_rome(found: RomeEdit, draws: int = 20, seed: int = 0) -> list[RomeEdi
     return [replace(found, change=replace(found.change, right=each), value=found.before + each) for each in drawn]
 
 
+def rome_scores(
+    model: Model,
+    asked: AskedFact,
+    new: str,
+    edits: Sequence[WeightEdit] = (),
+    neighbours: Sequence[AskedFact] = (),
+    *,
+    prompt: int = 0,
+) -> RomeScores:
+    """What edits make of the edited prompt, the fact's other prompts, and of facts of other subjects; without edits, what is so before.
+
+    In CounterFact neighbours have the fact's old answer; here they are facts of any answer but the new one.
+    Source: Meng et al. 2022, arXiv:2202.05262, section 3.4.
+    """
+    token = single_token(model, new)
+
+    def wins(each: AskedFact) -> list[bool]:
+        logits = logits_at(model, each.batch, each.question.place)
+        own = logits.gather(1, each.question.token[:, None])[:, 0]
+        return (logits[:, token] > own).tolist()
+
+    with reweighted(model, edits):
+        mine = wins(asked)
+        theirs = [win for each in neighbours if int(each.question.token[0]) != token for win in wins(each)]
+    others = mine[:prompt] + mine[prompt + 1 :]
+    return RomeScores(
+        efficacy=float(mine[prompt]),
+        paraphrase=sum(others) / len(others) if others else None,
+        neighbourhood=1 - sum(theirs) / len(theirs) if theirs else None,
+    )
+
+
 def _prompts(model: Model, texts: Sequence[str], subject: str, token: Tensor) -> _Prompts:
     batch = prompt_batch(model.tokenizer, texts, context=model.shape.context, device=model.device)
     inside = subject_tokens(model, texts, subject).to(model.device)
@@ -171,8 +234,6 @@ def _descended(
             break
         adam.zero_grad()
         loss.backward()
-        if delta.grad is not None:
-            delta.grad.nan_to_num_()
         adam.step()
         with torch.no_grad():
             delta *= min(1.0, how.clamp * length / max(float(delta.norm()), 1e-30))
@@ -185,19 +246,16 @@ def _logs(model: Model, prompts: _Prompts, out: Site, delta: Float[Tensor, " d_m
         return logits_at(model, prompts.batch, prompts.question.place, gradients="kept").log_softmax(1)
 
 
-def _left(
-    key: Float[Tensor, " unit"], second: Float64[Tensor, "unit unit"]
-) -> tuple[Float[Tensor, " unit"], float]:
+def _left(key: Float[Tensor, " unit"], second: Float64[Tensor, "_ _"]) -> tuple[Float[Tensor, " unit"], float]:
     """C^-1 k* / (k*' C^-1 k*), and the ridge that C needed: none, or 1e-6 of its mean eigenvalue."""
     if second.shape != (len(key), len(key)) or not bool(torch.isfinite(second).all()):
         why = f"it is {tuple(second.shape)}, and keys have {len(key)} units, or it is not finite"
         raise Refusal("the second moment C", why=why, instead="take it from `second_moment`, of the same model and layer")
     exact, mean = key.double(), float(second.diagonal().mean())
+    if not float(exact.norm()) or not mean > 0:
+        why = "the subject's key, or all of C, is zero"
+        raise Refusal("the inverse of C", why=why, instead="take C from more text, or another layer")
     values = torch.linalg.eigvalsh(second)
     ridge = 0.0 if float(values[0]) > 1e-9 * float(values[-1]) else 1e-6 * mean
     solved = torch.linalg.solve(second + ridge * torch.eye(len(key), dtype=torch.float64), exact)
-    scale = float(solved @ exact)
-    if not scale > 0:
-        why = "the subject's key, or all of C, is zero"
-        raise Refusal("the inverse of C", why=why, instead="take C from more text, or another layer")
-    return (solved / scale).float(), ridge
+    return (solved / (solved @ exact)).float(), ridge
