@@ -30,7 +30,7 @@ from microtome.readout.words import texts_of
 __all__ = ["ABLATED", "EFFECTS", "NeuronsLens"]
 
 EFFECTS = Stage(5, "effects", sample=64, unit=8)
-ABLATED = Stage(6, "ablated", sample=16, unit=1)
+ABLATED = Stage(6, "ablated", sample=32, unit=1)
 
 _COUNTS: Final = "neurons.tokens"
 _FIRST_ORDER: Final = "neurons.effects"

@@ -86,9 +86,9 @@ def link_rows(found: Links) -> pa.Table:
     unit, place = (found.other_layer >= 0).nonzero(as_tuple=True)
     layer, index = found.other_layer[unit, place], found.other[unit, place]
     columns = {
-        "unit": pa.array(_names(torch.full_like(unit, found.layer), unit)),
-        "other": pa.array(_names(layer, index)),
-        "kind": pa.array([found.kind] * len(unit)),
+        "unit": pa.array(_names(torch.full_like(unit, found.layer), unit), pa.string()),
+        "other": pa.array(_names(layer, index), pa.string()),
+        "kind": pa.array([found.kind] * len(unit), pa.string()),
         "score": pa.array(found.cosine[unit, place].numpy()),
         "control": pa.array(found.control[place].numpy()),
     }

@@ -89,6 +89,9 @@ def test_kinds_are_those_of_the_architecture(tmp_path: Path) -> None:
         if row["unit"] == "neurons.1/5"
         and row["score"] == max((row["score"] for row in rows if row["unit"] == "neurons.1/5"), key=abs)
     ]
+    earlier = weight_links(opened("llama").weights, "gate reads what is written", k=2)
+    path = write_table(tmp_path, "links", "gates", (link_rows(each) for each in earlier))
+    assert pq.read_table(path).num_rows == 2 * 24 * 2, "the first layer reads what no unit writes"
     found = list(weight_links(opened("gpt2").weights, "writes alike", k=2))[1]
     assert first["other"] == f"neurons.{int(found.other_layer[5, 0])}/{int(found.other[5, 0])}"
     assert first["control"] == pytest.approx(float(found.control[0]))
