@@ -23,7 +23,13 @@ from microtome.geometry.sample import WindowSample
 from microtome.model import Norm
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
+from microtome.neurons.aggregation import Aggregation
+from microtome.neurons.effects import FirstOrderEffects, UnitAblations
+from microtome.neurons.families import FamilyMoments
+from microtome.neurons.memories import value_tokens
 from microtome.neurons.positional import PositionalActivity
+from microtome.neurons.sparsity import SparseActivity
+from microtome.readout import output_reader
 from microtome.readout.sample import TargetCounts, TokenSample
 from microtome.vocabulary.active import ActiveUnits
 from microtome.vocabulary.attribution import Attribution, Layer, Wiring
@@ -72,6 +78,14 @@ def _position_filter() -> PositionFilter:
     return PositionFilter(opened("gpt2"), (parts,), keep=(0,), draws=1)
 
 
+def _aggregation() -> Aggregation:
+    """Of a tiny GPT-2; its first 11 ids are those of the stream."""
+    model = opened("gpt2")
+    reader = output_reader(model.weights)
+    values = torch.stack([value_tokens(model, layer, reader).token for layer in range(model.shape.layers)])
+    return Aggregation(model, values, reader, seed=3)
+
+
 def _wiring() -> Wiring:
     """Two pre-norm layers with biases, one unit of the second looked at."""
     width, gain = SIZES["d_model"], Norm("rms", _drawn(SIZES["d_model"]), None, 1e-5)
@@ -111,6 +125,9 @@ CASES: tuple[FoldCase, ...] = (
     ),
     FoldCase("token identity", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
     FoldCase("position filter", _position_filter),
+    FoldCase("aggregation", _aggregation),
+    FoldCase("first-order effects", lambda: FirstOrderEffects(opened("gpt2"))),
+    FoldCase("unit ablations", lambda: UnitAblations(opened("gpt2"), (0, 2), (1, 5)), rounding=1e-3),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),
     FoldCase("token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "next", rate=0.5, seed=3)),
     FoldCase("masked token sample", lambda: TokenSample(_RESID, SIZES["d_model"], "masked", rate=0.9, seed=3), masked=True),
@@ -131,6 +148,8 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("active coordinates of heads", lambda: ActiveUnits(Site("z", 1), 12, 3, "masked", rate=0.9, seed=3), masked=True),
     FoldCase("attribution", lambda: Attribution(_wiring(), "next", rate=0.5, seed=3, draws=4)),
     FoldCase("positional activity", lambda: PositionalActivity(2, torch.full((SIZES["unit"],), 0.5), LONGEST, draws=3)),
+    FoldCase("sparse activity", lambda: SparseActivity(2, torch.linspace(0.5, 2, SIZES["unit"]), tau=0.5)),
+    FoldCase("family moments", lambda: FamilyMoments(_DENSE, torch.eye(2, SIZES["vocab"]) > 0, LONGEST, draws=3)),
     FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),
 )
 

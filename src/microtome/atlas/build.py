@@ -25,6 +25,7 @@ from microtome.geometry.asked import require_depth, require_seed, require_window
 from microtome.model import Checkpoint, Model, load, open_checkpoint, sites_named
 from microtome.model.allocator import give_back_freed_memory
 from microtome.neurons import NeuronsLens
+from microtome.readout.words import texts_of
 from microtome.store import (
     TABLES,
     Manifest,
@@ -38,6 +39,7 @@ from microtome.store import (
     write_table,
 )
 from microtome.vocabulary import VocabularyLens
+from microtome.vocabulary.words import vocabulary_table
 
 __all__ = ["LENSES", "Settings", "build", "card_for", "manifest_for", "sites_of"]
 
@@ -333,7 +335,7 @@ def _listed(sites: Sequence[str]) -> str:
 
 
 def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results) -> list[Path]:
-    """Write the tables of lenses; rows that hold for any run of the model are written under the names of lens and part alone."""
+    """Write the tables of lenses, and what tokens are called; rows that hold for any run of the model are written under the names of lens and part alone."""
     files = []
     for lens in lenses:
         for key, rows in lens.tables(run, results).items():
@@ -341,6 +343,9 @@ def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Resul
             own = run.name if "run" in TABLES[name].schema.names else part
             files.append(write_table(output, name, f"{lens.name}.{own}" if own else lens.name, rows))
             give_back_freed_memory()
+    if run.model.tokenizer is not None:  # what tokens are called is no lens's, and every page of one needs it
+        rows = vocabulary_table(texts_of(run.model.tokenizer, run.model.shape.vocab))
+        files.append(write_table(output, "vocabulary", "vocabulary", rows))
     return files
 
 

@@ -21,7 +21,6 @@ from microtome.readout import (
     TargetCounts,
     TokenSample,
     layer_loss,
-    texts_of,
     unigram_entropy,
 )
 from microtome.store.schemas import TABLES
@@ -52,7 +51,6 @@ from microtome.vocabulary.subject import Subject, subject_of
 from microtome.vocabulary.sweep import Lengths, sweep
 from microtome.vocabulary.tables import corrected, head_rows
 from microtome.vocabulary.values import read_values, readable_layers, strength_q, strength_rows, value_rows
-from microtome.vocabulary.words import vocabulary_table
 
 __all__ = ["VocabularyLens", "all_head_scores", "loss_rows"]
 
@@ -101,10 +99,8 @@ class VocabularyLens:
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """vocabulary, tokens, units and unit_stats (heads), layer_loss and findings, as far as the model has what they need."""
-        tokenizer = run.model.tokenizer
-        texts = texts_of(tokenizer, run.model.shape.vocab)
-        tables: dict[str, Rows] = {} if tokenizer is None else {"vocabulary": vocabulary_table(texts)}
+        """tokens, units and unit_stats (heads), layer_loss and findings, as far as the model has what they need."""
+        tables: dict[str, Rows] = {}
         losses, found = self._losses(run, results)
         if losses is not None:
             tables["layer_loss"] = losses

@@ -125,11 +125,15 @@ def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token
 
 
 def _links(view: View, units: Sequence[str]) -> dict[str, list[Link]]:
+    """Those that a unit has and those that lead to it, which say so; of units that are linked both ways in one kind, once."""
     rows = view.sql(
-        "WITH wanted AS (SELECT unnest(?::VARCHAR[]) AS unit) "
-        "SELECT l.unit::VARCHAR, other::VARCHAR, kind::VARCHAR, score, control FROM links l JOIN wanted w ON l.unit = w.unit "
-        "UNION SELECT other::VARCHAR, l.unit::VARCHAR, kind::VARCHAR, score, control FROM links l JOIN wanted w ON l.other = w.unit "
-        "ORDER BY 1, 4 DESC, 2",
+        "WITH wanted AS (SELECT unnest(?::VARCHAR[]) AS unit), "
+        "own AS (SELECT l.unit::VARCHAR AS unit, other::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
+        "FROM links l JOIN wanted w ON l.unit = w.unit), "
+        "back AS (SELECT other::VARCHAR AS unit, l.unit::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
+        "FROM links l JOIN wanted w ON l.other = w.unit) "
+        "SELECT * FROM own UNION ALL SELECT unit, other, kind || ', seen from there', score, control FROM back "
+        "ANTI JOIN own USING (unit, other, kind) ORDER BY 1, abs(score) DESC, 2, 3",
         list(units),
     )
     found: dict[str, list[Link]] = {}

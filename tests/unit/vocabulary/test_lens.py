@@ -68,7 +68,7 @@ def test_weights_alone_give_tokens_heads_and_findings(make, tmp_path: Path) -> N
     run = run_of(model)
     assert LENS.stages(run) == ()
     tables = LENS.tables(run, Results())
-    assert set(tables) == {"tokens", "units", "unit_stats", "findings"} | ({"vocabulary"} if model.tokenizer else set())
+    assert set(tables) == {"tokens", "units", "unit_stats", "findings"}
     written = {name: pq.read_table(write_table(tmp_path, name, "vocabulary", rows)) for name, rows in tables.items()}
     for name, table in written.items():
         key = list(TABLES[name].key)
@@ -119,7 +119,7 @@ def test_tokens_are_the_same_bytes_whatever_the_run(make, tokenizer, tmp_path: P
         try:
             torch.set_num_threads(count)
             tables = LENS.tables(run, Results())
-            files.append([write_table(tmp_path / dtype, name, "w", tables[name]) for name in ("tokens", "units", "vocabulary")])
+            files.append([write_table(tmp_path / dtype, name, "w", tables[name]) for name in ("tokens", "units")])
         finally:
             torch.set_num_threads(threads)
         rows = {(row["unit"], row["stat"]): row["value"] for row in rows_of(tables, "unit_stats")}

@@ -8,6 +8,7 @@ import { chip, contextLine, spell } from "./tokens.js";
 import { sentence } from "./view_findings.js";
 
 const FIRST = 8;
+const LINKS = 12;
 const ENDS = { top: "Highest", bottom: "Lowest", deciles: "Across the range" };
 
 export async function render({ source, summary, rest, params, el, signal }) {
@@ -157,7 +158,11 @@ function stats(unit) {
 
 function links(unit) {
   if (!unit.links.length) return null;
+  const row = (each) => h("tr", {}, h("th", { scope: "row" }, h("a", { class: "address", href: unitHref(each.other) }, each.other)), h("td", {}, each.kind.replaceAll("_", " ")), h("td", { class: "num" }, number(each.score)), h("td", { class: "num soft" }, number(each.control)));
+  const body = h("tbody", {}, unit.links.slice(0, LINKS).map(row));
+  const rest = unit.links.length - LINKS;
+  const more = rest > 0 ? h("button", { class: "more", type: "button", onclick: () => { body.append(...unit.links.slice(LINKS).map(row)); more.remove(); } }, `Show ${count(rest)} more`) : null;
   return h("section", { class: "block" }, h("h2", {}, "Related units"), h("div", { class: "scroll" }, h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Unit"), h("th", { scope: "col" }, "How"), h("th", { scope: "col", class: "num" }, "Score"), h("th", { scope: "col", class: "num" }, "Control"))),
-    h("tbody", {}, unit.links.map((each) => h("tr", {}, h("th", { scope: "row" }, h("a", { class: "address", href: unitHref(each.other) }, each.other)), h("td", {}, each.kind.replaceAll("_", " ")), h("td", { class: "num" }, number(each.score)), h("td", { class: "num soft" }, number(each.control))))))));
+    body)), more);
 }
