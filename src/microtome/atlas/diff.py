@@ -32,7 +32,9 @@ from microtome.atlas.read import Atlas
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model, open_checkpoint
 from microtome.model.adapter import adapted, holds_adapter
+from microtome.readout.words import texts_of
 from microtome.store import TABLES, RunCard, digest, fingerprint, manifest_path, table_path, write_manifest, write_table
+from microtome.vocabulary.words import vocabulary_table
 
 __all__ = ["KINDS", "diff"]
 
@@ -155,6 +157,9 @@ def _write(
                     folder, name, writer, rows if "run" in TABLES[name].schema.names else _new(folder, name, writer, rows)
                 )
             )
+        if right.tokenizer is not None:
+            texts = texts_of(right.tokenizer, right.shape.vocab)
+            files.append(write_table(folder, "vocabulary", "vocabulary", vocabulary_table(texts)))
         recorded = {str(file.relative_to(folder)): digest(file) for file in files}
         manifest.runs[run] = card.model_copy(update={"status": "complete", "files": recorded})
         write_manifest(folder, manifest)

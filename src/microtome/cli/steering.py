@@ -22,7 +22,7 @@ _WIDTH: Final = 100
 class Steering:
     """Units, what is done to them, where, and how much is written.
 
-    Errors: `Refusal` unless one of `scale` and `set_to` is given.
+    Errors: `Refusal` unless one of `scale` and `set_to` is given, and for a unit that is named twice.
     """
 
     units: tuple[str, ...]
@@ -36,6 +36,8 @@ class Steering:
     def __post_init__(self) -> None:
         if (self.scale is None) == (self.set_to is None):
             raise Refusal("steering", why="a unit is scaled or set, and not both", instead="give --scale 8, or --set 8")
+        if len(set(self.units)) < len(self.units):
+            raise Refusal("steering", why="a unit is named twice, and would be changed twice", instead="name each once")
 
     def __str__(self) -> str:
         return f"times {self.scale:g}" if self.scale is not None else f"set to {self.set_to:g}"
@@ -67,7 +69,8 @@ def steered(load: Callable[[], "Model"], prompts: Sequence[str], asked: Steering
     for row, prompt in enumerate(prompts):
         lines += [*([""] * bool(row)), f"{prompt} ..."]
         for name, found in written.items():
-            text = textwrap.fill(found.texts[row].strip() or "(nothing)", _WIDTH, initial_indent="  ", subsequent_indent="  ")
+            said = found.texts[row] if len(found.ids[row]) else "(nothing)"
+            text = textwrap.fill(said.replace("\n", "⏎ ").strip(), _WIDTH, initial_indent="  ", subsequent_indent="  ")
             lines += ["", f"{name}: {_loss(model, batch, found, row)}", text]
     return "\n".join(lines)
 

@@ -143,7 +143,7 @@ def steer(
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
 ) -> None:
-    """Let a model write while some of its units are changed, beside what it writes unchanged and with random units changed as much."""
+    """Let a model write while some of its units are changed, beside what it writes unchanged and with random units changed so."""
     from microtome.cli.steering import Steering, steered
 
     asked = Steering(tuple(unit), scale, set_to, tokens, most, temperature, seed)

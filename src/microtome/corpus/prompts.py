@@ -25,7 +25,12 @@ def prompt_batch(
     """
     if tokenizer is None:
         raise Refusal("prompts", why="the model has no tokenizer", instead="give ids, or a checkpoint with a tokenizer.json")
-    if isinstance(texts, str) or not texts:
+    if (
+        not isinstance(texts, Sequence)
+        or isinstance(texts, str)
+        or not texts
+        or not all(isinstance(text, str) for text in texts)
+    ):
         raise Refusal(f"the prompts {texts!r}", why="they are no list of texts", instead="give one or more, in a list")
     around = wrapping(tokenizer)
     found = [_read(tokenizer, text, context) for text in texts]
@@ -44,7 +49,10 @@ def prompt_batch(
 
 def _read(tokenizer: Tokenizer, text: str, context: int | None) -> Int[Tensor, " token"]:
     """The ids of a text."""
-    bare = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    try:
+        bare = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    except TypeError as error:  # half of a surrogate pair
+        raise Refusal(f"the prompt {text!r}", why="it is no text that can be written", instead="mend its encoding") from error
     if not bare:
         raise Refusal(f"the prompt {text!r}", why="it has no token", instead="give a text with a word")
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=True).ids

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Refusal
+from microtome.geometry.jackknife import FEWEST_GROUPS
 from microtome.geometry.measured import Measured, cleared, finite, undefined
 from microtome.numerics import resamples
 
@@ -75,7 +76,7 @@ class Concentration:
 def mean_cosine(
     rows: Float[Tensor, "row d_model"], context: Int[Tensor, " row"], *, draws: int = 1000, seed: int = 0
 ) -> Measured:
-    """Mean cosine between hidden states of different contexts; 0 by chance. The interval resamples contexts.
+    """Mean cosine between hidden states of different contexts; 0 by chance. The interval resamples contexts: of fewer than eight none.
 
         ( ||sum_i u_i||^2 - sum_c ||sum_{i in c} u_i||^2 ) / ( n^2 - sum_c n_c^2 ),   u_i = h_i / ||h_i||
 
@@ -94,9 +95,11 @@ def mean_cosine(
         return undefined("fewer than two contexts have hidden states other than 0")
     sums = torch.zeros(len(contexts), rows.shape[1], dtype=torch.float64).index_add_(0, place, units)
     sizes = torch.bincount(place).double()
+    value = float(_between(sums, sizes, torch.ones(1, len(contexts), dtype=torch.int64)))
+    if len(contexts) < FEWEST_GROUPS:
+        return Measured(value, control=0.0)
     low, high = torch.nanquantile(_between(sums, sizes, resamples(len(contexts), draws, seed)), _ENDS).tolist()
-    once = torch.ones(1, len(contexts), dtype=torch.int64)
-    return Measured(float(_between(sums, sizes, once)), low, high, control=0.0)
+    return Measured(value, low, high, control=0.0)
 
 
 def mean_cosines(

@@ -52,6 +52,9 @@ def unit_edit(model: Model, address: UnitAddress | str, change: Change, tokens: 
     sites = {"neurons": ("mlp_act", shape.d_mlp, 1), "heads": ("z", shape.heads, shape.d_head)}
     if unit.basis not in sites:
         raise Refusal(f"an edit of {unit}", why="only neurons and heads have a site", instead="name neurons.0/0 or heads.0/0")
+    if unit.part is not None or unit.sign is not None or unit.site is not None:
+        why = "a unit is changed whole, and not an end, a part or what a site has of it"
+        raise Refusal(f"an edit of {unit}", why=why, instead=f"name {UnitAddress(unit.basis, unit.index, layer=unit.layer)}")
     name, count, width = sites[unit.basis]
     whole = UnitAddress(unit.basis, unit.index, layer=unit.layer)
     if replace(unit, expert=None) != whole or unit.layer is None or unit.layer >= shape.layers or unit.index >= count:

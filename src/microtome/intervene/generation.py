@@ -88,6 +88,10 @@ def generate(
     """
     if not model.shape.causal or model.head is None or model.head.kind != "causal":
         raise Refusal(f"generation by {model.name}", why="it does not predict the next token", instead="name a decoder")
+    if not isinstance(most, int) or most < 1:
+        raise Refusal(f"{most} tokens behind the prompts", why="that is no number of tokens", instead="ask for 1 or more")
+    if stop is not None and not all(isinstance(each, int) for each in stop):
+        raise Refusal(f"stops {stop}", why="they are no ids of tokens", instead="give numbers, as `single_token` does")
     lengths = (batch.roles != Role.PAD).sum(1)
     longest, context = int(lengths.max()), model.shape.context
     if context is not None and longest + most > context:

@@ -6,22 +6,16 @@ Texts come from `generation`, clean or edited; whether an edit is worth what it 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.core import Batch, Refusal, Role
-from microtome.intervene.effects import final_states
-from microtome.intervene.generation import Written
-from microtome.model import Model, unembed
+from microtome.core import Batch, Refusal
+from microtome.intervene.generation import Written, text_loss
+from microtome.model import Model
 
 __all__ = ["distinct", "perplexities", "self_bleu", "share_with", "words_of"]
-
-_HELD: Final = 1 << 24
-"""Logits that are held at a time."""
 
 
 def words_of(text: str) -> list[str]:
@@ -83,27 +77,11 @@ def perplexities(model: Model, batch: Batch, written: Written) -> Float[Tensor, 
     NaN where nothing was written.
     Cost: one forward pass over each prompt and its text.
     """
-    found = []
-    for row, ids in enumerate(written.ids):
-        if not len(ids):
-            found.append(float("nan"))
-            continue
-        one = batch.take(torch.tensor([row], device=batch.ids.device))
-        length = int((one.roles != Role.PAD).sum())
-        roles = torch.full_like(ids[None], int(Role.CONTENT), dtype=torch.uint8).to(one.roles.device)
-        whole = replace(
-            one,
-            ids=torch.cat([one.ids[:, :length], ids[None].to(one.ids)], 1),
-            roles=torch.cat([one.roles[:, :length], roles], 1),
-            targets=None,
-        )
-        states = final_states(model, whole)[0, length - 1 : -1]
-        target = ids.to(states.device)[:, None]
-        with torch.inference_mode():
-            tiles = zip(*(part.split(max(1, _HELD // model.shape.vocab)) for part in (states, target)), strict=True)
-            losses = [-unembed(model, some).float().log_softmax(1).gather(1, place) for some, place in tiles]
-        found.append(float(torch.cat(losses).double().mean().exp()))
-    return torch.tensor(found)
+    found = torch.full((len(written.ids),), torch.nan)
+    some = torch.tensor([row for row, ids in enumerate(written.ids) if len(ids)], dtype=torch.int64)
+    if len(some):
+        found[some] = text_loss(model, batch.take(some), [written.ids[row] for row in some.tolist()]).exp().cpu()
+    return found
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

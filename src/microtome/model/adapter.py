@@ -218,7 +218,7 @@ def _doubt(adapter: str, config: Mapping[str, Any], base: str) -> str | None:
     named = config.get("base_model_name_or_path")
     if not named or not isinstance(named, str):
         return None
-    one, other = (re.split(r"[/\\]", each.partition("@")[0].rstrip("/\\")) for each in (named, base))
+    one, other = (re.split(r"[/\\]", re.sub(r"@[^/\\]*$", "", each.casefold()).rstrip("/\\")) for each in (named, base))
     count = 2 if len(one) == len(other) == 2 else 1
     if one[-count:] == other[-count:]:
         return None

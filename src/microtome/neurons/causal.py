@@ -186,7 +186,8 @@ def _spearman(one: Float[Tensor, " unit"], other: Float[Tensor, " unit"]) -> flo
     kept: Bool[Tensor, " unit"] = one.isfinite() & other.isfinite()
     if int(kept.sum()) < 3:
         return float("nan")
-    return float(scipy.stats.spearmanr(one[kept].numpy(), other[kept].numpy())[0])
+    ranks = [scipy.stats.rankdata(each[kept].numpy()) for each in (one, other)]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def _rows(basis: Neurons, units: np.ndarray, stat: str, columns: dict[str, Tensor], control: str, run: str) -> pa.Table:

@@ -114,7 +114,10 @@ def _address(opened: Model | Checkpoint, text: str) -> tuple[UnitAddress | Weigh
     whole = UnitAddress(name, address.index, layer=address.layer, expert=address.expert)
     if name == "heads" and address.part is not None:
         whole = replace(whole, part=address.part, sign=address.sign)
+    if address != whole:
+        why = "a unit or head is read whole: only vectors and singular directions have an end"
+        raise Refusal(f"{text!r} of {opened.name}", why=why, instead=f"write {whole}")
     there = address.layer in range(shape.layers) and address.expert in (range(experts) if experts else (None,))
-    if address != whole or not there or address.index >= of:
+    if not there or address.index >= of:
         raise Refusal(f"{text!r} of {opened.name}", why=f"{name} are {first} to {last}", instead="name one of them")
     return replace(address, sign=None), end

@@ -172,6 +172,7 @@ def search(
     chosen: list[Group] = []
     for each in groups_of(subject.weights) if groups is None else groups:
         chosen += [each] if isinstance(each, Group) else groups_of(subject.weights, [each])
+    chosen, singular = list(dict.fromkeys(chosen)), list(dict.fromkeys(singular))
     asked = topic(subject, words)
     random = matched(asked.tokens.expand(draws, -1), token_vectors(subject), seed=seed)
     lists = torch.cat([asked.tokens[None], random])
@@ -202,7 +203,7 @@ def search(
     return Search(asked, measure, tuple(found), searched, int((q <= LARGEST_Q).sum()))
 
 
-def _require(subject: Subject, words: Any, singular: Sequence[int], count: Any, measure: Any, draws: Any) -> None:
+def _require(subject: Subject, words: Any, singular: Any, count: Any, measure: Any, draws: Any) -> None:
     """Refuse what cannot be searched for."""
     if isinstance(words, str):
         raise Refusal(f"the words {words}", why="they are one string", instead=f"give a list: [{words!r}]")
@@ -215,6 +216,10 @@ def _require(subject: Subject, words: Any, singular: Sequence[int], count: Any, 
     if measure not in get_args(Measure):
         raise Refusal(f"measure {measure}", why="there is none of that name", instead=f"use {', '.join(get_args(Measure))}")
     layers = range(subject.shape.layers)
+    if not isinstance(singular, Sequence) or not all(type(layer) is int for layer in singular):
+        raise Refusal(
+            f"singular directions of {singular!r}", why="they are no numbers of layers", instead="give a list: [0, 1]"
+        )
     if lacking := [layer for layer in singular if layer not in layers]:
         why = f"{subject.name} has layers 0 to {layers[-1]}"
         raise Refusal(f"singular directions of layer {lacking[0]!r}", why=why, instead="name some of them")

@@ -125,6 +125,7 @@ def test_models_of_different_shapes_are_aligned(
     assert set(atlas.manifest.runs["beside-base"].files) == {
         "tables/findings/alignment.beside-base.parquet",
         "tables/links/alignment.beside-base.parquet",
+        "tables/vocabulary/vocabulary.parquet",
         "tables/vocabulary_stats/alignment.beside-base.parquet",
     }
     again = diff(base, cut, output=tmp_path / "atlas", run="again", comparison=Comparison(groups=("W_out",)))

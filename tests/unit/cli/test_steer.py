@@ -51,6 +51,8 @@ def test_three_texts_with_their_losses(
     [
         (("--unit", "neurons.2/7"), "a unit is scaled or set, and not both"),
         (("--unit", "neurons.2/7", "--set", 1, "--scale", 2), "a unit is scaled or set, and not both"),
+        (("--unit", "neurons.2/7", "--unit", "neurons.2/7", "--scale", 2), "would be changed twice"),
+        (("--unit", "neurons.2/7-", "--scale", 2), "a unit is changed whole"),
         (("--unit", "neurons.9/7", "--scale", 2), "neurons of toy are up to neurons.2/39"),
         (("--unit", "factors.1/7", "--scale", 2), "only neurons and heads have a site"),
         (("--unit", "neurons.2/7", "--scale", "inf"), "it makes NaN or infinity"),

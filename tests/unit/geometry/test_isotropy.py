@@ -229,3 +229,13 @@ def test_concentration_across_halves_is_not_fooled_by_noise() -> None:
     assert float(together[5].sum() / together.sum()) == pytest.approx(truth, abs=0.04)
     found = concentration(halves[0][0], counts, halves[0][1])
     assert found.position_share.value == pytest.approx(float((agreed[0].sum(1) / agreed[0].sum()).max()))
+
+
+def test_few_contexts_have_a_mean_cosine_and_no_interval() -> None:
+    rows = normal(60, 5) + 0.5
+    for contexts in (2, 3, 7):
+        found = mean_cosine(rows, torch.arange(60) % contexts)
+        assert found.value == found.value
+        assert (found.lo, found.hi) == (pytest.approx(float("nan"), nan_ok=True), pytest.approx(float("nan"), nan_ok=True))
+    found = mean_cosine(rows, torch.arange(60) % 8)
+    assert found.lo < found.value < found.hi

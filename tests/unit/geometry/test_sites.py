@@ -184,3 +184,13 @@ def test_position_entering_gpt2_is_its_position_embeddings() -> None:
     assert error == pytest.approx(spread / windows, rel=0.2), "what is left is the noise of a mean over windows"
     assert error < 0.05 * float(truth.square().sum(1).mean())
     assert found.agreed == pytest.approx(float(truth.square().sum(1).mean()) / found.spread**2, rel=0.05)
+
+
+def test_copies_of_documents_leave_the_mean_cosine_and_its_interval_as_they_are(planted: Planted) -> None:
+    """Windows of one document are one context: ten copies of each are no ten times as much text."""
+    few = replace(planted, **{name: getattr(planted, name)[:48] for name in ("states", "document", "label", "half")})
+    copied = replace(few, **{name: torch.cat([getattr(few, name)] * 3) for name in ("states", "document", "label", "half")})
+    once, often = (measured(each, depth="quick").cosines["raw"] for each in (few, copied))
+    assert len(few.document.unique()) >= 8
+    assert often.value == pytest.approx(once.value, abs=0.03), "other tokens are sampled"
+    assert often.hi - often.lo == pytest.approx(once.hi - once.lo, rel=0.2), "by windows it would be 0.58 as wide"

@@ -67,5 +67,7 @@ def test_prompts_have_roles_and_padding(gpt, bert) -> None:
     for texts, why in (([], "no list of texts"), ("abc", "no list of texts"), ([""], "it has no token")):
         with pytest.raises(Refusal, match=why):
             prompt_batch(gpt, texts)
+    with pytest.raises(Refusal, match="no text that can be written"):
+        prompt_batch(gpt, ["a\ud800"])
     with pytest.raises(Refusal, match="tokens, and the model reads 2"):
         prompt_batch(gpt, ["a b c d e f"], context=2)

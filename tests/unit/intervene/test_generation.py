@@ -97,6 +97,8 @@ def test_what_writes_no_text_is_refused_and_so_is_too_long_a_text() -> None:
         generate(opened("bert"), batch_for(opened("bert")))
     with pytest.raises(Refusal, match="ask for 57 or fewer"):
         generate(opened("gpt2"), batch_for(opened("gpt2")), most=58)
+    with pytest.raises(Refusal, match="that is no number of tokens"):
+        generate(opened("gpt2"), batch_for(opened("gpt2")), most=0)
     with pytest.raises(Refusal, match="nothing can be drawn so"):
         Sampling(temperature=-1.0)
 

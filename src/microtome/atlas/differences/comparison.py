@@ -56,8 +56,8 @@ class Comparison:
 
 def require_idle(comparison: Comparison, names: Iterable[str], why: str) -> None:
     """Errors: `Refusal` where one of these is asked for: it would change nothing."""
-    usual = vars(Comparison())
-    asked = [name for name in names if getattr(comparison, name) != usual[name]]
+    usual, given = vars(Comparison()), vars(comparison)
+    asked = [name for name in names if given[name] != usual[name] and (given[name] or usual[name])]
     if asked:
         raise Refusal(", ".join(asked), why=why, instead="leave it out")
 
