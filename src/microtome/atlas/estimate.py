@@ -22,6 +22,7 @@ from microtome.capture.execution import flops_per_token
 from microtome.core import Fold, Refusal, State
 from microtome.corpus import Corpus, Reading, Source
 from microtome.model import Model, Shape
+from microtome.neurons.links import link_operations, why_no_links
 
 __all__ = ["Estimate", "estimate"]
 
@@ -100,7 +101,8 @@ def estimate(
             raise Refusal("an estimate", why=why, instead="leave the text out, or name another lens")
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
     written = text_bytes + _learned_bytes(run.model.shape, settings)
-    return _extrapolate(run, corpus, stages, written, _read_vectors(run.model.shape, settings))
+    beside = 2.0 * _read_vectors(run.model.shape, settings) * run.model.shape.d_model * run.model.shape.vocab
+    return _extrapolate(run, corpus, stages, written, beside + _linked(run, settings))
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
     tried = per_batch * (_TRIALS + 1)
     if stage.sample is not None and stage.sample <= tried:
         tried = max(1, stage.sample // _EIGHTH)
-    windows = range(min(corpus.windows, tried))
+    windows = sorted(corpus.sample(tried, run.seed))  # from all over the text: a stage may be of one half of the documents
     seconds, counted = 0.0, 0
     for place, batch in enumerate(corpus.batches(windows, tokens_per_batch(model), model.device)):
         seen = corpus.mask(batch, model.tokenizer.mask_token_id, run.seed) if stage.masked else batch
@@ -161,14 +163,20 @@ def _learned_bytes(shape: Shape, settings: Settings) -> int:
     return 4 * (shape.layers - 1) * shape.d_model * (shape.d_model + 1) if deep else 0
 
 
-def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], written: int, vectors: int) -> Estimate:
+def _linked(run: Run, settings: Settings) -> float:
+    """Operations of the links between units."""
+    depth = settings.asked.get("neurons")
+    return 0.0 if depth is None or why_no_links(run.model.weights, depth) else link_operations(run.model.weights)
+
+
+def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], written: int, beside: float) -> Estimate:
+    """`beside` is how many operations there are beside the passes over the text."""
     model = run.model
     assert isinstance(model, Model), "extrapolating from a trial"
     windows = {stage: corpus.windows if stage.sample is None else min(stage.sample, corpus.windows) for stage in stages}
     forward = sum(trial.seconds_per_window * windows[stage] for stage, trial in stages.items())
     whole = MAIN if MAIN in stages else min(stages)
     rate = corpus.tokens / corpus.windows / stages[whole].seconds_per_window
-    readout = 2.0 * vectors * model.shape.d_model * model.shape.vocab
     state = max(trial.state_bytes for trial in stages.values())
     return Estimate(
         inputs=model.family.inputs,
@@ -176,7 +184,7 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], writt
         windows=corpus.windows,
         tokens=corpus.tokens,
         tokens_per_second=rate,
-        seconds=forward + readout / (flops_per_token(model) * rate),
+        seconds=forward + beside / (flops_per_token(model) * rate),
         memory_bytes=_peak_memory(model) + 2 * state,
         atlas_bytes=state + written,
         working_bytes=2 * state,

@@ -249,7 +249,10 @@ def diff(
         list[str] | None, typer.Option("--group", help="Parameters to compare, may be repeated: W_V, W_in. All, if none.")
     ] = None,
     operations: Annotated[
-        float, typer.Option(help="Floating-point operations that each part of an alignment may take.", show_default="5e13")
+        float,
+        typer.Option(
+            help="Floating-point operations that each part of an alignment may take: 5e13 unless told.", show_default=False
+        ),
     ] = 5e13,
     top: Annotated[int, typer.Option(min=1, help="How many of each kind are shown.")] = 10,
     run: Annotated[str | None, typer.Option("--run", help="Name of the run that is written, or, of atlases, compared.")] = None,

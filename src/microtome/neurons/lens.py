@@ -21,7 +21,7 @@ from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
 from microtome.neurons.findings import findings_table, judged_findings
-from microtome.neurons.links import link_rows, linked_kinds, weight_links
+from microtome.neurons.links import link_rows, linked_kinds, weight_links, why_no_links
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
 from microtome.neurons.words import spellings
 from microtome.readout.sample import Target
@@ -126,21 +126,23 @@ class NeuronsLens:
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:
-        """What needs text, where there is none; and what needs words, where tokens are patches."""
+        """What needs text, where there is none; what needs words, where tokens are patches; and what the depth leaves out."""
+        unlinked = why_no_links(run.model.weights, run.depth)
+        links = {"links of units": unlinked} if unlinked else {}
         if run.corpus is not None:
             patches = "the tokens of an image are patches, which belong to no vocabulary"
             missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
             seen = {} if run.model.shape.causal or missing else {"next-token detectors": _BOTH_WAYS}
             why = _why_no_effects(run)
             causal = {"effects of units on the loss": why} if why else {}
-            return missing | seen | causal | (_FEW if run.corpus.shared_halves else {})
+            return missing | seen | causal | links | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
-        return {"contexts": why, "token_counts": why, "statistics of activations": why}
+        return {"contexts": why, "token_counts": why, "statistics of activations": why} | links
 
 
 def _links(run: Run) -> dict[str, Rows]:
     """Links of units by their weights, layer by layer, beyond the quick depth."""
-    if run.depth == "quick":
+    if why_no_links(run.model.weights, run.depth):
         return {}
     weights = run.model.weights
     layers = [basis.layer for basis in in_order_of_text(neurons_of(run.model.shape))]

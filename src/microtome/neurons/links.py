@@ -18,8 +18,9 @@ from torch import Tensor
 from microtome.model import Weights
 from microtome.numerics import hash_parts
 from microtome.readout import fold_norm, written
+from microtome.store import Depth
 
-__all__ = ["KINDS", "Links", "link_rows", "linked_kinds", "weight_links"]
+__all__ = ["KINDS", "Links", "link_operations", "link_rows", "linked_kinds", "weight_links", "why_no_links"]
 
 KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
     "writes alike": ("W_out", "any"),
@@ -29,6 +30,8 @@ KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
 }
 """Of each kind of link the weight whose vectors are compared with values (W_out), and whose: those of any layer, or of earlier ones."""
 _TINY: Final = 1e-20
+_AFFORDED: Final = 5e13
+"""Operations at depth standard: a quarter of an hour of one core, and five times what a model of 135 million parameters takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,25 @@ def linked_kinds(weights: Weights) -> list[str]:
     if weights.shape.experts:
         return []
     return [kind for kind, (name, _) in KINDS.items() if weights.has(name, 0)]
+
+
+def link_operations(weights: Weights) -> float:
+    """Operations that all links of a model take, controls included."""
+    shape, kinds = weights.shape, linked_kinds(weights)
+    pairs = sum({"any": 1.0, "earlier": (shape.layers - 1) / (2 * shape.layers)}[KINDS[kind][1]] for kind in kinds)
+    return 4.0 * shape.d_model * (shape.layers * shape.d_mlp) ** 2 * pairs
+
+
+def why_no_links(weights: Weights, depth: Depth) -> str:
+    """Why the units of a model are not linked at a depth; empty where they are."""
+    if depth == "quick":
+        return "not part of depth quick: microtome neurons MODEL TEXT -o ATLAS"
+    if not linked_kinds(weights):
+        return "units inside experts are met by some tokens only, and are not linked"
+    operations = link_operations(weights)
+    if depth == "standard" and operations > _AFFORDED:
+        return f"they take {operations:.0e} operations, which is too much for depth standard: --depth full computes them"
+    return ""
 
 
 def weight_links(

@@ -68,7 +68,6 @@ from microtome.probes.sparse import SparseProbe as SparseProbe
 from microtome.probes.sparse import adaptive_probe as adaptive_probe
 from microtome.probes.sparse import best_sets as best_sets
 from microtome.probes.sparse import monosemantic as monosemantic
-from microtome.probes.sparse import sparse_by_layer as sparse_by_layer
 from microtome.probes.sparse import sparse_probe as sparse_probe
 from microtome.probes.words import LabelledWords as LabelledWords
 from microtome.probes.words import aligned as aligned

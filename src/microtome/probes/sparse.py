@@ -3,7 +3,6 @@
 A feature that one unit has, its probe of one unit finds; one that is spread over many takes many. Probes of all units belong in `linear`.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final, Literal
@@ -25,7 +24,6 @@ __all__ = [
     "adaptive_probe",
     "best_sets",
     "monosemantic",
-    "sparse_by_layer",
     "sparse_probe",
 ]
 
@@ -103,17 +101,6 @@ def sparse_probe(
         fits = [balanced_logistic(train[None, :, :k], y[learning], settings.penalty) for k in ks]
         found.append(tuple(judged(fit.scores(test[None, :, :k])[0], y[judging]) for fit, k in zip(fits, ks, strict=True)))
     return SparseProbe(ks, order[: ks[-1]], found[0], tuple(found[1:]), float(y[judging].double().mean()), settings)
-
-
-def sparse_by_layer(
-    read: Callable[[int], Float[Tensor, "row unit"]],
-    layers: Iterable[int],
-    y: Bool[Tensor, " row"],
-    half: Int[Tensor, " row"],
-    settings: Sparse = Sparse(),
-) -> dict[int, SparseProbe]:
-    """Sparse probes of each layer, whose activations `read` gives and of which one is held at a time."""
-    return {layer: sparse_probe(read(layer), y, half, settings) for layer in layers}
 
 
 def adaptive_probe(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from microtome.model import Model, wrap
-from microtome.neurons.links import KINDS, link_rows, linked_kinds, weight_links
+from microtome.neurons import links
+from microtome.neurons.links import KINDS, link_operations, link_rows, linked_kinds, weight_links, why_no_links
 from microtome.store import write_table
 from tests.unit.model.tiny import built, opened
 
@@ -95,3 +96,15 @@ def test_kinds_are_those_of_the_architecture(tmp_path: Path) -> None:
     found = list(weight_links(opened("gpt2").weights, "writes alike", k=2))[1]
     assert first["other"] == f"neurons.{int(found.other_layer[5, 0])}/{int(found.other[5, 0])}"
     assert first["control"] == pytest.approx(float(found.control[0]))
+
+
+def test_what_is_too_much_for_a_depth_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kinds, 3 layers of 64 units: all pairs for one, a third of them for the other; each with its control, 2 d FLOP each."""
+    weights = opened("gpt2").weights
+    assert link_operations(weights) == pytest.approx(2 * 2 * 16 * (192**2 + 192**2 / 3))
+    assert why_no_links(weights, "standard") == ""
+    assert "depth quick" in why_no_links(weights, "quick")
+    assert "inside experts" in why_no_links(opened("mixtral").weights, "full")
+    monkeypatch.setattr(links, "_AFFORDED", 1e6)
+    assert "3e+06 operations" in why_no_links(weights, "standard")
+    assert why_no_links(weights, "full") == ""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from microtome.core import Refusal
-from microtome.probes import Sparse, adaptive_probe, balanced_logistic, monosemantic, sparse_by_layer, sparse_probe
+from microtome.probes import Sparse, adaptive_probe, balanced_logistic, monosemantic, sparse_probe
 from microtome.probes.sparse import best_sets
 from tests.unit.probes.planted import planted_rows
 
@@ -57,12 +57,6 @@ def test_the_confirm_half_is_not_learnt_from() -> None:
     one, other = (sparse_probe(x, each, half, Sparse((2,), draws=0)) for each in (y, swapped))
     assert torch.equal(one.units, other.units)
     assert other.scores[0].auroc == pytest.approx(1 - one.scores[0].auroc)
-
-
-def test_layers_are_read_one_at_a_time() -> None:
-    x, y = planted_rows(rows=600)
-    found = sparse_by_layer(lambda layer: x.roll(layer, 1), (0, 3), y, halved(600), Sparse((2,), draws=0))
-    assert sorted(found[3].units.tolist()) == sorted((unit + 3) % 60 for unit in found[0].units.tolist())
 
 
 def test_adaptive_thresholding_finds_units_that_tell_only_together() -> None:
