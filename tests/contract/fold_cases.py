@@ -3,6 +3,7 @@
 Also the planted stream that all of them see: each window's tensors depend on the window alone, so it may be cut anyhow.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from microtome.capture import SiteGram
-from microtome.core import Batch, ExpertRows, Fold, Role, Site
+from microtome.core import Batch, ExpertRows, Fold, Role, Site, UnitAddress
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
+from microtome.explain import ExcerptSurvey, Selection
 from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
@@ -20,20 +22,25 @@ from microtome.geometry.filtering import PositionFilter
 from microtome.geometry.handling import Handled
 from microtome.geometry.identity import TokenIdentity
 from microtome.geometry.sample import WindowSample
-from microtome.model import Norm
+from microtome.model import Model, Norm
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
 from microtome.neurons.aggregation import Aggregation
 from microtome.neurons.effects import FirstOrderEffects, UnitAblations
+from microtome.neurons.fact_folds import FactTests, PromptWorth
+from microtome.neurons.facts import AskedFact, Fact, ask
 from microtome.neurons.families import FamilyMoments
 from microtome.neurons.memories import value_tokens
 from microtome.neurons.positional import PositionalActivity
 from microtome.neurons.sparsity import SparseActivity
+from microtome.probes.folds import WordMoments, WordRows
+from microtome.probes.words import LabelledWords
 from microtome.readout import output_reader
 from microtome.readout.sample import TargetCounts, TokenSample
 from microtome.vocabulary.active import ActiveUnits
 from microtome.vocabulary.attribution import Attribution, Layer, Wiring
 from tests.unit.model.tiny import opened
+from tests.unit.neurons.planted_models import dictionary_model
 
 SIZES: Mapping[str, int] = {"d_model": 6, "unit": 5, "head": 4, "head_kv": 2, "d_head": 3, "expert": 3, "vocab": 11}
 LONGEST, JUNK = 12, 3e4
@@ -68,6 +75,36 @@ def _reading() -> Reading:
     turn = Turn(angles.cos(), angles.sin() * torch.tensor([-1, 1, 0]), torch.tensor([1, 0, 2]))
     query, key = (Side(_drawn(SIZES[axis], SIZES["d_model"], SIZES["d_head"]), None, None) for axis in ("head", "head_kv"))
     return Reading(None, query, key, Scoring(0.5, None, turn, None))
+
+
+@functools.cache
+def _words() -> Model:
+    return dictionary_model("silu")
+
+
+@functools.cache
+def _facts() -> tuple[AskedFact, ...]:
+    """A fact for each window of the stream: which word follows another."""
+    words = [f"w{2 + window % 8}" for window in range(64)]
+    return tuple(
+        ask(_words(), Fact(("next", "after")[number % 2], word, f"w{int(word[1:]) + 1}", ("w2 {subject}",)))
+        for number, word in enumerate(words)
+    )
+
+
+def _known() -> tuple[tuple[UnitAddress, ...], ...]:
+    """The unit of each, but of every third none."""
+    return tuple((UnitAddress("neurons", 2 + window % 8, layer=0),) if window % 3 else () for window in range(len(_facts())))
+
+
+@functools.cache
+def _labelled() -> LabelledWords:
+    """Two words in each window, of three classes, documents in turn in both halves."""
+    row = torch.arange(128)
+    text = row // 2
+    return LabelledWords(
+        text, row % 2, row % 2 + 1, row % 3, text, text % 2, row % 5, ("a", "b", "c"), ("word",) * len(row), 0, 0, {}
+    )
 
 
 def _position_filter() -> PositionFilter:
@@ -126,6 +163,16 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("token identity", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
     FoldCase("position filter", _position_filter),
     FoldCase("aggregation", _aggregation),
+    FoldCase("prompt worth", lambda: PromptWorth(_words(), _facts())),
+    FoldCase("fact tests", lambda: FactTests(_words(), _facts(), _known(), draws=2, others=1)),
+    FoldCase("word moments", lambda: WordMoments(_DENSE.sites[0], SIZES["unit"], _labelled(), _labelled().y.flip(0))),
+    FoldCase("word rows", lambda: WordRows(_DENSE.sites[0], torch.tensor([1, 3]), _labelled(), torch.arange(0, 60, 3))),
+    FoldCase("excerpts", lambda: ExcerptSurvey(_DENSE, Selection(length=4, active=4, random=4, shortest=2))),
+    FoldCase(
+        "excerpts of an expert",
+        lambda: ExcerptSurvey(Neurons(2, SIZES["unit"], expert=0), Selection(length=4, active=4, random=4, shortest=2)),
+        experts=True,
+    ),
     FoldCase("first-order effects", lambda: FirstOrderEffects(opened("gpt2"))),
     FoldCase("unit ablations", lambda: UnitAblations(opened("gpt2"), (0, 2), (1, 5)), rounding=1e-3),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),

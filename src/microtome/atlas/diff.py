@@ -14,7 +14,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from microtome.atlas.build import LENSES, manifest_for
+from microtome.atlas.cards import manifest_for
 from microtome.atlas.differences import (
     AtlasDifference,
     Comparison,
@@ -29,6 +29,7 @@ from microtome.atlas.differences import (
 )
 from microtome.atlas.folder import claimed, require_run_name, require_usable
 from microtome.atlas.read import Atlas
+from microtome.atlas.settings import LENSES
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model, open_checkpoint
 from microtome.model.adapter import adapted, holds_adapter

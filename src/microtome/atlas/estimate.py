@@ -15,10 +15,13 @@ from typing import Literal
 
 import torch
 
-from microtome.atlas.build import LENSES, Settings, card_for, manifest_for, sites_of
+from microtome.atlas.cards import card_for, manifest_for
 from microtome.atlas.folder import require_usable
+from microtome.atlas.settings import Settings, lenses_of, sites_of
 from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
 from microtome.capture.execution import flops_per_token
+from microtome.capture.lens import sampled_windows, windows_of
+from microtome.capture.run import masked
 from microtome.core import Fold, Refusal, State
 from microtome.corpus import Corpus, Reading, Source
 from microtome.model import Model, Shape
@@ -64,7 +67,7 @@ class Estimate:
 
 _TRIALS = 2
 _EIGHTH = 8
-"""A stage of no more windows than a trial takes is tried on an eighth of them: such a stage is dear for each."""
+"""A stage of so few windows, or one whose windows take long, is tried on an eighth of them."""
 
 
 def estimate(
@@ -90,9 +93,10 @@ def estimate(
         material = material_of(model, text, reading, window=settings.windows, seed=settings.seed)
         corpus = material.prepare(writing_to(folder, "estimate"), settings.run)
         run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites)
+        every = lenses_of(model, settings)
         if output is not None:
-            card_for(run, settings, manifest_for(model, Path(output)))
-        lenses = [lens for lens in LENSES if lens.name in settings.asked]
+            card_for(run, settings, manifest_for(model, Path(output)), every)
+        lenses = [lens for lens in every if lens.name in settings.asked]
         results = Results()
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
         if not stages:
@@ -119,31 +123,31 @@ def _stages(run: Run, lenses: Sequence[Lens]) -> list[Stage]:
 
 def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> _Trial:
     """Fold the first batches of the text as the stage would; later stages' folds read what the trial found."""
-    model, corpus = run.model, run.corpus
+    model, over = run.model, windows_of(run, stage)
     assert isinstance(model, Model), "a trial needs a model that was built"
-    assert corpus is not None, "a trial needs text"
     folds: dict[str, Fold] = {}
     for lens in lenses:
         if stage in lens.stages(run):
             folds |= lens.folds(stage, run, results)
     states: Mapping[str, State] = {name: fold.init() for name, fold in folds.items()}
-    per_batch = max(1, tokens_per_batch(model) // corpus.window)
+    per_batch = max(1, tokens_per_batch(model) // over.window)
+    if stage.unit is not None:
+        per_batch = min(per_batch, stage.unit)
     tried = per_batch * (_TRIALS + 1)
-    if stage.sample is not None and stage.sample <= tried:
+    if stage.sample is not None and (stage.unit is not None or stage.sample <= tried):
         tried = max(1, stage.sample // _EIGHTH)
-    windows = sorted(corpus.sample(tried, run.seed))  # from all over the text: a stage may be of one half of the documents
-    seconds, counted = 0.0, 0
-    for place, batch in enumerate(corpus.batches(windows, tokens_per_batch(model), model.device)):
-        seen = corpus.mask(batch, model.tokenizer.mask_token_id, run.seed) if stage.masked else batch
+    windows = sorted(over.sample(tried, run.seed))  # from all over the text: a stage may be of one half of the documents
+    taken = []
+    for batch in over.batches(windows, tokens_per_batch(model), model.device):
+        seen = masked(run, batch) if stage.masked else batch
         begin = time.perf_counter()
         fold_batch(model, seen, folds, states)
-        if place or len(windows) <= per_batch:
-            seconds += time.perf_counter() - begin
-            counted += batch.ids.shape[0]
+        taken.append((time.perf_counter() - begin, len(batch.ids)))
     for name, fold in folds.items():
         results.add(stage, name, lambda fold=fold, state=states[name]: fold.result(state))
     size = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
-    return _Trial(seconds / max(1, counted), size)
+    seconds, counted = (sum(column) for column in zip(*taken[len(taken) > 1 :], strict=True))  # the first is slow
+    return _Trial(seconds / counted, size)
 
 
 def _read_vectors(shape: Shape, settings: Settings) -> int:
@@ -173,7 +177,7 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], writt
     """`beside` is how many operations there are beside the passes over the text."""
     model = run.model
     assert isinstance(model, Model), "extrapolating from a trial"
-    windows = {stage: corpus.windows if stage.sample is None else min(stage.sample, corpus.windows) for stage in stages}
+    windows = {stage: len(sampled_windows(windows_of(run, stage), stage, run.seed)) for stage in stages}
     forward = sum(trial.seconds_per_window * windows[stage] for stage, trial in stages.items())
     whole = MAIN if MAIN in stages else min(stages)
     rate = corpus.tokens / corpus.windows / stages[whole].seconds_per_window

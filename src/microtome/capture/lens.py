@@ -5,26 +5,68 @@ folds. A later stage may use what earlier ones found (pilot quantiles, say). Run
 writing an atlas in `atlas`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import torch
 
-from microtome.core import Fold, Site
+from microtome.core import Batch, Fold, Site
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
 from microtome.store import Depth
 
-__all__ = ["MAIN", "MASKED", "PILOT", "Depth", "Lens", "Results", "Rows", "Run", "Stage", "sampled_windows"]
+__all__ = [
+    "MAIN",
+    "MASKED",
+    "PILOT",
+    "Depth",
+    "Lens",
+    "Results",
+    "Rows",
+    "Run",
+    "Stage",
+    "Windows",
+    "sampled_windows",
+    "windows_of",
+]
 
 Rows = pa.Table | Iterable[pa.Table]
 """Rows of a table, whole or in pieces: see `store.write_table`."""
 
 
+@runtime_checkable
+class Windows(Protocol):
+    """What a stage passes over: the corpus of the run, or texts that a lens has of its own (`corpus.Prompts`)."""
+
+    @property
+    def window(self) -> int:
+        """Tokens in a window, at most."""
+        ...
+
+    @property
+    def windows(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that is in them."""
+        ...
+
+    def batches(self, windows: Sequence[int], tokens_per_batch: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """Some of the windows, each once, as `Corpus.batches` gives them."""
+        ...
+
+    def sample(self, n: int, seed: int) -> list[int]:
+        """`n` of them, drawn by hash, in order."""
+        ...
+
+
 @dataclass(frozen=True, order=True)
 class Stage:
-    """One pass over windows of the corpus.
+    """One pass over windows of the corpus, or over those that it brings along (`over`).
 
     `order` places it among the stages; `sample` is the number of windows taken (seeded, spread over the corpus), all if None;
     `masked` hides 15 % of the content tokens from a masked language model and keeps them as `Batch.targets`. `unit` is how many windows are
@@ -36,6 +78,7 @@ class Stage:
     sample: int | None = None
     masked: bool = False
     unit: int | None = None
+    over: Windows | None = field(default=None, compare=False, repr=False)
 
 
 PILOT = Stage(0, "pilot", sample=32)
@@ -43,9 +86,9 @@ MAIN = Stage(1, "main")
 MASKED = Stage(2, "masked", masked=True)
 
 
-def sampled_windows(corpus: Corpus, stage: Stage, seed: int) -> Sequence[int]:
+def sampled_windows(windows: Windows, stage: Stage, seed: int) -> Sequence[int]:
     """The windows that a stage passes over, in their order."""
-    return range(corpus.windows) if stage.sample is None else sorted(corpus.sample(stage.sample, seed))
+    return range(windows.windows) if stage.sample is None else sorted(windows.sample(stage.sample, seed))
 
 
 @dataclass(frozen=True)
@@ -61,6 +104,13 @@ class Run:
     seed: int
     depth: Depth
     sites: tuple[Site, ...] = ()
+
+
+def windows_of(run: Run, stage: Stage) -> Windows:
+    """What a stage passes over."""
+    windows = run.corpus if stage.over is None else stage.over
+    assert windows is not None, "a stage is run over a corpus, or over texts of its own"
+    return windows
 
 
 class Results:

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from microtome.capture.execution import execution_class, tokens_per_batch, windows_per_unit
-from microtome.capture.lens import Lens, Results, Run, Stage, sampled_windows
+from microtome.capture.lens import Lens, Results, Run, Stage, Windows, sampled_windows, windows_of
 from microtome.capture.progress import Progress
 from microtome.core import Batch, ExpertRows, Fold, Refusal, Site, State
-from microtome.corpus import Corpus
 from microtome.engine import States
 from microtome.engine import run as run_units
 from microtome.model import Model, observe
 from microtome.model.allocator import give_back_freed_memory
 from microtome.store import fingerprint
 
-__all__ = ["StageWork", "fold_batch", "run_stages"]
+__all__ = ["StageWork", "fold_batch", "masked", "run_stages"]
 
 
 def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progress) -> Results:
@@ -42,9 +41,9 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
         for lens in lenses:
             if stage in lens.stages(run):
                 folds |= lens.folds(stage, run, results)
-        if not folds or run.corpus is None:
+        if not folds:
             continue
-        work = StageWork(run, stage, folds, tuple(sampled_windows(run.corpus, stage, run.seed)), progress)
+        work = StageWork(run, stage, folds, tuple(sampled_windows(windows_of(run, stage), stage, run.seed)), progress)
         progress.begin(stage.name, len(work.windows))
         states = run_units(work, folder / stage.name, work.note)
         for name, fold in folds.items():
@@ -75,7 +74,7 @@ class StageWork:
 
     @functools.cached_property
     def _per_unit(self) -> int:
-        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._corpus.window)
+        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._over.window)
 
     @property
     def _model(self) -> Model:
@@ -83,16 +82,15 @@ class StageWork:
         return self.of.model
 
     @property
-    def _corpus(self) -> Corpus:
-        assert self.of.corpus is not None, "a stage is run over a corpus"
-        return self.of.corpus
+    def _over(self) -> Windows:
+        return windows_of(self.of, self.stage)
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Model, corpus, folds and the execution class."""
         return {
             "model": self.of.model.fingerprint,
-            "corpus": self._corpus.fingerprint,
+            "corpus": self._over.fingerprint,
             "stage": fingerprint((self.stage, self.of.seed, self.folds, self._per_unit)),
             **execution_class(self._model),
         }
@@ -106,8 +104,8 @@ class StageWork:
         self._computed.add(unit)
         give_back_freed_memory()
         states = {name: fold.init() for name, fold in self.folds.items()}
-        for batch in self._corpus.batches(self._slice(unit), tokens_per_batch(model), model.device):
-            seen = self._corpus.mask(batch, model.tokenizer.mask_token_id, self.of.seed) if self.stage.masked else batch
+        for batch in self._over.batches(self._slice(unit), tokens_per_batch(model), model.device):
+            seen = masked(self.of, batch) if self.stage.masked else batch
             fold_batch(model, seen, self.folds, states)
             self.progress.advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
         return states
@@ -120,6 +118,13 @@ class StageWork:
         """Tell the watcher of units that were found done."""
         if unit not in self._computed:
             self.progress.found(len(self._slice(unit)))
+
+
+def masked(run: Run, batch: Batch) -> Batch:
+    """The batch as a stage of masked language modelling has it."""
+    assert run.corpus is not None, "tokens of a corpus are hidden"
+    assert isinstance(run.model, Model), "they are hidden from a model that was built"
+    return run.corpus.mask(batch, run.model.tokenizer.mask_token_id, run.seed)
 
 
 def fold_batch(model: Model, batch: Batch, folds: Mapping[str, Fold], states: Mapping[str, State]) -> None:

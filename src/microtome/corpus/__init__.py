@@ -17,6 +17,7 @@ from microtome.corpus.joined import Joined as Joined
 from microtome.corpus.joined import prepare_joined as prepare_joined
 from microtome.corpus.preparation import Sink as Sink
 from microtome.corpus.preparation import prepare as prepare
+from microtome.corpus.prompts import Prompts as Prompts
 from microtome.corpus.prompts import prompt_batch as prompt_batch
 from microtome.corpus.readers import Source as Source
 from microtome.corpus.readers import documents as documents

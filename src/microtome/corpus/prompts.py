@@ -3,7 +3,9 @@
 They are given as they are and written nowhere; texts that are cut, halved and kept belong in `preparation`.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -11,8 +13,51 @@ from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role
 from microtome.corpus.tokenising import Tokenizer, wrapping
+from microtome.numerics.hashing import hash_parts
 
-__all__ = ["prompt_batch"]
+__all__ = ["Prompts", "prompt_batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts that a stage passes over: each a window, all of them in memory, and never cut."""
+
+    batch: Batch
+
+    @property
+    def window(self) -> int:
+        """Tokens of the longest."""
+        return self.batch.ids.shape[1]
+
+    @property
+    def windows(self) -> int:
+        """How many there are."""
+        return len(self.batch.ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of ids, roles, documents and halves."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in (self.batch.ids, self.batch.roles, self.batch.document, self.batch.half):
+            digest.update(column.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def batches(self, windows: Sequence[int], tokens_per_batch: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """`windows` in batches of at most `tokens_per_batch` tokens, padding included (one window at least), longest first."""
+        rows = torch.tensor(list(windows), dtype=torch.int64)
+        lengths = (self.batch.roles.cpu() != Role.PAD).sum(1)[rows]
+        rows = rows[lengths.argsort(descending=True, stable=True)]
+        lengths, place = lengths.sort(descending=True).values.tolist(), 0
+        while place < len(rows):
+            size = max(1, tokens_per_batch // max(1, lengths[place]))
+            yield self.batch.take(rows[place : place + size]).trimmed().to(device)
+            place += size
+
+    def sample(self, n: int, seed: int) -> list[int]:
+        """The `n` with the lowest hash of (seed, window), in order; all where there are no more."""
+        if n >= self.windows:
+            return list(range(self.windows))
+        return sorted(torch.argsort(hash_parts(seed, torch.arange(self.windows)), stable=True)[:n].tolist())
 
 
 def prompt_batch(

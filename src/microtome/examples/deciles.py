@@ -20,7 +20,7 @@ from microtome.core.bases import ExpertRows
 from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
 from microtome.examples.top import settle
 from microtome.numerics import hash_parts, hash_text, histogram, quantiles, reservoir, topk, uniform
-from microtome.store.schemas import NEIGHBOURS
+from microtome.store.schemas_units import NEIGHBOURS
 
 __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRecord"]
 

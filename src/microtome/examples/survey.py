@@ -15,7 +15,7 @@ from microtome.core.bases import ExpertRows
 from microtome.examples.entries import Contexts, to_device
 from microtome.examples.top import counted_of, empty_top, insert_extremes, merge_top, top_record
 from microtome.numerics import Moments, moments
-from microtome.store.schemas import NEIGHBOURS
+from microtome.store.schemas_units import NEIGHBOURS
 
 __all__ = ["UnitSurvey", "UnitSurveyRecord"]
 

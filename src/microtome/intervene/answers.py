@@ -14,7 +14,7 @@ from torch import Tensor
 from microtome.core import Batch, Refusal, Role, Site
 from microtome.model import Model, capture, unembed
 
-__all__ = ["Question", "Scale", "answers", "asked", "logits_at", "single_token"]
+__all__ = ["Question", "Scale", "answers", "asked", "logits_at", "scored", "single_token"]
 
 Scale = Literal["probability", "log_probability", "logit"]
 
@@ -96,7 +96,11 @@ def answers(
 
     Cost: one pass, and the head at one token of each window. Errors: `Refusal` where the model has no language-model head.
     """
-    logits = logits_at(model, batch, question.place, gradients=gradients)
+    return scored(logits_at(model, batch, question.place, gradients=gradients), question)
+
+
+def scored(logits: Float[Tensor, "window vocab"], question: Question) -> Float[Tensor, " window"]:
+    """The number that is asked for, of logits at the places of the question."""
     rows = torch.arange(len(logits), device=logits.device)
     scaled = {"logit": torch.clone, "log_probability": _log_softmax, "probability": _softmax}[question.scale](logits)
     found = scaled[rows, question.token]

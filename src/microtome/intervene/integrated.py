@@ -9,14 +9,13 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from microtome.core import Batch, Refusal, Site
 from microtome.intervene.answers import Question, answers
+from microtome.intervene.asking import Asking, Whole, asking
 from microtome.model import Model, capture
-from microtome.model.edit import edit_hooks
-from microtome.model.hooks import attached
 
 __all__ = ["DAI", "RULES", "Integrated", "Path", "Rule", "integrated_gradients"]
 
@@ -107,16 +106,19 @@ def integrated_gradients(
     site: str = "mlp_act",
     path: Path = MIDPOINT,
     at_once: int = 32,
+    passes: Literal["whole", "quickest"] = "whole",
 ) -> Integrated:
     """(h - h0) . integral over a from 0 to 1 of dA/dh at h0 + a (h - h0), at the token where each window is asked, layer by layer.
 
-    h0 is the baseline. `at_once` windows go through the model together, of which the results do not depend.
+    h0 is the baseline. `at_once` windows go through the model together, of which the results do not depend. The "quickest"
+    passes of a decoder that is asked at its last token read that alone, which comes to the same; but not inside `edited`.
     Source: Dai et al. 2022, arXiv:2104.08696, section 3.1; Sundararajan et al. 2017, arXiv:1703.01365, section 3.
     Errors: `Refusal` for a site that cannot be changed.
     Cost: `path.steps` forward and backward passes for each window and layer, and one more forward pass.
     """
     chosen = tuple(range(model.shape.layers)) if layers is None else tuple(layers)
     sites = [Site(site, layer) for layer in chosen]
+    subject = Whole(model, batch, question) if passes == "whole" else asking(model, batch, question)
     windows = torch.arange(len(batch.ids), device=batch.ids.device)
     held = {each: value.flatten(2)[windows, question.place] for each, value in capture(model, batch, sites).items()}
     end = answers(model, batch, question).clone()
@@ -130,10 +132,10 @@ def integrated_gradients(
         base = torch.zeros_like(there) if path.baseline is None else path.baseline[number].to(there).expand_as(there)
         pairs = torch.cartesian_prod(windows, torch.arange(len(places), device=windows.device))
         gradient, start = torch.zeros_like(there), torch.zeros(len(windows), device=there.device)
-        for some in pairs.split(at_once):
+        for some in subject.together(pairs, at_once):
             row, step = some.T
             moved = base[row] + places[step, None] * (there - base)[row]
-            found, answer = _gradients(model, batch.take(row), question.take(row), each, moved)
+            found, answer = _gradients(subject, row, each, moved)
             gradient.index_add_(0, row, weights[step, None] * found)
             first = step == len(places) - 1
             start[row[first]] = answer[first]
@@ -143,17 +145,10 @@ def integrated_gradients(
 
 
 def _gradients(
-    model: Model, batch: Batch, question: Question, site: Site, values: Float[Tensor, "window unit"]
-) -> tuple[Float[Tensor, "window unit"], Float[Tensor, " window"]]:
+    subject: Asking, window: Int[Tensor, " row"], site: Site, values: Float[Tensor, "row unit"]
+) -> tuple[Float[Tensor, "row unit"], Float[Tensor, " row"]]:
     """Gradients of the answers in what is put at the site where each window is asked, and the answers."""
     moving = values.clone().requires_grad_()
-    rows = torch.arange(len(values), device=values.device)
-
-    def put(value: Tensor) -> Tensor:
-        flat = value.flatten(2)
-        return flat.index_put((rows, question.place), moving.to(flat)).view(value.shape)
-
-    with attached(edit_hooks(model, batch, {site: put})):
-        answer = answers(model, batch, question, gradients="kept")
-        (gradient,) = torch.autograd.grad(answer.sum(), moving)
+    answer = subject.answers(window, {site: lambda value: moving.to(value)}, gradients="kept")
+    (gradient,) = torch.autograd.grad(answer.sum(), moving)
     return gradient, answer.detach()

@@ -50,7 +50,7 @@ def judged_findings(judged: Sequence[Judged], texts: Sequence[str]) -> list[Find
     return [*detectors(judged, texts), *peaked_units(judged), *dead_units(judged)]
 
 
-def findings_table(found: Sequence[Finding], run: str) -> pa.Table:
+def findings_table(found: Sequence[Finding], run: str, lens: str = "neurons") -> pa.Table:
     """Rows of the table `findings`, in this order."""
     zeros = np.zeros(len(found), np.int16)
     kinds = list(dict.fromkeys(finding.kind for finding in found))
@@ -59,7 +59,7 @@ def findings_table(found: Sequence[Finding], run: str) -> pa.Table:
         {
             "run": word_column([run], zeros),
             "rank": pa.array(np.arange(len(found), dtype=np.int32)),
-            "lens": word_column(["neurons"], zeros),
+            "lens": word_column([lens], zeros),
             "kind": word_column(kinds, np.array([kinds.index(finding.kind) for finding in found], np.int16)),
             "subject": pa.array([finding.subject for finding in found], pa.string()),
             "sentence": pa.array([finding.sentence for finding in found], pa.string()),

@@ -10,8 +10,9 @@ Source: Dai et al. 2022, arXiv:2104.08696, section 3.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Final, Literal
 
@@ -21,10 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from microtome.core import Refusal, Site, UnitAddress
-from microtome.intervene import Edit, Path, answers, edited, integrated_gradients
-from microtome.intervene import Scale as Scaled
+from microtome.intervene import Path, answers, integrated_gradients
+from microtome.intervene.asking import asking
 from microtome.intervene.integrated import MIDPOINT
-from microtome.intervene.tokens import Masked
 from microtome.model import Model, capture
 from microtome.neurons.facts import AskedFact
 from microtome.numerics import permutation_p
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 _DOUBLINGS: Final = 4
+_AT_ONCE: Final = 64
+"""Prompts that go through the model together."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def attributed(
     Cost: `path.steps` forward and backward passes for each prompt and layer. Memory: a number for each prompt, layer and unit.
     """
     _require_dense(model)
-    found = integrated_gradients(model, asked.batch, asked.question, layers, path=path, at_once=at_once)
+    integrated = partial(integrated_gradients, passes="quickest")
+    found = integrated(model, asked.batch, asked.question, layers, path=path, at_once=at_once)
     values, error, steps = found.values.clone(), found.error.clone(), path.steps
     for _ in range(0 if tolerance is None else _DOUBLINGS):
         wrong = ((error.abs() > (tolerance or 0.0) * found.end[:, None]).any(0)).nonzero()[:, 0].tolist()
@@ -166,7 +169,7 @@ def attributed(
         steps *= 2
         baseline = None if path.baseline is None else path.baseline[wrong]
         finer, again = Path(path.rule, steps, baseline), [found.layers[place] for place in wrong]
-        better = integrated_gradients(model, asked.batch, asked.question, again, path=finer, at_once=at_once)
+        better = integrated(model, asked.batch, asked.question, again, path=finer, at_once=at_once)
         values[:, wrong], error[:, wrong] = better.values, better.error
     return Attributed(asked, found.layers, values, found.end, error)
 
@@ -242,12 +245,13 @@ def scaled_effect(
 
     The change is that of the mean probability over a fact's prompts, which one improbable prompt cannot decide. Those of several facts are averaged.
     Errors: `Refusal` for no unit, and for a layer with too few others to draw from.
-    Cost: two passes over the prompts of each fact, and one for each draw.
+    Cost: two passes over the prompts of each fact, and one for each draw; of a decoder over their last tokens. Not inside `edited`.
     """
     same = [each for each in others if each.fact.relation == asked.fact.relation and each.fact != asked.fact]
     rest = [each for each in others if each.fact.relation != asked.fact.relation]
-    fact, *moved = (_change(model, each, units, factor) for each in (asked, *same, *rest))
-    random = torch.tensor([_change(model, asked, drawn, factor) for drawn in units_alike(model, units, draws, seed)])
+    fact, *random_changes = _changes(model, asked, [units, *units_alike(model, units, draws, seed)], factor)
+    moved = [_changes(model, each, [units], factor)[0] for each in (*same, *rest)]
+    random = torch.tensor(random_changes)
     tail = "less" if factor < 1 else "greater"
     p = permutation_p(torch.tensor([fact]), random[:, None], tail)
     return ScaledEffect(tuple(units), factor, fact, _mean(moved[: len(same)]), _mean(moved[len(same) :]), random, float(p[0]))
@@ -277,16 +281,28 @@ def units_alike(model: Model, units: Sequence[UnitAddress], draws: int, seed: in
     ]
 
 
-def _change(model: Model, asked: AskedFact, units: Sequence[UnitAddress], factor: float) -> float:
-    """Relative change of the mean probability of a fact's answer."""
-    place = torch.arange(asked.batch.ids.shape[1], device=asked.batch.ids.device) == asked.question.place[:, None]
-    by_layer: dict[int, list[int]] = {}
-    for unit in units:
-        by_layer.setdefault(unit.layer or 0, []).append(unit.index)
-    edits = [Edit(Site("mlp_act", layer), Scaled(factor), own, Masked(place)) for layer, own in by_layer.items()]
-    clean = float(answers(model, asked.batch, asked.question).mean())
-    with edited(model, asked.batch, edits):
-        return float(answers(model, asked.batch, asked.question).mean()) / clean - 1
+def _changes(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress]], factor: float) -> list[float]:
+    """Relative change of the mean probability of a fact's answer with each set of units scaled."""
+    windows, subject = len(asked.texts), asking(model, asked.batch, asked.question)
+    layers = sorted({unit.layer or 0 for units in sets for unit in units})
+    factors = {layer: torch.ones(1 + len(sets), model.shape.d_mlp, device=asked.batch.ids.device) for layer in layers}
+    for number, units in enumerate(sets, 1):
+        for unit in units:
+            if not 0 <= unit.index < model.shape.d_mlp:
+                raise Refusal(str(unit), why=f"a layer has {model.shape.d_mlp} units", instead="name one from 0")
+            factors[unit.layer or 0][number, unit.index] = factor
+    found = torch.zeros(1 + len(sets), windows)
+    rows = torch.cartesian_prod(torch.arange(windows), torch.arange(1 + len(sets)))
+    for some in subject.together(rows.to(asked.batch.ids.device), _AT_ONCE):
+        window, number = some.T
+        changes = {Site("mlp_act", layer): _scaling(factors[layer][number]) for layer in layers}
+        found[number.cpu(), window.cpu()] = subject.answers(window, changes).float().cpu()
+    mean = found.double().mean(1)
+    return (mean[1:] / mean[0] - 1).tolist()
+
+
+def _scaling(factors: Float[Tensor, "row unit"]) -> Callable[[Tensor], Tensor]:
+    return lambda value: value * factors.to(value)
 
 
 def _kept(values: Float[Tensor, "window layer unit"], share: float) -> Bool[Tensor, "window layer unit"]:

@@ -1,6 +1,6 @@
 """How few units of a block a token needs: exact zeros, activations beyond a threshold, and the units that write nearly all.
 
-Whether the other units could be left out is a question to the loss, which is not asked here. The axis `draw` counts random tokens.
+Whether the other units could be left out is a question to the loss, which is asked in `kept`. The axis `draw` counts random tokens.
 """
 
 from collections.abc import Mapping

@@ -18,6 +18,7 @@ from microtome.probes.cases import Cases
 from microtome.probes.gaussian import class_gaussians
 from microtome.probes.linear import ElasticNet, elastic_probe
 from microtome.probes.rankings import Ranker, random_ranking, reversed_ranking
+from microtome.probes.words import LabelledWords
 
 __all__ = [
     "PROBES",
@@ -27,6 +28,7 @@ __all__ = [
     "Minimal",
     "Redundancy",
     "Selectivity",
+    "control_labels",
     "crossed",
     "kept_units",
     "minimal_set",
@@ -168,14 +170,16 @@ def selectivity(cases: Cases, fit: Fit = _linear, *, draws: int = 5, seed: int =
     Source: Hewitt and Liang 2019, arXiv:1909.03368, section 2.
     Cost: 1 + `draws` probes.
     """
-    shares = torch.bincount(cases.y[cases.half == Half.DISCOVER], minlength=len(cases.classes)).double()
-    edges = (shares / shares.sum()).cumsum(0)[:-1]
     every = torch.arange(cases.x.shape[1])
-    control = []
-    for draw in range(draws):
-        y = torch.searchsorted(edges, uniform(hash_parts(seed, draw, cases.kind)), right=True)
-        control.append(_control(cases, y, fit))
+    control = [_control(cases, control_labels(cases, draw, seed), fit) for draw in range(draws)]
     return Selectivity(_retrained(cases, every, fit), torch.tensor(control, dtype=torch.float64), cases.majority)
+
+
+def control_labels(words: Cases | LabelledWords, draw: int, seed: int = 0) -> Int64[Tensor, " row"]:
+    """The labels of a control task: a random one for every kind of word, for good."""
+    shares = torch.bincount(words.y[words.half == Half.DISCOVER], minlength=len(words.classes)).double()
+    edges = (shares / shares.sum()).cumsum(0)[:-1]
+    return torch.searchsorted(edges, uniform(hash_parts(seed, draw, words.kind)), right=True)
 
 
 @dataclass(frozen=True, eq=False)

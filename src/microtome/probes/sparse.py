@@ -3,6 +3,7 @@
 A feature that one unit has, its probe of one unit finds; one that is spread over many takes many. Probes of all units belong in `linear`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "adaptive_probe",
     "best_sets",
     "monosemantic",
+    "probe_first",
     "sparse_probe",
 ]
 
@@ -85,15 +87,31 @@ def sparse_probe(
     Errors: `Refusal` for a half without the label, or without rows that lack it.
     Cost: one reading of the rows, and about 8 (1 + draws) rows k^2 FLOP for each k.
     """
-    learning, judging = _halves(y, half)
-    units = x.shape[1]
-    ks = tuple(k for k in settings.ks if k <= units)
-    if not ks:
-        raise Refusal(f"probes of {settings.ks} units", why=f"there are {units}", instead="name fewer")
+    learning, _ = _halves(y, half)
     moments = class_moments(x, torch.where(learning, y.long(), -1), 2)
     by_mean = mean_differences(moments)[1].abs()
     order = ranked(settings.ranking, by_mean if settings.ranking == "mean difference" else f_statistic(moments)).order
-    others = [random_ranking(units, settings.seed + draw).order for draw in range(settings.draws)]
+    others = [random_ranking(x.shape[1], settings.seed + draw).order for draw in range(settings.draws)]
+    return probe_first(x, y, half, order, others, settings)
+
+
+def probe_first(
+    x: Float[Tensor, "row unit"],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    order: Int[Tensor, " _"],
+    others: Sequence[Int[Tensor, " _"]],
+    settings: Sparse = Sparse(),
+) -> SparseProbe:
+    """Probes of the first k units of an order that the discover half decided, and of other orders, which are random.
+
+    Ks beyond the shortest order are left out. Errors as of `sparse_probe`.
+    """
+    learning, judging = _halves(y, half)
+    most = min(map(len, (order, *others)))
+    ks = tuple(k for k in settings.ks if k <= most)
+    if not ks:
+        raise Refusal(f"probes of {settings.ks} units", why=f"there are {most}", instead="name fewer")
     found = []
     for each in (order, *others):
         few = _scaled(x[:, each[: ks[-1]]], learning, settings.scale)

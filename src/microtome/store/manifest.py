@@ -40,7 +40,8 @@ class RunCard(_Record):
     """One run: a corpus and a seed, and what came of them.
 
     `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed. `sites`
-    are the hidden states that were asked for by name; none is the residual stream. `protocol` says how windows were taken.
+    are the hidden states that were asked for by name; none is the residual stream. `protocol` says how windows were taken. `given` are
+    the fingerprints of what was in files that were given: facts.
     """
 
     status: Literal["building", "complete"]
@@ -55,6 +56,7 @@ class RunCard(_Record):
     certificate: dict[str, Any]
     corpus: dict[str, Any] | None = None
     absent: dict[str, str] = Field(default_factory=dict)
+    given: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
 

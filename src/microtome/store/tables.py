@@ -4,7 +4,7 @@ Files are `tables/<table>/<writer>.parquet`; each writer owns its files. The sam
 table's key, writer options are fixed, and no time or path enters a file. Which tables there are is said in `schemas`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +14,22 @@ import pyarrow.parquet as pq
 
 from microtome.core import Refusal
 from microtome.store.files import committed
-from microtome.store.schemas import TABLES, TableSpec
+from microtome.store.schemas import TABLES
+from microtome.store.table_spec import TableSpec
 
-__all__ = ["stream_table", "table_path", "write_table"]
+__all__ = ["rows_of", "stream_table", "table_path", "write_table"]
 
 
 def table_path(atlas: Path, table: str, writer: str) -> Path:
     """Where `writer` keeps its rows of `table`."""
     return atlas / "tables" / table / f"{writer}.parquet"
+
+
+def rows_of(name: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:
+    """Records as rows of a table; what a record lacks is null. For tables of few rows."""
+    schema, listed = TABLES[name].schema, list(rows)
+    columns = {field.name: pa.array([row.get(field.name) for row in listed], _plain(field.type)) for field in schema}
+    return pa.table(columns).cast(schema)
 
 
 def write_table(atlas: Path, name: str, writer: str, rows: pa.Table | Iterable[pa.Table]) -> Path:
@@ -129,3 +137,7 @@ def _rank(column: pa.ChunkedArray) -> np.ndarray:
     rank[np.argsort(words.astype(object), kind="stable")] = np.arange(len(words))
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return np.where(codes < 0, -1, rank[codes])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

