@@ -26,6 +26,7 @@ from microtome.model import Model, Norm
 from microtome.model.scoring import Scoring, Turn
 from microtome.neurons import Neurons, TokenCounts
 from microtome.neurons.aggregation import Aggregation
+from microtome.neurons.coactivation import SampledRows
 from microtome.neurons.effects import FirstOrderEffects, UnitAblations
 from microtome.neurons.fact_folds import FactTests, PromptWorth
 from microtome.neurons.facts import AskedFact, Fact, ask
@@ -163,6 +164,7 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("token identity", lambda: TokenIdentity(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),
     FoldCase("position filter", _position_filter),
     FoldCase("aggregation", _aggregation),
+    FoldCase("sampled rows", lambda: SampledRows(_DENSE, 0.5, 3)),
     FoldCase("prompt worth", lambda: PromptWorth(_words(), _facts())),
     FoldCase("fact tests", lambda: FactTests(_words(), _facts(), _known(), draws=2, others=1)),
     FoldCase("word moments", lambda: WordMoments(_DENSE.sites[0], SIZES["unit"], _labelled(), _labelled().y.flip(0))),

@@ -4,7 +4,7 @@ Statistics and findings themselves are computed in `statistics` and `findings`. 
 `readout` and the vocabulary lens; ablations, probes and explanations have modules of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,13 +17,18 @@ from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, conte
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, neurons_of
 from microtome.neurons.causal import Picked, ablation_rows, effect_findings, effect_rows, pick
+from microtome.neurons.coactivation import SampledRows, coactivation_rows, coactivations
 from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
+from microtome.neurons.deeper import family_findings, family_rows, role_findings, role_rows
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
-from microtome.neurons.findings import findings_table, judged_findings
+from microtome.neurons.families import FamilyMoments, families, spelling_tests
+from microtome.neurons.findings import Finding, findings_table, judged_findings
 from microtome.neurons.links import link_rows, linked_kinds, weight_links, why_no_links
+from microtome.neurons.roles import write_roles
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
 from microtome.neurons.words import spellings
+from microtome.readout import output_reader
 from microtome.readout.sample import Target
 from microtome.readout.words import texts_of
 
@@ -36,6 +41,8 @@ _COUNTS: Final = "neurons.tokens"
 _FIRST_ORDER: Final = "neurons.effects"
 _ABLATIONS: Final = "neurons.ablations"
 _LINKS: Final = "links.weights"
+_TOGETHER: Final = 2048
+"""Tokens, about, whose activations say which units fire alike."""
 _SEED: Final = 0
 """Of what the weights alone decide, which is the same in every run."""
 _BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
@@ -89,6 +96,8 @@ class NeuronsLens:
             edges = earlier.of(PILOT, _named("pilot", basis)).edges
             folds[_named("survey", basis)] = UnitSurvey(basis, self.k)
             folds[_named("deciles", basis)] = DecileContexts(basis, edges, self.per_decile, rate, run.seed)
+        if not _why_not_deeper(run):
+            folds |= _deeper_folds(bases, run)
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
@@ -116,12 +125,17 @@ class NeuronsLens:
             effects, picked, ablations = _effects(run, results), _picked(run, results), results.of(_causal(run)[1], _ABLATIONS)
             stats += [effect_rows(bases, effects, run.name), ablation_rows(bases, picked, ablations, run.name)]
             more = effect_findings(bases, effects, picked, ablations)
+        deeper: dict[str, Rows] = {}
+        if not _why_not_deeper(run):
+            rows, found_deeper, deeper = _deeper(bases, run, results)
+            stats, more = [*stats, *rows], [*more, *found_deeper]
         return {
             "units": units_table(bases),
             "unit_stats": pa.concat_tables(stats, promote_options="permissive"),
             "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
             "token_counts": token_counts_table(counts.here, run.name),
             **_links(run),
+            **deeper,
             "findings": findings_table([*judged_findings(judged, texts), *more], run.name),
         }
 
@@ -135,9 +149,49 @@ class NeuronsLens:
             seen = {} if run.model.shape.causal or missing else {"next-token detectors": _BOTH_WAYS}
             why = _why_no_effects(run)
             causal = {"effects of units on the loss": why} if why else {}
+            deeper = _why_not_deeper(run)
+            causal |= {"roles, families and co-activation of units": deeper} if deeper else {}
             return missing | seen | causal | links | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why} | links
+
+
+def _why_not_deeper(run: Run) -> str:
+    """Why roles, families and co-activation are left out; empty where they are not."""
+    if run.depth == "quick":
+        return "not part of depth quick: microtome neurons MODEL TEXT -o ATLAS"
+    if run.model.shape.experts:
+        return "units inside experts are met by some tokens only"
+    return "" if run.model.shape.vocab else "the tokens of an image belong to no vocabulary"
+
+
+def _deeper_folds(bases: Sequence[Neurons], run: Run) -> Mapping[str, Fold]:
+    """Families, and activations at sampled tokens."""
+    assert run.corpus is not None, "folds are of a text"
+    tests = spelling_tests(texts_of(run.model.tokenizer, run.model.shape.vocab))
+    rate = min(1.0, _TOGETHER / max(1, run.corpus.tokens))
+    asked = {_named("families", basis): FamilyMoments(basis, tests, run.corpus.window, seed=run.seed) for basis in bases}
+    return asked | {_named("tokens", basis): SampledRows(basis, rate, run.seed) for basis in bases}
+
+
+def _deeper(bases: Sequence[Neurons], run: Run, results: Results) -> tuple[list[pa.Table], list[Finding], dict[str, Rows]]:
+    """Rows of `unit_stats`, findings, and other tables."""
+    roles = write_roles(run.model.weights, output_reader(run.model.weights), seed=_SEED)
+    found = [families(results.of(MAIN, _named("families", basis))) for basis in bases]
+    rows = [
+        role_rows(bases, roles, run.name),
+        *(family_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)),
+    ]
+    half = results.of(MAIN, _named("tokens", bases[0])).half
+    layers = [basis.layer for basis in in_order_of_text(bases)]
+    by_layer = {basis.layer: _named("tokens", basis) for basis in bases}
+    together = (
+        coactivation_rows(each, run.name)
+        for each in coactivations(
+            lambda layer: results.of(MAIN, by_layer[layer]).values, half, layers, sorted(layers), seed=run.seed
+        )
+    )
+    return rows, [*role_findings(bases, roles), *family_findings(bases, found)], {"coactivations": together}
 
 
 def _links(run: Run) -> dict[str, Rows]:

@@ -20,7 +20,17 @@ from microtome.numerics import hash_parts
 from microtome.readout import fold_norm, written
 from microtome.store import Depth
 
-__all__ = ["KINDS", "Links", "link_operations", "link_rows", "linked_kinds", "weight_links", "why_no_links"]
+__all__ = [
+    "KINDS",
+    "Links",
+    "Nearest",
+    "link_operations",
+    "link_rows",
+    "linked_kinds",
+    "orthogonal",
+    "weight_links",
+    "why_no_links",
+]
 
 KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
     "writes alike": ("W_out", "any"),
@@ -88,11 +98,11 @@ def weight_links(
     """
     name, whose = KINDS[kind]
     width = weights.shape.d_model
-    turn = _orthogonal(width, int(hash_parts(seed, list(KINDS).index(kind))))
+    turn = orthogonal(width, int(hash_parts(seed, list(KINDS).index(kind))))
     for layer in range(weights.shape.layers) if layers is None else layers:
         rows = _directions(weights, name, layer)
         others = range(layer) if whose == "earlier" else range(weights.shape.layers)
-        own, turned = _Best(len(rows), k), _Best(len(rows), k)
+        own, turned = Nearest(len(rows), k), Nearest(len(rows), k)
         for other in others:
             columns = _directions(weights, "W_out", other)
             cosines = rows @ columns.T
@@ -121,7 +131,7 @@ def _names(layer: Int[Tensor, " link"], index: Int[Tensor, " link"]) -> list[str
     return [f"neurons.{at}/{own}" for at, own in zip(layer.tolist(), index.tolist(), strict=True)]
 
 
-class _Best:
+class Nearest:
     """The k entries of largest absolute value of each row, over blocks of columns as they come."""
 
     def __init__(self, rows: int, k: int) -> None:
@@ -152,7 +162,7 @@ def _directions(weights: Weights, name: str, layer: int) -> Float[Tensor, "unit 
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)
 
 
-def _orthogonal(width: int, seed: int) -> Float[Tensor, "d_model d_model"]:
+def orthogonal(width: int, seed: int) -> Float[Tensor, "d_model d_model"]:
     """A random orthogonal matrix, Haar-distributed."""
     q, r = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))
     return q * r.diagonal().sign()

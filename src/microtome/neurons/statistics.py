@@ -102,12 +102,12 @@ def unit_stats_table(judged: Sequence[Judged], run: str) -> pa.Table:
         }
         tables.append(_free(basis, {name: values.numpy() for name, values in stats.items()}, run))
         columns = {"control": np.full(basis.units, peaks.median), "q": each.peak_q}
-        tables.append(_rows(basis, "kurtosis_confirm", peaks.kurtosis, run, columns, PEERS))
+        tables.append(stat_rows(basis, "kurtosis_confirm", peaks.kurtosis, run, columns, PEERS))
         for name, tests, q in (("token", each.found.tokens, each.token_q), ("next", each.found.following, each.following_q)):
             low, high = tests.interval
             for end, side in enumerate(tests.ends):
                 columns = {"control": np.full(basis.units, tests.chance), "lo": low[end], "hi": high[end], "q": q[end]}
-                tables.append(_rows(basis, f"{name}_share_{side}", tests.share[end].numpy(), run, columns, CONTROL))
+                tables.append(stat_rows(basis, f"{name}_share_{side}", tests.share[end].numpy(), run, columns, CONTROL))
     return pa.concat_tables(tables)
 
 
@@ -118,10 +118,12 @@ def written_stats_table(bases: Sequence[Neurons], norms: Sequence[Float[Tensor, 
 
 def _free(basis: Neurons, stats: Mapping[str, np.ndarray], run: str) -> pa.Table:
     """Statistics without a control."""
-    return pa.concat_tables(_rows(basis, stat, values, run, {}, "") for stat, values in stats.items())
+    return pa.concat_tables(stat_rows(basis, stat, values, run, {}, "") for stat, values in stats.items())
 
 
-def _rows(basis: Neurons, stat: str, values: np.ndarray, run: str, columns: Mapping[str, np.ndarray], control: str) -> pa.Table:
+def stat_rows(
+    basis: Neurons, stat: str, values: np.ndarray, run: str, columns: Mapping[str, np.ndarray], control: str
+) -> pa.Table:
     """One row per unit; what `columns` lacks, and what is NaN, is missing."""
     units = np.arange(basis.units)
     zeros = np.zeros(len(units), np.int16)

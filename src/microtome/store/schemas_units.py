@@ -68,6 +68,17 @@ UNITS: Final = (
         control=pa.float32(),
     ),
     table_spec(
+        "coactivations",
+        "a unit that goes with another: the correlation of their activations at sampled tokens of the confirm half, chosen by that of the discover "
+        "half; control is the mean size of those found in the same way among directions that units were turned to",
+        "run unit other",
+        run=WORD,
+        unit=ADDRESS,
+        other=ADDRESS,
+        score=pa.float32(),
+        control=pa.float32(),
+    ),
+    table_spec(
         "facts",
         "a fact that a model was asked for: `known` is the share of its prompts that are answered right, `probability` the mean of the "
         "answer; `units` know it, the one worth most first, found in at least a share `prompts` of the prompts, which was moved `rounds` times; "

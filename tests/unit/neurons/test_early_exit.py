@@ -161,3 +161,10 @@ def test_documents_that_make_no_three_parts_are_refused() -> None:
     found, clusters = planted(50)
     with pytest.raises(Refusal, match="three parts"):
         early_exits(found.take(found.half == int(Half.CONFIRM)), clusters)
+
+
+def test_a_single_layer_is_refused() -> None:
+    found, clusters = planted(50)
+    single = replace(found, top=found.top[:, :1], dominant=found.dominant[:, :1], stream=found.stream[:, :1])
+    with pytest.raises(Refusal, match="cannot be left early"):
+        early_exits(single, clusters[:1])

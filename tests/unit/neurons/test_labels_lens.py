@@ -80,9 +80,9 @@ def test_bad_labels_are_refused(tmp_path: Path) -> None:
         labels_lens(model, short)
     with pytest.raises(Refusal, match="inside experts"):
         labels_lens(opened("mixtral"), short)
+    one = tmp_path / "one"
+    one.write_text("\n".join(["w3/a w4/a"] * 60))
     with pytest.raises(Refusal, match="there is one class only"):
-        one = tmp_path / "one"
-        one.write_text("\n".join(["w3/a w4/a"] * 60))
         labels_lens(model, one)
     halves = labelled(tmp_path / "whole", documents=1)
     assert labels_lens(model, halves).words.classes == ("other", "pair", "three")
