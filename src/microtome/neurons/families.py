@@ -112,11 +112,11 @@ class FamilyMoments:
             state["tokens"][each] += len(mine)
             state["yes"][each] += answers[mine].sum(0)
             for rows in mine.split(_ROWS):
-                found = x[row[rows], place[rows]].double()
-                state["total"][each] += found.sum(0)
-                state["square"][each] += found.square().sum(0)
+                found = x[row[rows], place[rows]].float()
+                state["total"][each] += found.sum(0, dtype=torch.float64)
+                state["square"][each] += found.double().square().sum(0)
                 for draw, order in enumerate(orders):
-                    state["inside"][each, draw] += answers[order[rows]].double().T @ found
+                    state["inside"][each, draw] += (answers[order[rows]].float().T @ found).double()
 
     def _answers(self, batch: Batch) -> Bool[Tensor, "window token test"]:
         """What every question says of every token; nothing comes before a window."""

@@ -170,7 +170,9 @@ def _deeper_folds(bases: Sequence[Neurons], run: Run) -> Mapping[str, Fold]:
     assert run.corpus is not None, "folds are of a text"
     tests = spelling_tests(texts_of(run.model.tokenizer, run.model.shape.vocab))
     rate = min(1.0, _TOGETHER / max(1, run.corpus.tokens))
-    asked = {_named("families", basis): FamilyMoments(basis, tests, run.corpus.window, seed=run.seed) for basis in bases}
+    asked = {
+        _named("families", basis): FamilyMoments(basis, tests, run.corpus.window, draws=4, seed=run.seed) for basis in bases
+    }
     return asked | {_named("tokens", basis): SampledRows(basis, rate, run.seed) for basis in bases}
 
 

@@ -1,7 +1,7 @@
 """Values that say much the same: clusters of units by the scores that their values give to all tokens.
 
 Which tokens single values say belongs in `memories`. The axis `point` counts values that are clustered: of a gated block both ends of each,
-because which end is called + is a matter of spelling.
+because which end is called + is a matter of spelling. `drawn` counts clusters of the control, which may be fewer.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class ValueClusters:
     cluster: Int[Tensor, " point"]
     tokens: Int[Tensor, "cluster k"]
     cosine: Float[Tensor, " cluster"]
-    control: Float[Tensor, " cluster"]
+    control: Float[Tensor, " drawn"]
     asked: Clustering
 
     @property
