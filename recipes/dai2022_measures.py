@@ -59,10 +59,10 @@ class Size:
     relations: tuple[str, ...] | None = None
 
 
-QUICK: Final = Size(facts=2, prompts=3, draws=19, others=2, relations=("capital", "language"))
+QUICK: Final = Size(facts=2, prompts=3, draws=19, others=1, relations=("capital", "language"))
 FULL: Final = Size(facts=4, prompts=None, draws=39, others=3)
 QUICK_ENCODER: Final = Size(facts=2, prompts=None, draws=19, others=2)
-FULL_ENCODER: Final = Size(facts=12, prompts=None, draws=39, others=3)
+FULL_ENCODER: Final = Size(facts=8, prompts=None, draws=39, others=3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,7 @@ class Size:
 
 
 QUICK: Final = Size(documents=20, parts=1, layers=5, kept=96, steps=60, draws=3, clustered=1000)
-FULL: Final = Size(documents=60, parts=1, layers=None, kept=256, steps=200, draws=5, clustered=3000)
+FULL: Final = Size(documents=40, parts=1, layers=None, kept=256, steps=200, draws=3, clustered=3000)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,8 @@ DIFFERENCES: Final = (
     "kinds of text are genres of the Brown corpus, by the mean of a passage; the paper's contexts are languages and kinds of data too",
     "labels have tens to thousands of examples; the paper's have thousands to tens of thousands",
     "scores are Matthews correlations, 0 by chance whatever the share of examples that have the label; the paper's are mostly F1",
-    "compounds are told from their second word elsewhere and from what else follows their first",
+    "compounds are told from their second word elsewhere and from what else follows their first, not from all text: that a unit fires at other "
+    "things too, which is superposition as well, is not seen here",
     "optimal probes (by integer programming) are left out",
 )
 MANY: Final = 16

@@ -82,7 +82,7 @@ class Size:
     ks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
-QUICK: Final = Size(16, 5, 50, 36, 6, frozenset({"context", "number"}), 19, 8)
+QUICK: Final = Size(12, 5, 40, 30, 6, frozenset({"context", "number"}), 19, 8)
 FULL: Final = Size(40, 8, 100, 40, None, frozenset({"context", "number", "form", "part of speech", "compound"}), 99, 40)
 
 
@@ -274,15 +274,16 @@ def _pair(first: str, second: str) -> _Label:
 
 
 def _examples(sentences: Sequence[LabelledText], label: _Label, most: int, seed: int) -> list[LabelledText]:
-    """At most `most` words of each label by hash, each a text of its own that ends with it: a decoder has seen no more."""
-    found: dict[str, list[tuple[int, LabelledText]]] = {}
-    for text in sentences:
+    """At most `most` words of each label by hash, in the order of the corpus; each a text of its own that ends with it, as a decoder reads it."""
+    found: dict[str, list[tuple[int, int, LabelledText]]] = {}
+    for number, text in enumerate(sentences):
         for place in range(2, len(text.words)):
             name = label(text.words, place)
             if name is not None:
                 order = hash_text(f"{seed} {text.document} {text.text} {place}")
-                found.setdefault(name, []).append((order, _until(text, place, name)))
-    return [text for name in sorted(found) for _, text in sorted(found[name], key=lambda pair: pair[0])[:most]]
+                found.setdefault(name, []).append((order, number, _until(text, place, name)))
+    chosen = [each for several in found.values() for each in sorted(several, key=lambda each: each[0])[:most]]
+    return [text for _, _, text in sorted(chosen, key=lambda each: (each[1], each[0]))]
 
 
 def _until(text: LabelledText, place: int, label: str) -> LabelledText:

@@ -44,7 +44,7 @@ class HeadTraining:
 
 
 QUICK: Final = HeadTraining(sentences=1500, epochs=2, held_out=200)
-FULL: Final = HeadTraining(sentences=12000, epochs=5)
+FULL: Final = HeadTraining(sentences=8000, epochs=3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,8 @@ def test_labels_are_what_the_corpus_says(model: Model, brown: Path) -> None:
     assert {numbers.words.words[row] for row in rows[y].tolist()} == {"1950", "1841"}
     assert {numbers.words.words[row] for row in rows[~y].tolist()} == {"300", "40"}
     assert all(text.text.endswith(text.words[0]) for text in numbers.texts), "what comes behind is not read"
+    order = [text.document for text in numbers.texts]
+    assert order == sorted(order), "labels are mixed as the corpus mixes them, so that shifted labels are a null"
     rows, y = school.labels["high school"]
     assert {school.words.words[row] for row in rows[~y].tolist()} == {"school", "house"}
     assert int(y.sum()) == 60
