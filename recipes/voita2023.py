@@ -145,10 +145,9 @@ def measure(model: Model, windows: Windows, size: Size, *, layers: Sequence[int]
     spelling = spellings(texts_of(model.tokenizer, model.shape.vocab), counts.here)
     tested = [token_detectors(first[f"survey.{layer}"].contexts, counts.here, spelling, seed) for layer in chosen]
     q = q_values([each.p for each in tested])
-    runs = [
-        tuple(ngram_detectors(first[f"survey.{layer}"].contexts, lambda: windows.batches, spelling, order) for order in (2, 3))
-        for layer in chosen
-    ]
+    contexts = [first[f"survey.{layer}"].contexts for layer in chosen]
+    by_order = [ngram_detectors(contexts, lambda: windows.batches, spelling, order) for order in (2, 3)]
+    runs = [tuple(each) for each in zip(*by_order, strict=True)]
     made = []
     for number, each in enumerate(values):
         picked = (tested[number].share >= _SMALLEST_SHARE) & torch.from_numpy(q[number] <= _LARGEST_Q)

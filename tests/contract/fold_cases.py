@@ -28,6 +28,7 @@ from microtome.neurons import Neurons, TokenCounts
 from microtome.neurons.aggregation import Aggregation
 from microtome.neurons.coactivation import SampledRows
 from microtome.neurons.effects import FirstOrderEffects, UnitAblations
+from microtome.neurons.explaining import Chosen
 from microtome.neurons.fact_folds import FactTests, PromptWorth
 from microtome.neurons.facts import AskedFact, Fact, ask
 from microtome.neurons.families import FamilyMoments
@@ -51,7 +52,8 @@ LONGEST, JUNK = 12, 3e4
 class FoldCase:
     """A fold at parameters that fit `SIZES`; `experts` where its sites are to be rows of a mixture of experts.
 
-    `rounding` is the relative difference allowed where the same windows come in other batches: sums within a batch are float32.
+    `rounding` is the relative difference allowed where the same windows come in other batches: sums within a batch are float32. Laws are tried
+    on `windows` of them: fewer where a fold runs a model on each.
     """
 
     name: str
@@ -59,6 +61,7 @@ class FoldCase:
     experts: bool = False
     masked: bool = False
     rounding: float = 1e-5
+    windows: int = 30
 
 
 _EDGES = torch.linspace(-2, 2, 11)[:, None].repeat(1, SIZES["unit"])
@@ -165,8 +168,8 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("position filter", _position_filter),
     FoldCase("aggregation", _aggregation),
     FoldCase("sampled rows", lambda: SampledRows(_DENSE, 0.5, 3)),
-    FoldCase("prompt worth", lambda: PromptWorth(_words(), _facts())),
-    FoldCase("fact tests", lambda: FactTests(_words(), _facts(), _known(), draws=2, others=1)),
+    FoldCase("prompt worth", lambda: PromptWorth(_words(), _facts()), windows=9),
+    FoldCase("fact tests", lambda: FactTests(_words(), _facts(), _known(), draws=2, others=1), windows=9),
     FoldCase("word moments", lambda: WordMoments(_DENSE.sites[0], SIZES["unit"], _labelled(), _labelled().y.flip(0))),
     FoldCase("word rows", lambda: WordRows(_DENSE.sites[0], torch.tensor([1, 3]), _labelled(), torch.arange(0, 60, 3))),
     FoldCase("excerpts", lambda: ExcerptSurvey(_DENSE, Selection(length=4, active=4, random=4, shortest=2))),
@@ -174,6 +177,10 @@ CASES: tuple[FoldCase, ...] = (
         "excerpts of an expert",
         lambda: ExcerptSurvey(Neurons(2, SIZES["unit"], expert=0), Selection(length=4, active=4, random=4, shortest=2)),
         experts=True,
+    ),
+    FoldCase(
+        "excerpts of chosen units",
+        lambda: ExcerptSurvey(Chosen(_DENSE, (1, 3)), Selection(length=4, active=4, random=4, shortest=2)),
     ),
     FoldCase("first-order effects", lambda: FirstOrderEffects(opened("gpt2"))),
     FoldCase("unit ablations", lambda: UnitAblations(opened("gpt2"), (0, 2), (1, 5)), rounding=1e-3),
@@ -197,6 +204,7 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("active coordinates of heads", lambda: ActiveUnits(Site("z", 1), 12, 3, "masked", rate=0.9, seed=3), masked=True),
     FoldCase("attribution", lambda: Attribution(_wiring(), "next", rate=0.5, seed=3, draws=4)),
     FoldCase("positional activity", lambda: PositionalActivity(2, torch.full((SIZES["unit"],), 0.5), LONGEST, draws=3)),
+    FoldCase("places", lambda: PositionalActivity(2, torch.full((SIZES["unit"],), 0.5), LONGEST, draws=3, width=4)),
     FoldCase("sparse activity", lambda: SparseActivity(2, torch.linspace(0.5, 2, SIZES["unit"]), tau=0.5)),
     FoldCase("family moments", lambda: FamilyMoments(_DENSE, torch.eye(2, SIZES["vocab"]) > 0, LONGEST, draws=3)),
     FoldCase("target counts", lambda: TargetCounts(SIZES["vocab"], "next")),

@@ -46,7 +46,7 @@ def cut(windows: list[int], ends: list[int]) -> list[list[int]]:
 @given(ends=st.lists(st.integers(1, 29), min_size=1, max_size=6), split=st.integers(0, 6))
 def test_merged_parts_are_one_pass_over_the_whole(case: FoldCase, ends: list[int], split: int) -> None:
     stream = Stream(case)
-    batches = cut(list(range(30)), ends)
+    batches = cut(list(range(case.windows)), ends)
     whole = stream.state(batches)
     parts = stream.fold.merge(stream.state(batches[:split]), stream.state(batches[split:]))
     assert_same(case, parts, whole)
@@ -72,7 +72,7 @@ def test_nothing_seen_is_neutral(case: FoldCase) -> None:
 @every_fold
 def test_padding_and_batch_size_change_nothing(case: FoldCase) -> None:
     stream = Stream(case)
-    windows = list(range(12))
+    windows = list(range(min(12, case.windows)))
     alone = stream.state([[window] for window in windows])
     assert_same(case, stream.state([windows]), alone, case.rounding)
     padded = stream.fold.init()
@@ -134,7 +134,7 @@ def test_states_are_exact_kinds_of_numbers(case: FoldCase) -> None:
 @every_fold
 def test_results_come_from_the_state_alone(case: FoldCase) -> None:
     stream = Stream(case)
-    state = stream.state([list(range(12)), list(range(12, 30))])
+    state = stream.state([list(range(case.windows // 2)), list(range(case.windows // 2, case.windows))])
     before = copy.deepcopy(state)
     once, again = stream.fold.result(state), Stream(case).fold.result(copy.deepcopy(state))
     assert type(once) is type(again)

@@ -126,15 +126,15 @@ class ExcerptRecord:
         others = joined(random)
         drawn = uniform(_hashes(others.window, others.start, self.selection.seed))
         others = others.take(torch.argsort(drawn, stable=True)[: self.selection.random])
-        by_three = [others.take(torch.arange(part, len(others), 3)) for part in range(3)]
-        by_four = [best.take(torch.arange(part, len(best), 4)) for part in range(4)]
+        by_three = [others.take(torch.arange(len(others))[part::3]) for part in range(3)]
+        by_four = [best.take(torch.arange(len(best))[part::4]) for part in range(4)]
         return [by_four[0], *(joined(pair) for pair in zip(by_four[1:], by_three, strict=True))]
 
 
 def _by_halves(active: list[Excerpts], random: list[Excerpts]) -> list[Excerpts]:
     """Training, calibration, validation, test: each half's excerpts of each kind by turns."""
     return [
-        joined([kind[half].take(torch.arange(turn, len(kind[half]), 2)) for kind in (active, random)])
+        joined([kind[half].take(torch.arange(len(kind[half]))[turn::2]) for kind in (active, random)])
         for half in Half
         for turn in range(2)
     ]

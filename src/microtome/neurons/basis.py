@@ -13,7 +13,7 @@ from torch import Tensor
 from microtome.core import ExpertRows, Site, UnitAddress
 from microtome.model import Shape
 
-__all__ = ["Neurons", "neurons_of"]
+__all__ = ["Neurons", "fold_name", "neurons_of"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,9 @@ def neurons_of(shape: Shape) -> tuple[Neurons, ...]:
     """The bases of all feed-forward blocks of a model of this shape, by layer and expert."""
     experts = range(shape.experts) if shape.experts else (None,)
     return tuple(Neurons(layer, shape.d_mlp, expert) for layer in range(shape.layers) for expert in experts)
+
+
+def fold_name(what: str, basis: Neurons) -> str:
+    """What a fold of this lens is called: `neurons.survey.3`, and of an expert `neurons.survey.3.e1`."""
+    expert = "" if basis.expert is None else f".e{basis.expert}"
+    return f"neurons.{what}.{basis.layer}{expert}"

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Role, Site, State
 from microtome.neurons.basis import Neurons
-from microtome.neurons.links import Links, Nearest, link_rows, orthogonal
+from microtome.neurons.links import COMPARED, Links, Nearest, compared, link_rows, orthogonal
 from microtome.numerics import hash_parts, uniform
 
-__all__ = ["ALIKE", "SampledActivations", "SampledRows", "coactivation_rows", "coactivations"]
+__all__ = ["ALIKE", "SampledActivations", "SampledRows", "coactivation_operations", "coactivation_rows", "coactivations"]
 
 ALIKE: Final = "fires alike"
 _TINY: Final = 1e-12
+
+_PAIRS: Final = 4096
 
 Read = Callable[[int], Float[Tensor, "row unit"]]
 
@@ -93,48 +95,90 @@ def coactivations(
     """The `k` units of any layer (`every`) that go most with each unit of `layers`, by |correlation| at the discover half of the tokens.
 
     The correlations given are those at the confirm half, which chose nothing. The control is the mean size of as many that are found in the
-    same way among directions of these layers, their units turned by a random orthogonal matrix: what any direction has in common with a unit.
-    `read` gives the activations of a layer at all sampled tokens, and is called for each pair of layers. A unit that is constant in a half
-    goes with none.
+    same way, for 256 units of the layer, among directions of these layers, their units turned by a random orthogonal matrix: what any
+    direction has in common with a unit. `read` gives the activations of a layer at all sampled tokens. A unit that is constant in a half goes
+    with none.
     Source: Gurnee et al. 2024, arXiv:2401.12181, section 3, for correlations of units, there of two models.
-    Cost: 4 rows FLOP for each pair of units. Memory: the activations of two layers, and the correlations of their units.
+    Cost: `coactivation_operations`. Memory: 4 bytes a row
+    and unit, and the correlations of the units of two layers.
     """
-    sides = [half == int(side) for side in (Half.DISCOVER, Half.CONFIRM)]
+    held = {layer: _standardised(read(layer), half) for layer in dict.fromkeys([*every, *layers])}
+    control = _control(read, half, held, layers, every, k, seed)
     for layer in layers:
-        own = [_standardised(read(layer)[side]) for side in sides]
-        near, turned = Nearest(own[0].shape[1], k), Nearest(own[0].shape[1], k)
+        near = Nearest(held[layer].units, k)
         for other in every:
-            x = read(other)
-            found = own[0].T @ _standardised(x[sides[0]])
+            found = held[layer].discover.T @ held[other].discover
             if other == layer:
                 found.fill_diagonal_(0)
             near.add(found, other)
-            turned.add(own[0].T @ _standardised(_turned(x, other, seed)[sides[0]]), other)
         near.layer[near.cosine == 0] = -1  # itself, or a constant
-        for best, turns in ((near, False), (turned, True)):
-            for other in every:
-                x = _turned(read(other), other, seed) if turns else read(other)
-                held = _standardised(x[sides[1]])
-                unit, place = (best.layer == other).nonzero(as_tuple=True)
-                for some in torch.arange(len(unit)).split(4096):
-                    pair = own[1][:, unit[some]] * held[:, best.index[unit[some], place[some]]]
-                    best.cosine[unit[some], place[some]] = pair.sum(0)
-        yield Links(ALIKE, layer, near.cosine, near.layer, near.index, turned.cosine.abs().mean(0))
+        for other in every:
+            _confirm(near, held[layer].confirm, other, held[other].confirm)
+        yield Links(ALIKE, layer, near.cosine, near.layer, near.index, control[layer])
+
+
+def coactivation_operations(units: int, layers: int, rows: int) -> float:
+    """Operations that the correlations of all units of all layers take: half of the rows choose, and controls are of some units."""
+    return float(rows) * (layers * units) ** 2 * (1 + min(1.0, COMPARED / units)) + 2.0 * rows * layers * units**2
+
+
+@dataclass(frozen=True, eq=False)
+class _Standardised:
+    """Activations of a layer, by half of the documents: columns of mean 0 and length 1, those of a constant 0."""
+
+    discover: Float[Tensor, "row unit"]
+    confirm: Float[Tensor, "row unit"]
+
+    @property
+    def units(self) -> int:
+        return self.discover.shape[1]
+
+
+def _standardised(x: Float[Tensor, "row unit"], half: Int[Tensor, " row"]) -> _Standardised:
+    return _Standardised(*(_columns(x[half == int(side)].float()) for side in (Half.DISCOVER, Half.CONFIRM)))
+
+
+def _columns(x: Float[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
+    centred = x - x.mean(0)
+    size = centred.norm(dim=0)
+    return torch.where(size > _TINY * len(x), centred / size.clamp(min=_TINY), 0.0)
+
+
+def _control(
+    read: Read,
+    half: Int[Tensor, " row"],
+    held: Mapping[int, _Standardised],
+    layers: Sequence[int],
+    every: Sequence[int],
+    k: int,
+    seed: int,
+) -> dict[int, Float[Tensor, " k"]]:
+    """Mean sizes at each rank, by layer: each layer of `every` is turned once, for some units of all layers together."""
+    some = {layer: compared(held[layer].units, int(hash_parts(seed, layer))) for layer in layers}
+    own = [torch.cat([getattr(held[layer], side)[:, some[layer]] for layer in layers], 1) for side in ("discover", "confirm")]
+    turned = Nearest(own[0].shape[1], k)
+
+    def directions(other: int) -> _Standardised:
+        x = read(other).float()
+        return _standardised(x @ orthogonal(x.shape[1], int(hash_parts(seed, 1 + other))), half)
+
+    for other in every:
+        turned.add(own[0].T @ directions(other).discover, other)
+    for other in every:
+        _confirm(turned, own[1], other, directions(other).confirm)
+    sizes = turned.cosine.abs().split([len(some[layer]) for layer in layers])
+    return {layer: mine.mean(0) for layer, mine in zip(layers, sizes, strict=True)}
+
+
+def _confirm(near: Nearest, own: Float[Tensor, "row unit"], other: int, held: Float[Tensor, "row column"]) -> None:
+    """Put correlations in the confirm half in the place of those that chose."""
+    unit, place = (near.layer == other).nonzero(as_tuple=True)
+    for some in torch.arange(len(unit)).split(_PAIRS):
+        pair = own[:, unit[some]] * held[:, near.index[unit[some], place[some]]]
+        near.cosine[unit[some], place[some]] = pair.sum(0)
 
 
 def coactivation_rows(found: Links, run: str) -> pa.Table:
     """Rows of the table `coactivations` of one layer."""
     rows = link_rows(found).drop_columns("kind")
     return rows.append_column("run", pa.array([run] * len(rows), pa.string()))
-
-
-def _standardised(x: Float[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
-    """Columns of mean 0 and length 1; those of a constant are 0."""
-    centred = x.float() - x.float().mean(0)
-    size = centred.norm(dim=0)
-    return torch.where(size > _TINY * len(x), centred / size.clamp(min=_TINY), 0.0)
-
-
-def _turned(x: Float[Tensor, "row unit"], layer: int, seed: int) -> Float[Tensor, "row unit"]:
-    """Directions of a layer in the place of its units."""
-    return x.float() @ orthogonal(x.shape[1], int(hash_parts(seed, 1 + layer)))

@@ -1,111 +1,229 @@
-"""What a deeper build adds to the unit table: roles by weights, families by questions about the token, and what fires with what.
+"""What a build deeper than quick asks of every unit, beside its statistics: folds over the text, and rows, labels and findings of them.
 
-Rows and findings of measures that have modules of their own (`roles`, `families`, `coactivation`). Effects on the loss are in `causal`.
+Roles by weights, families by questions about the token, runs of tokens, places in the window, what contexts have in common, what values say of
+the next token, and what fires with what. Each has a module of its own; here they meet a run. Effects on the loss are in `causal`.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from microtome.examples.rows import address_column, word_column
-from microtome.neurons.basis import Neurons
-from microtome.neurons.families import Families, question_names
+from microtome.capture.lens import MAIN, Results, Rows, Run
+from microtome.core import Batch, Fold, Refusal
+from microtome.examples import UnitSurveyRecord, in_order_of_text
+from microtome.model import Model
+from microtome.neurons.basis import Neurons, fold_name
+from microtome.neurons.coactivation import SampledRows, coactivation_operations, coactivation_rows, coactivations
+from microtome.neurons.cohesion import cohesion, places_of
+from microtome.neurons.deeper_rows import (
+    agreement_findings,
+    cohesion_rows,
+    family_findings,
+    family_rows,
+    place_rows,
+    role_findings,
+    role_rows,
+    run_rows,
+)
+from microtome.neurons.detectors import q_values
+from microtome.neurons.families import FamilyMoments, families, spelling_tests
 from microtome.neurons.findings import Finding
-from microtome.neurons.roles import Roles, role_names
-from microtome.neurons.statistics import stat_rows
+from microtome.neurons.links import AFFORDED
+from microtome.neurons.memories import value_agreement, value_tokens
+from microtome.neurons.ngrams import ngram_detectors
+from microtome.neurons.positional import PositionalActivity, positional
+from microtome.neurons.roles import role_names, write_roles
+from microtome.neurons.unit_labels import UnitLabel, place_labels, question_labels, role_labels, run_labels
+from microtome.readout import output_reader
+from microtome.readout.words import texts_of
 
-__all__ = ["family_findings", "family_rows", "role_findings", "role_rows"]
+__all__ = ["Deeper", "deeper", "deeper_folds", "why_not_deeper", "why_not_together"]
 
-_RANDOM: Final = "random directions of the layer"
-_TURNED: Final = "answers turned round in their windows"
-_LARGEST_Q: Final = 0.01
-_LEAST: Final = 0.25
-"""The share of variance that a question must explain to be a finding."""
-_MOST: Final = 3
-"""Units that a finding names, and findings of one question."""
-
-
-def role_rows(bases: Sequence[Neurons], found: Sequence[Roles], run: str) -> pa.Table:
-    """Rows of `unit_stats`: moments over the vocabulary of the cosines between what a unit writes and the token vectors."""
-    tables = []
-    for basis, each in zip(bases, found, strict=True):
-        columns = {
-            "vocab_kurtosis": (each.moments.kurtosis, each.control.kurtosis, each.kurtosis_q),
-            "vocab_variance": (each.moments.variance, each.control.variance, each.variance_q),
-            "vocab_skewness": (each.moments.skewness, each.control.skewness, None),
-            "logit_variance": (each.logit_variance, torch.tensor([each.logit_control]), each.scale_q),
-        }
-        for name, (value, control, q) in columns.items():
-            beside = {"control": np.full(basis.units, float(control))} | ({} if q is None else {"q": q.numpy()})
-            tables.append(stat_rows(basis, name, value.numpy(), run, beside, _RANDOM))
-    return pa.concat_tables(tables)
+_TOGETHER: Final = 2048
+"""Tokens, about, whose activations say which units fire alike."""
+_PLACES: Final = 32
+"""Places of a window in which a unit's being active is counted."""
+_ORDERS: Final = (2, 3)
+"""Tokens of the runs that are asked for."""
+_TOKENS_PER_BATCH: Final = 8192
+_SEED: Final = 0
+"""Of what the weights alone decide, which is the same in every run."""
 
 
-def role_findings(bases: Sequence[Neurons], found: Sequence[Roles]) -> list[Finding]:
-    """A sentence on each role: how many units have it, in which layers, and which have it most."""
-    names, findings = role_names(found), []
-    for role in dict.fromkeys(name for layer in names for name in layer if name):
-        units = [
-            (basis, unit) for basis, own in zip(bases, names, strict=True) for unit, name in enumerate(own) if name == role
-        ]
-        total = sum(basis.units for basis in bases)
-        layers = Counter(basis.layer for basis, _ in units).most_common(_MOST)
-        strength = [-each.logit_variance if role == "scale" else each.moments.kurtosis for each in found]
-        at = {basis: place for place, basis in enumerate(bases)}
-        first = sorted(units, key=lambda pair: -float(strength[at[pair[0]]][pair[1]]))[:_MOST]
-        named = ", ".join(str(basis.address(unit)) for basis, unit in first)
-        where = ", ".join(f"{layer} ({count})" for layer, count in layers)
-        sentence = (
-            f"{len(units)} of {total} units have by their weights the role ‘{role}’ (q at most {_LARGEST_Q:g} against {_RANDOM}), most of them in layers "
-            f"{where}: {named}"
+@dataclass(frozen=True, eq=False)
+class Deeper:
+    """Rows of `unit_stats`, labels, findings, and rows of other tables."""
+
+    stats: Sequence[pa.Table]
+    labels: Sequence[UnitLabel]
+    findings: Sequence[Finding]
+    tables: Mapping[str, Rows]
+
+
+def why_not_deeper(run: Run) -> str:
+    """Why all of it is left out; empty where it is not."""
+    if run.depth == "quick":
+        return "not part of depth quick: microtome neurons MODEL TEXT -o ATLAS"
+    if run.model.shape.experts:
+        return "units inside experts are met by some tokens only"
+    return "" if run.model.shape.vocab else "the tokens of an image belong to no vocabulary"
+
+
+def why_not_together(run: Run) -> str:
+    """Why what fires alike is left out; empty where it is not."""
+    if why := why_not_deeper(run):
+        return why
+    shape = run.model.shape
+    operations = coactivation_operations(shape.d_mlp, shape.layers, _TOGETHER)
+    if run.depth == "standard" and operations > AFFORDED:
+        return f"it takes {operations:.0e} operations, which is too much for depth standard: --depth full computes it"
+    return ""
+
+
+def deeper_folds(bases: Sequence[Neurons], run: Run, edges: Callable[[Neurons], Tensor]) -> Mapping[str, Fold]:
+    """Families, places, and activations at sampled tokens; `edges` gives the deciles of the units of a basis, as a pilot found them."""
+    assert run.corpus is not None, "folds are of a text"
+    tests = spelling_tests(texts_of(run.model.tokenizer, run.model.shape.vocab))
+    window, folds = run.corpus.window, {}
+    for basis in bases:
+        folds[fold_name("families", basis)] = FamilyMoments(basis, tests, window, draws=4, seed=run.seed)
+        deciles = edges(basis)
+        folds[fold_name("places", basis)] = PositionalActivity(
+            basis.layer, torch.maximum(deciles[1].abs(), deciles[-2].abs()), window, seed=run.seed, width=_place_width(window)
         )
-        findings.append(
-            Finding(f"role: {role}", str(first[0][0].address(first[0][1])), sentence, len(units) / total, _LARGEST_Q, _RANDOM)
-        )
-    return findings
+    if not why_not_together(run):
+        rate = min(1.0, _TOGETHER / max(1, run.corpus.tokens))
+        folds |= {fold_name("tokens", basis): SampledRows(basis, rate, run.seed) for basis in bases}
+    return folds
 
 
-def family_rows(basis: Neurons, found: Families, run: str) -> pa.Table:
-    """Rows of `unit_stats`: of every unit that was tested, the correlation with the answers to the question that explains it best."""
-    names = question_names()
-    units = (found.test >= 0).nonzero()[:, 0]
-    zeros, codes = np.zeros(len(units), np.int16), found.test[units].numpy().astype(np.int16)
-    return pa.table(
-        {
-            "unit": address_column(basis, units.numpy()),
-            "site": word_column([str(basis.sites[0])], zeros),
-            "stat": word_column([f"family: {name}" for name in names], codes),
-            "value": pa.array(found.correlation[units].numpy(), pa.float64(), from_pandas=True),
-            "control": pa.array(found.control[units].sqrt().numpy(), pa.float64(), from_pandas=True),
-            "control_kind": word_column([_TURNED], zeros),
-            "lo": pa.nulls(len(units), pa.float64()),
-            "hi": pa.nulls(len(units), pa.float64()),
-            "q": pa.array(found.q[units].numpy(), pa.float64(), from_pandas=True),
-            "run": word_column([run], zeros),
-        }
+def deeper(
+    bases: Sequence[Neurons],
+    run: Run,
+    results: Results,
+    spelling: Int64[Tensor, " vocab"],
+    texts: Sequence[str],
+) -> Deeper:
+    """Everything that was asked, of all units; `spelling` and `texts` say which token stands for the word of each, and how it is written."""
+    parts = [
+        _roles(bases, run, results),
+        _families(bases, run, results),
+        _places(bases, run, results),
+        _runs(bases, run, results, spelling, texts),
+        _common(bases, run, results),
+        _values(bases, run, results),
+        _together(bases, run, results),
+    ]
+    tables: dict[str, Rows] = {}
+    for part in parts:
+        tables |= part.tables
+    return Deeper(
+        [rows for part in parts for rows in part.stats],
+        [label for part in parts for label in part.labels],
+        [finding for part in parts for finding in part.findings],
+        tables,
     )
 
 
-def family_findings(bases: Sequence[Neurons], found: Sequence[Families]) -> list[Finding]:
-    """Of each question the units of whose variance it explains most in held-out documents."""
-    by_question: dict[int, list[tuple[float, Neurons, int, Families]]] = {}
-    for basis, each in zip(bases, found, strict=True):
-        share = each.explained.nan_to_num(0.0)
-        for unit in ((each.q <= _LARGEST_Q) & (share >= _LEAST)).nonzero()[:, 0].tolist():
-            by_question.setdefault(int(each.test[unit]), []).append((float(share[unit]), basis, unit, each))
-    findings = []
-    for question, units in sorted(by_question.items()):
-        units.sort(key=lambda entry: (-entry[0], entry[1].layer, entry[2]))
-        for share, basis, unit, each in units[:_MOST]:
-            address, control = str(basis.address(unit)), float(each.control[unit])
-            way = "more" if float(each.correlation[unit]) > 0 else "less"
-            sentence = (
-                f"{address} is {way} active where the token ‘{question_names()[question]}’: that explains {100 * share:.0f} % of its variance in held-out "
-                f"documents ({_TURNED}: {100 * control:.1f} %); {len(units)} units of this question have {100 * _LEAST:.0f} % or more"
-            )
-            findings.append(Finding("family", address, sentence, share, control, _TURNED, float(each.q[unit])))
-    return findings
+def _roles(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    found = write_roles(run.model.weights, output_reader(run.model.weights), seed=_SEED)
+    # the end at which a unit is rarely and strongly active says what it writes when it fires
+    names = role_names(found, [_survey(results, basis).moments.skewness.nan_to_num(0.0) for basis in bases])
+    labels = list(role_labels(bases, found, names))
+    return Deeper([role_rows(bases, found, run.name)], labels, role_findings(bases, found, names), {})
+
+
+def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    found = [families(results.of(MAIN, fold_name("families", basis))) for basis in bases]
+    rows = [family_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
+    return Deeper(rows, list(question_labels(bases, found)), family_findings(bases, found), {})
+
+
+def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    """Of windows whose tokens are all in one place nothing can be said."""
+    assert run.corpus is not None, "folds are of a text"
+    width, rows, labels = _place_width(run.corpus.window), [], []
+    for basis in bases:
+        activity = results.of(MAIN, fold_name("places", basis))
+        if int((activity.seen > 0).sum()) < 2:
+            continue
+        found = positional(activity)
+        most = activity.share.nan_to_num(-1.0).argmax(1)
+        where = [[f"tokens {place * width + 1} to {(place + 1) * width}" for place in own] for own in most.tolist()]
+        rows.append(place_rows(basis, found, run.name))
+        labels += place_labels(basis, found, where)
+    return Deeper(rows, labels, [], {})
+
+
+def _runs(
+    bases: Sequence[Neurons], run: Run, results: Results, spelling: Int64[Tensor, " vocab"], texts: Sequence[str]
+) -> Deeper:
+    contexts = [_survey(results, basis).contexts for basis in bases]
+    rows, labels = [], []
+    for order in _ORDERS:
+        found = ngram_detectors(contexts, lambda: _batches(run), spelling, order)
+        q = q_values([each.p for each in found])
+        rows += [run_rows(basis, tests, own, run.name) for basis, tests, own in zip(bases, found, q, strict=True)]
+        labels += run_labels(bases, found, q, texts)
+    return Deeper(rows, labels, [], {})
+
+
+def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    """What a unit's contexts have in common, by the texts before them; nothing where texts are too short."""
+    embedding = run.model.weights.get("W_E")
+    try:
+        places = places_of(_batches(run), embedding)
+    except Refusal:
+        return Deeper([], [], [], {})
+    rows = [
+        cohesion_rows(basis, cohesion(_survey(results, basis).contexts, places, seed=run.seed), run.name) for basis in bases
+    ]
+    return Deeper(rows, [], [], {})
+
+
+def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    """Whether values say the token that follows: asked of models that predict it."""
+    if not run.model.shape.causal:
+        return Deeper([], [], [], {})
+    assert isinstance(run.model, Model), "a text is read by a model that was built"
+    reader = output_reader(run.model.weights)
+    found = [
+        value_agreement(
+            run.model,
+            _survey(results, basis).contexts,
+            value_tokens(run.model, basis.layer, reader),
+            reader,
+            seed=run.seed,
+        )
+        for basis in bases
+    ]
+    return Deeper([], [], agreement_findings(found), {})
+
+
+def _together(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+    if why_not_together(run):
+        return Deeper([], [], [], {})
+    half = results.of(MAIN, fold_name("tokens", bases[0])).half
+    layers = [basis.layer for basis in in_order_of_text(bases)]
+    by_layer = {basis.layer: fold_name("tokens", basis) for basis in bases}
+    found = coactivations(lambda layer: results.of(MAIN, by_layer[layer]).values, half, layers, sorted(layers), seed=run.seed)
+    return Deeper([], [], [], {"coactivations": (coactivation_rows(each, run.name) for each in found)})
+
+
+def _survey(results: Results, basis: Neurons) -> UnitSurveyRecord:
+    return results.of(MAIN, fold_name("survey", basis))
+
+
+def _batches(run: Run) -> Iterable[Batch]:
+    """The text, afresh."""
+    assert run.corpus is not None, "contexts are of a text"
+    return run.corpus.batches(range(run.corpus.windows), _TOKENS_PER_BATCH)
+
+
+def _place_width(window: int) -> int:
+    return -(-window // _PLACES)

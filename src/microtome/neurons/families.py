@@ -24,15 +24,15 @@ __all__ = ["SPELLING", "Answered", "Families", "FamilyMoments", "explained", "fa
 SPELLING: Final[Mapping[str, Callable[[str], bool]]] = {
     "starts with a space": lambda text: text[:1] == " ",
     "starts with a capital": lambda text: text.strip()[:1].isupper(),
-    "all capitals": lambda text: len(text.strip()) > 1 and text.strip().isupper(),
+    "is in capitals": lambda text: len(text.strip()) > 1 and text.strip().isupper(),
     "continues a word": lambda text: text[:1].isalpha(),
-    "letters": lambda text: text.strip().isalpha(),
-    "digits": lambda text: text.strip().isdigit(),
-    "punctuation": lambda text: bool(text.strip()) and not any(letter.isalnum() for letter in text.strip()),
+    "is of letters": lambda text: text.strip().isalpha(),
+    "is of digits": lambda text: text.strip().isdigit(),
+    "is punctuation": lambda text: bool(text.strip()) and not any(letter.isalnum() for letter in text.strip()),
     "ends a sentence": lambda text: text.strip()[-1:] in (".", "!", "?"),
-    "white space": lambda text: bool(text) and not text.strip(),
+    "is white space": lambda text: bool(text) and not text.strip(),
 }
-"""Questions about a token's text."""
+"""Questions about a token's text, as what is said of the token where the answer is yes."""
 _QUARTERS: Final = 4
 _ROWS: Final = 4096
 
@@ -44,8 +44,8 @@ def spelling_tests(texts: Sequence[str]) -> Bool[Tensor, "test vocab"]:
 
 def question_names() -> tuple[str, ...]:
     """All questions in the order of the axis `test`."""
-    quarters = (f"in quarter {quarter + 1} of the window" for quarter in range(_QUARTERS))
-    return (*SPELLING, *(f"after: {name}" for name in SPELLING), "same as the token before", *quarters)
+    quarters = (f"is in quarter {quarter + 1} of the window" for quarter in range(_QUARTERS))
+    return (*SPELLING, *(f"follows one that {name}" for name in SPELLING), "repeats the one before", *quarters)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ Statistics and findings themselves are computed in `statistics` and `findings`. 
 `readout` and the vocabulary lens; ablations, probes and explanations have modules of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,20 +15,25 @@ from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage
 from microtome.core import Fold, Half
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
 from microtome.model import Model
-from microtome.neurons.basis import Neurons, neurons_of
+from microtome.neurons.basis import Neurons, fold_name, neurons_of
 from microtome.neurons.causal import Picked, ablation_rows, effect_findings, effect_rows, pick
-from microtome.neurons.coactivation import SampledRows, coactivation_rows, coactivations
 from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
-from microtome.neurons.deeper import family_findings, family_rows, role_findings, role_rows
+from microtome.neurons.deeper import deeper, deeper_folds, why_not_deeper, why_not_together
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
-from microtome.neurons.families import FamilyMoments, families, spelling_tests
-from microtome.neurons.findings import Finding, findings_table, judged_findings
+from microtome.neurons.explaining import (
+    EXPLAINED,
+    explain_layers,
+    explained_folds,
+    explained_layers,
+    explanation_findings,
+    explanation_rows,
+)
+from microtome.neurons.findings import findings_table, judged_findings
 from microtome.neurons.links import link_rows, linked_kinds, weight_links, why_no_links
-from microtome.neurons.roles import write_roles
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
+from microtome.neurons.unit_labels import labels_table, token_labels
 from microtome.neurons.words import spellings
-from microtome.readout import output_reader
 from microtome.readout.sample import Target
 from microtome.readout.words import texts_of
 
@@ -41,8 +46,6 @@ _COUNTS: Final = "neurons.tokens"
 _FIRST_ORDER: Final = "neurons.effects"
 _ABLATIONS: Final = "neurons.ablations"
 _LINKS: Final = "links.weights"
-_TOGETHER: Final = 2048
-"""Tokens, about, whose activations say which units fire alike."""
 _SEED: Final = 0
 """Of what the weights alone decide, which is the same in every run."""
 _BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
@@ -76,32 +79,37 @@ class NeuronsLens:
         """A pilot for the deciles, then everything; beyond the quick depth what the loss owes to units. None where there is no text."""
         if run.corpus is None:
             return ()
-        return (PILOT, MAIN) if _why_no_effects(run) else (PILOT, MAIN, *_causal(run))
+        return (PILOT, MAIN) if _why_no_effects(run) else (PILOT, MAIN, *_causal(run), EXPLAINED)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """Per basis: quantiles in the pilot; then survey and decile contexts, and once the counts of tokens, if they are words."""
         bases = neurons_of(run.model.shape)
         if stage == PILOT:
-            return {_named("pilot", basis): PilotQuantiles(basis, self.pilot, run.seed) for basis in bases}
+            return {fold_name("pilot", basis): PilotQuantiles(basis, self.pilot, run.seed) for basis in bases}
         if stage.order == EFFECTS.order:
             return {_FIRST_ORDER: FirstOrderEffects(_built(run), _target(run))}
         if stage.order == ABLATED.order:
             picked = _picked(run, earlier)
             units = tuple(picked.layer.tolist()), tuple(picked.index.tolist())
             return {_ABLATIONS: UnitAblations(_built(run), *units, _target(run), Half.CONFIRM)}
+        if stage.order == EXPLAINED.order:
+            assert run.corpus is not None, "folds are of a text"
+            windows = min(run.corpus.windows, EXPLAINED.sample or run.corpus.windows)
+            signed = run.model.shape.gated
+            return dict(explained_folds(bases, _picked(run, earlier), windows=windows, signed=signed, seed=run.seed))
         vocab = run.model.shape.vocab
         folds: dict[str, Fold] = {_COUNTS: TokenCounts(vocab)} if vocab else {}
         rate = min(1.0, self.sampled / max(1, run.corpus.tokens)) if run.corpus is not None else 0.0
         for basis in bases:
-            edges = earlier.of(PILOT, _named("pilot", basis)).edges
-            folds[_named("survey", basis)] = UnitSurvey(basis, self.k)
-            folds[_named("deciles", basis)] = DecileContexts(basis, edges, self.per_decile, rate, run.seed)
-        if not _why_not_deeper(run):
-            folds |= _deeper_folds(bases, run)
+            edges = earlier.of(PILOT, fold_name("pilot", basis)).edges
+            folds[fold_name("survey", basis)] = UnitSurvey(basis, self.k)
+            folds[fold_name("deciles", basis)] = DecileContexts(basis, edges, self.per_decile, rate, run.seed)
+        if not why_not_deeper(run):
+            folds |= deeper_folds(bases, run, lambda basis: earlier.of(PILOT, fold_name("pilot", basis)).edges)
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """units, unit_stats, contexts, token_counts, links and findings; without a corpus units, the norms of what they write, and links."""
+        """units, unit_stats, unit_labels, explanations, contexts, token_counts, links, coactivations and findings; without a corpus units, the norms of what they write, and links."""
         bases = neurons_of(run.model.shape)
         norms = [write_norms(run.model.weights, basis) for basis in bases]
         if run.corpus is None:
@@ -113,7 +121,7 @@ class NeuronsLens:
         spelling = spellings(texts, counts.here)
         found = []
         for basis, norm in zip(bases, norms, strict=True):
-            survey = results.of(MAIN, _named("survey", basis))
+            survey = results.of(MAIN, fold_name("survey", basis))
             tokens = token_detectors(survey.contexts, counts.here, spelling, run.seed)
             following = untested(basis.units)
             if run.model.shape.causal:
@@ -121,21 +129,26 @@ class NeuronsLens:
             found.append(survey_of(basis, survey, norm, tokens, following))
         judged = judge(found)
         stats, more = [unit_stats_table(judged, run.name)], []
+        others: dict[str, Rows] = {}
         if not _why_no_effects(run):
             effects, picked, ablations = _effects(run, results), _picked(run, results), results.of(_causal(run)[1], _ABLATIONS)
             stats += [effect_rows(bases, effects, run.name), ablation_rows(bases, picked, ablations, run.name)]
-            more = effect_findings(bases, effects, picked, ablations)
-        deeper: dict[str, Rows] = {}
-        if not _why_not_deeper(run):
-            rows, found_deeper, deeper = _deeper(bases, run, results)
-            stats, more = [*stats, *rows], [*more, *found_deeper]
+            explained = explain_layers(explained_layers(results, picked), texts, seed=run.seed)
+            more = [*effect_findings(bases, effects, picked, ablations), *explanation_findings(explained)]
+            others["explanations"] = explanation_rows(explained, run.name)
+        labels = list(token_labels(judged, texts))
+        if not why_not_deeper(run):
+            asked = deeper(bases, run, results, spelling, texts)
+            stats, labels, more = [*stats, *asked.stats], [*labels, *asked.labels], [*more, *asked.findings]
+            others |= asked.tables
         return {
             "units": units_table(bases),
             "unit_stats": pa.concat_tables(stats, promote_options="permissive"),
             "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
             "token_counts": token_counts_table(counts.here, run.name),
+            "unit_labels": labels_table(labels, run.name),
             **_links(run),
-            **deeper,
+            **others,
             "findings": findings_table([*judged_findings(judged, texts), *more], run.name),
         }
 
@@ -148,52 +161,15 @@ class NeuronsLens:
             missing = {} if run.model.shape.vocab else {"token_counts": patches, "token detectors": patches}
             seen = {} if run.model.shape.causal or missing else {"next-token detectors": _BOTH_WAYS}
             why = _why_no_effects(run)
-            causal = {"effects of units on the loss": why} if why else {}
-            deeper = _why_not_deeper(run)
-            causal |= {"roles, families and co-activation of units": deeper} if deeper else {}
+            causal = dict.fromkeys(("effects of units on the loss", "explanations of units"), why) if why else {}
+            deep = {
+                "roles, families, runs of words and places of units": why_not_deeper(run),
+                "co-activation of units": why_not_together(run),
+            }
+            causal |= {what: reason for what, reason in deep.items() if reason}
             return missing | seen | causal | links | (_FEW if run.corpus.shared_halves else {})
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why} | links
-
-
-def _why_not_deeper(run: Run) -> str:
-    """Why roles, families and co-activation are left out; empty where they are not."""
-    if run.depth == "quick":
-        return "not part of depth quick: microtome neurons MODEL TEXT -o ATLAS"
-    if run.model.shape.experts:
-        return "units inside experts are met by some tokens only"
-    return "" if run.model.shape.vocab else "the tokens of an image belong to no vocabulary"
-
-
-def _deeper_folds(bases: Sequence[Neurons], run: Run) -> Mapping[str, Fold]:
-    """Families, and activations at sampled tokens."""
-    assert run.corpus is not None, "folds are of a text"
-    tests = spelling_tests(texts_of(run.model.tokenizer, run.model.shape.vocab))
-    rate = min(1.0, _TOGETHER / max(1, run.corpus.tokens))
-    asked = {
-        _named("families", basis): FamilyMoments(basis, tests, run.corpus.window, draws=4, seed=run.seed) for basis in bases
-    }
-    return asked | {_named("tokens", basis): SampledRows(basis, rate, run.seed) for basis in bases}
-
-
-def _deeper(bases: Sequence[Neurons], run: Run, results: Results) -> tuple[list[pa.Table], list[Finding], dict[str, Rows]]:
-    """Rows of `unit_stats`, findings, and other tables."""
-    roles = write_roles(run.model.weights, output_reader(run.model.weights), seed=_SEED)
-    found = [families(results.of(MAIN, _named("families", basis))) for basis in bases]
-    rows = [
-        role_rows(bases, roles, run.name),
-        *(family_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)),
-    ]
-    half = results.of(MAIN, _named("tokens", bases[0])).half
-    layers = [basis.layer for basis in in_order_of_text(bases)]
-    by_layer = {basis.layer: _named("tokens", basis) for basis in bases}
-    together = (
-        coactivation_rows(each, run.name)
-        for each in coactivations(
-            lambda layer: results.of(MAIN, by_layer[layer]).values, half, layers, sorted(layers), seed=run.seed
-        )
-    )
-    return rows, [*role_findings(bases, roles), *family_findings(bases, found)], {"coactivations": together}
 
 
 def _links(run: Run) -> dict[str, Rows]:
@@ -237,7 +213,7 @@ def _picked(run: Run, results: Results) -> Picked:
     """The units that are ablated, by what all text says that units write."""
     written = []
     for basis in neurons_of(run.model.shape):
-        moments = results.of(MAIN, _named("survey", basis)).moments
+        moments = results.of(MAIN, fold_name("survey", basis)).moments
         size = (moments.mean.square() + moments.standard_deviation.square()).sqrt()
         written.append(size.double() * write_norms(run.model.weights, basis))
     return pick(_effects(run, results), torch.stack(written), seed=run.seed)
@@ -245,10 +221,5 @@ def _picked(run: Run, results: Results) -> Picked:
 
 def _contexts(basis: Neurons, run: Run, results: Results) -> pa.Table:
     """Extremes and deciles of one basis."""
-    found = [results.of(MAIN, _named(what, basis)).contexts for what in ("survey", "deciles")]
+    found = [results.of(MAIN, fold_name(what, basis)).contexts for what in ("survey", "deciles")]
     return contexts_table(basis, found, run.name)
-
-
-def _named(what: str, basis: Neurons) -> str:
-    expert = "" if basis.expert is None else f".e{basis.expert}"
-    return f"neurons.{what}.{basis.layer}{expert}"

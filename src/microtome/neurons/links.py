@@ -21,9 +21,12 @@ from microtome.readout import fold_norm, written
 from microtome.store import Depth
 
 __all__ = [
+    "AFFORDED",
+    "COMPARED",
     "KINDS",
     "Links",
     "Nearest",
+    "compared",
     "link_operations",
     "link_rows",
     "linked_kinds",
@@ -39,8 +42,10 @@ KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
     "amplitude reads what is written": ("W_up", "earlier"),
 }
 """Of each kind of link the weight whose vectors are compared with values (W_out), and whose: those of any layer, or of earlier ones."""
+COMPARED: Final = 256
+"""Units of a layer from which its control is taken, at most."""
 _TINY: Final = 1e-20
-_AFFORDED: Final = 5e13
+AFFORDED: Final = 5e13
 """Operations at depth standard: a quarter of an hour of one core, and five times what a model of 135 million parameters takes."""
 
 
@@ -48,8 +53,8 @@ _AFFORDED: Final = 5e13
 class Links:
     """The units whose written vectors have the largest absolute cosine with a vector of each unit of a layer, first the largest.
 
-    `control` is the mean absolute cosine at each rank if what others write is turned at random in the stream, all together. Where there
-    are fewer than k others, layers behind the last are -1 and cosines NaN.
+    `control` is the mean absolute cosine at each rank if what others write is turned at random in the stream, all together, over 256 units
+    of the layer. Where there are fewer than k others, layers behind the last are -1 and cosines NaN.
     """
 
     kind: str
@@ -71,7 +76,7 @@ def link_operations(weights: Weights) -> float:
     """Operations that all links of a model take, controls included."""
     shape, kinds = weights.shape, linked_kinds(weights)
     pairs = sum({"any": 1.0, "earlier": (shape.layers - 1) / (2 * shape.layers)}[KINDS[kind][1]] for kind in kinds)
-    return 4.0 * shape.d_model * (shape.layers * shape.d_mlp) ** 2 * pairs
+    return 2.0 * shape.d_model * (shape.layers * shape.d_mlp) ** 2 * pairs * (1 + min(1.0, COMPARED / shape.d_mlp))
 
 
 def why_no_links(weights: Weights, depth: Depth) -> str:
@@ -81,7 +86,7 @@ def why_no_links(weights: Weights, depth: Depth) -> str:
     if not linked_kinds(weights):
         return "units inside experts are met by some tokens only, and are not linked"
     operations = link_operations(weights)
-    if depth == "standard" and operations > _AFFORDED:
+    if depth == "standard" and operations > AFFORDED:
         return f"they take {operations:.0e} operations, which is too much for depth standard: --depth full computes them"
     return ""
 
@@ -93,7 +98,7 @@ def weight_links(
 
     A cosine's sign is kept where both are read as they stand; reversing a gated unit against its up branch turns it, and its size is what
     links are ranked by.
-    Cost: 4 d_model FLOP for each pair of units, half of it the control's. Memory: the vectors of two layers, and their cosines.
+    Cost: 2 d_model FLOP for each pair of units, and the control's. Memory: the vectors of two layers, and their cosines.
     Source: Gurnee et al. 2024, arXiv:2401.12181, section 3, for cosines of input and output weights.
     """
     name, whose = KINDS[kind]
@@ -102,14 +107,15 @@ def weight_links(
     for layer in range(weights.shape.layers) if layers is None else layers:
         rows = _directions(weights, name, layer)
         others = range(layer) if whose == "earlier" else range(weights.shape.layers)
-        own, turned = Nearest(len(rows), k), Nearest(len(rows), k)
+        some = compared(len(rows), int(hash_parts(seed, layer)))
+        own, turned = Nearest(len(rows), k), Nearest(len(some), k)
         for other in others:
             columns = _directions(weights, "W_out", other)
             cosines = rows @ columns.T
             if name == "W_out" and other == layer:
                 cosines.fill_diagonal_(0)
             own.add(cosines, other)
-            turned.add(rows @ (columns @ turn).T, other)
+            turned.add((rows[some] @ turn.T) @ columns.T, other)
         yield Links(kind, layer, own.cosine, own.layer, own.index, turned.cosine.abs().mean(0))
 
 
@@ -129,6 +135,13 @@ def link_rows(found: Links) -> pa.Table:
 
 def _names(layer: Int[Tensor, " link"], index: Int[Tensor, " link"]) -> list[str]:
     return [f"neurons.{at}/{own}" for at, own in zip(layer.tolist(), index.tolist(), strict=True)]
+
+
+def compared(units: int, seed: int) -> Int[Tensor, " some"]:
+    """The units of a layer that its control is taken from: all of them, or 256 that are drawn."""
+    if units <= COMPARED:
+        return torch.arange(units)
+    return torch.randperm(units, generator=torch.Generator().manual_seed(seed & 0x7FFFFFFF))[:COMPARED].sort().values
 
 
 class Nearest:

@@ -7,7 +7,7 @@ end as it ends, against how often the text has that end after that beginning. Si
 Axes of this module: `gram` counts runs, `order` tokens of a run, last the one that the unit is at, `end` is top or bottom.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +49,15 @@ class NgramDetectors:
         return self.hits.double() / self.tried.clamp_min(1)
 
 
-def ngram_detectors(contexts: Contexts, batches: Batches, spelling: Int64[Tensor, " vocab"], order: int = 2) -> NgramDetectors:
-    """Test every unit and end of a basis for being a detector of one run of `order` tokens, spellings of words included.
+def ngram_detectors(
+    contexts: Sequence[Contexts], batches: Batches, spelling: Int64[Tensor, " vocab"], order: int = 2
+) -> list[NgramDetectors]:
+    """Test every unit and end of some bases for being a detector of one run of `order` tokens, spellings of words included.
 
     Contexts with fewer tokens before them in their window are not tried. A run of three is tested against its last two, so a detector
     of a bigram is none of a trigram. Not: a test of single tokens, and not of what the unit reads: attention may have brought what came
     before, or the token alone be rarer at the start of windows.
-    Cost: two readings of the text's ids.
+    Cost: two readings of the text's ids, however many bases. Memory: 16 order bytes a context.
     Errors: `Refusal` for runs of fewer than 2 tokens, or of so many that they cannot be numbered.
     Source: Voita et al. 2023, arXiv:2309.04827, section 4, which asks for 95 % of activations instead of extremes.
     """
@@ -63,32 +65,53 @@ def ngram_detectors(contexts: Contexts, batches: Batches, spelling: Int64[Tensor
     if order < 2 or vocab**order >= 2**63:
         why = f"{vocab} tokens make {vocab}^{order} of them"
         raise Refusal(f"runs of {order} tokens", why=why, instead="ask for runs of 2 or 3 tokens")
+    runs = grams_at(contexts, batches(), spelling, order)
+    chosen = [_chosen(each, grams, vocab) for each, grams in zip(contexts, runs, strict=True)]
+    counts = gram_counts(batches(), torch.cat([each.gram.flatten(0, 1) for each in chosen]), spelling)
+    parts = zip(*(each.split([own.tried.numel() for own in chosen]) for each in counts), strict=True)
+    return [_tested(each, *own) for each, own in zip(chosen, parts, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What contexts of a basis say: the runs of the discover half, and how those of the confirm half have them."""
+
+    ends: tuple[str, ...]
+    gram: Int64[Tensor, "end unit order"]
+    hits: Int64[Tensor, "end unit"]
+    alike: Int64[Tensor, "end unit"]
+    tried: Int64[Tensor, "end unit"]
+
+
+def _chosen(contexts: Contexts, grams: Int64[Tensor, "group unit k order"], vocab: int) -> _Chosen:
     ends = tuple(dict.fromkeys(contexts.ends))
     sign = torch.tensor([-1.0 if end == "bottom" else 1.0 for end in contexts.ends])
-    grams = grams_at(contexts, batches(), spelling, order)
     filled = (grams >= 0).all(-1) & (contexts.value * sign[:, None, None] > 0)
     numbered, number = torch.unique(_key(grams.clamp_min(0), vocab), return_inverse=True)
     number = torch.where(filled, number, -1).int()
     discover, confirm = slice(Half.DISCOVER, None, len(Half)), slice(Half.CONFIRM, None, len(Half))
     chosen = dominant_token(number[discover])
-    gram = torch.where(chosen[..., None] >= 0, _tokens(numbered[chosen.clamp_min(0)], vocab, order), -1)
+    gram = torch.where(chosen[..., None] >= 0, _tokens(numbered[chosen.clamp_min(0)], vocab, grams.shape[-1]), -1)
     hit = filled[confirm] & (number[confirm] == chosen[..., None])
     alike = filled[confirm] & (grams[confirm][..., 1:] == gram[:, :, None, 1:]).all(-1)
-    whole, rest = gram_counts(batches(), gram.flatten(0, 1), spelling)
-    expected = (whole.double() / torch.where(rest > 0, rest.double(), torch.nan)).view(chosen.shape)
-    hits, same = hit.sum(-1), alike.sum(-1)
-    p = scipy.stats.binom.sf(hits.numpy() - 1, same.numpy(), expected.numpy())
-    p = np.where((same.numpy() > 0) & (chosen.numpy() >= 0), p, np.nan)
-    return NgramDetectors(ends, gram, hits, same, filled[confirm].sum(-1), expected, p)
+    return _Chosen(ends, gram, hit.sum(-1), alike.sum(-1), filled[confirm].sum(-1))
+
+
+def _tested(own: _Chosen, whole: Int64[Tensor, " gram"], rest: Int64[Tensor, " gram"]) -> NgramDetectors:
+    """The test, given how often each run, and its end, is in the confirm half's text."""
+    expected = (whole.double() / torch.where(rest > 0, rest.double(), torch.nan)).view(own.tried.shape)
+    p = scipy.stats.binom.sf(own.hits.numpy() - 1, own.alike.numpy(), expected.numpy())
+    p = np.where((own.alike.numpy() > 0) & (own.gram[..., 0].numpy() >= 0), p, np.nan)
+    return NgramDetectors(own.ends, own.gram, own.hits, own.alike, own.tried, expected, p)
 
 
 def grams_at(
-    contexts: Contexts, batches: Iterable[Batch], spelling: Int64[Tensor, " vocab"], order: int
-) -> Int64[Tensor, "group unit k order"]:
+    contexts: Sequence[Contexts], batches: Iterable[Batch], spelling: Int64[Tensor, " vocab"], order: int
+) -> list[Int64[Tensor, "group unit k order"]]:
     """The tokens up to each context's own, the commonest spelling of each; -1 where the window has no ordinary token so early."""
-    found = torch.full((*contexts.window.shape, order), -1, dtype=torch.int64)
-    flat, window = found.view(-1, order), contexts.window.flatten()
-    position = contexts.position.flatten().long()
+    window = torch.cat([each.window.flatten() for each in contexts])
+    position = torch.cat([each.position.flatten() for each in contexts]).long()
+    flat = torch.full((len(window), order), -1, dtype=torch.int64)
     by_window = window.argsort(stable=True)
     ordered = window[by_window].contiguous()
     for batch in batches:
@@ -98,7 +121,8 @@ def grams_at(
         for row, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
             entries = by_window[begin:end]
             flat[entries] = runs[row, position[entries]]
-    return found
+    parts = flat.split([each.window.numel() for each in contexts])
+    return [part.view(*each.window.shape, order) for part, each in zip(parts, contexts, strict=True)]
 
 
 def gram_counts(

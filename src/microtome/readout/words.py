@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["is_whole", "named", "quoted", "texts_of"]
+__all__ = ["is_whole", "named", "quoted", "run_named", "texts_of"]
 
 _BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
 _BYTE_SPACE: Final = "\u0120"
@@ -47,6 +47,16 @@ def named(text: str) -> str:
     if word := text.strip():
         return "‘" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word) + "’"
     return f"‘{len(text)} spaces’" if len(text) > 1 and not text.strip(" ") else f"‘{text.encode('unicode_escape').decode()}’"
+
+
+def run_named(texts: Sequence[str]) -> str:
+    r"""Tokens that follow each other as a sentence shows them: as they stand, but for a space in front, white space of other kinds made visible.
+
+    >>> run_named([" United", " States"]) + run_named(["\n", " in"])
+    '‘United States’‘\\n in’'
+    """
+    run = "".join(texts).removeprefix(" ")
+    return "‘" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in run) + "’"
 
 
 def quoted(texts: Sequence[str], most: int = 3) -> str:

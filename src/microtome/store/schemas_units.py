@@ -40,6 +40,47 @@ UNITS: Final = (
         run=WORD,
     ),
     table_spec(
+        "unit_labels",
+        "what a unit can be called, by a test that it passed in the confirm half: a word that half of its contexts at an end are at or before, a run "
+        "of words that they end in, a question about the token that explains a tenth of its variance, a place in the window that its being active "
+        "depends on, or what its weights write; value is what was tested (share, variance explained, nats, or a moment of cosines), "
+        "control the same by chance",
+        "unit kind end run",
+        unit=pa.string(),
+        end=WORD,
+        kind=WORD,
+        text=pa.string(),
+        value=pa.float64(),
+        control=pa.float64(),
+        control_kind=WORD,
+        q=pa.float64(),
+        run=WORD,
+    ),
+    table_spec(
+        "explanations",
+        "one end of a unit explained by the tokens at which it is active (text: runs of tokens with their mean activation, from 0 to 10, the largest "
+        "of training; at the end bottom, of the activation times -1), by a table of tokens, 2-grams or 3-grams made in the discover half and scored on "
+        "excerpts of the confirm half: pearson is the correlation of what it predicts over all their tokens; control is the mean of what explanations of "
+        "other units reach on them, q is for its standing out among those, directions is the mean for explained random directions of the layer; "
+        "detection and fuzzing are accuracies (chance 0.5) in telling excerpts in which the end fires, and tokens at which it does, beside "
+        "those by explanations of other units, empty where no held-out excerpt fires",
+        "run unit end",
+        unit=pa.string(),
+        end=WORD,
+        method=WORD,
+        text=pa.string(),
+        pearson=pa.float64(),
+        control=pa.float64(),
+        directions=pa.float64(),
+        q=pa.float64(),
+        detection=pa.float64(),
+        detection_control=pa.float64(),
+        fuzzing=pa.float64(),
+        fuzzing_control=pa.float64(),
+        excerpts=pa.int32(),
+        run=WORD,
+    ),
+    table_spec(
         "contexts",
         "a token at which a unit is extreme (end: top, bottom) or typical (decile0 .. decile9), with the "
         "activations around it: activations[j] * scale is that at token `first` + j of the window; -128 is no token",

@@ -327,6 +327,18 @@ class Link(BaseModel):
     control: Number
 
 
+class UnitLabel(BaseModel):
+    """What a unit can be called, by a test that it passed; `end` is that of its contexts, empty for labels of the whole unit."""
+
+    end: str
+    kind: str
+    text: str
+    value: Number
+    control: Number
+    control_kind: str | None
+    q: Number
+
+
 class UnitPage(BaseModel):
     """Everything that a run has about a unit."""
 
@@ -346,6 +358,7 @@ class UnitPage(BaseModel):
     suppresses: list[Token]
     contexts: list[Context]
     links: list[Link]
+    labels: list[UnitLabel]
     findings: list[Finding]
     problems: list[Problem]
 

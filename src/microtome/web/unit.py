@@ -10,7 +10,7 @@ from microtome.core import Refusal
 from microtome.web.browse import indexed, measured_words, vocabulary
 from microtome.web.contexts import contexts
 from microtome.web.reader import View, problem_of
-from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitPage
+from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitLabel, UnitPage
 from microtome.web.words import column
 
 __all__ = ["findings", "page", "pages"]
@@ -48,8 +48,8 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
     units = [row[1] for row in inner]
     problems: list[Problem] = []
     stats = _stats(view, first, count)
-    tokens, links = {}, {}
-    for table, found, read in (("tokens", tokens, _tokens), ("links", links, _links)):
+    tokens, links, labels = {}, {}, {}
+    for table, found, read in (("tokens", tokens, _tokens), ("links", links, _links), ("unit_labels", labels, _labels)):
         try:
             found.update(read(view, units))
         except Refusal as refusal:
@@ -62,7 +62,7 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
             stats=stats.get(place, []),
             promotes=[token for end, token in tokens.get(unit, []) if end == "+"],
             suppresses=[token for end, token in tokens.get(unit, []) if end == "-"],
-            contexts=[], links=links.get(unit, []), findings=concerning.get(unit, []), problems=problems,
+            contexts=[], links=links.get(unit, []), labels=labels.get(unit, []), findings=concerning.get(unit, []), problems=problems,
         )
         for place, unit, basis, name, layer, expert, index in inner
     ]  # fmt: skip
@@ -141,4 +141,16 @@ def _links(view: View, units: Sequence[str]) -> dict[str, list[Link]]:
     found: dict[str, list[Link]] = {}
     for unit, other, kind, score, control in rows:
         found.setdefault(unit, []).append(Link(other=other, kind=kind, score=score, control=control))
+    return found
+
+
+def _labels(view: View, units: Sequence[str]) -> dict[str, list[UnitLabel]]:
+    rows = view.sql(
+        'SELECT unit, "end"::VARCHAR, kind::VARCHAR, text, value, control, control_kind::VARCHAR, q FROM unit_labels '
+        "WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2 DESC, value DESC, 3",
+        list(units),
+    )
+    found: dict[str, list[UnitLabel]] = {}
+    for unit, *values in rows:
+        found.setdefault(unit, []).append(UnitLabel(**dict(zip(UnitLabel.model_fields, values, strict=True))))
     return found

@@ -10,6 +10,21 @@ from microtome.web.records import Column
 __all__ = ["basis_label", "column"]
 
 _STATS: Final = {
+    "bigram_share_bottom": (
+        "Same two words, lowest",
+        "share of the lowest held-out contexts that end in one run of two tokens, chosen on the other half of the documents",
+    ),
+    "bigram_share_top": (
+        "Same two words",
+        "share of the highest held-out contexts that end in one run of two tokens, chosen on the other half of the documents",
+    ),
+    "cohesion_bottom": ("Alike, lowest", "mean cosine of the texts before two of its lowest held-out contexts"),
+    "cohesion_tokens_bottom": (
+        "Alike by token, lowest",
+        "the same of other places at the same tokens: what the token alone brings",
+    ),
+    "cohesion_tokens_top": ("Alike by token", "the same of other places at the same tokens: what the token alone brings"),
+    "cohesion_top": ("Alike", "mean cosine of the texts before two of its highest held-out contexts"),
     "copying_score": (
         "Copying",
         "whether the head writes the token it reads: +1 always, -1 always the opposite; from its weights",
@@ -30,6 +45,15 @@ _STATS: Final = {
         "share of the highest held-out contexts that one token follows, the one chosen on the other half of the documents",
     ),
     "ov_norm": ("Write strength", "length (Frobenius) of value times output weights: how much the head can write"),
+    "logit_variance": (
+        "Logit variance",
+        "how much the vector that the unit writes, at length 1, tells tokens apart: next to nothing if it acts on the norm alone",
+    ),
+    "place_information_large": (
+        "Place, large",
+        "what the place in the window says of the activation being large, in nats",
+    ),
+    "place_information_open": ("Place, open", "what the place in the window says of the unit being open, in nats"),
     "previous_score": ("Looks back", "attention that the head's weights alone give to the token before"),
     "qk_norm": ("Look strength", "length (Frobenius) of query times key weights: how sharply the head can look"),
     "read_bottom": (
@@ -47,6 +71,23 @@ _STATS: Final = {
         "Same token",
         "share of the highest held-out contexts that are at one token, the one chosen on the other half of the documents",
     ),
+    "trigram_share_bottom": (
+        "Same three words, lowest",
+        "share of the lowest held-out contexts that end in one run of three tokens, chosen on the other half of the documents",
+    ),
+    "trigram_share_top": (
+        "Same three words",
+        "share of the highest held-out contexts that end in one run of three tokens, chosen on the other half of the documents",
+    ),
+    "vocab_kurtosis": (
+        "Vocabulary kurtosis",
+        "excess kurtosis over the vocabulary of the cosines with what the unit writes: high if it writes about few tokens",
+    ),
+    "vocab_skewness": (
+        "Vocabulary skewness",
+        "which way these few tokens lie: positive if the unit promotes them where it is positive",
+    ),
+    "vocab_variance": ("Vocabulary variance", "variance of the same cosines: high if the unit divides the vocabulary"),
     "loss_effect": (
         "Effect on the loss",
         "what switching the unit off adds to the loss of held-out text, to first order, in nats a token",

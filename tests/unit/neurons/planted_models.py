@@ -1,7 +1,8 @@
 """Language models whose every weight is planted, so that what a method must find in them is known.
 
 They are tiny transformers of the real classes, wrapped by `microtome.model.wrap`, with a tokenizer of whole words: a feed-forward
-layer that is plain with ReLU ("relu", OPT), plain with GELU ("gelu", GPT-2), or gated with SiLU ("silu", Llama). Two are made here:
+layer that is plain with ReLU ("relu", OPT), plain with GELU ("gelu", GPT-2), gated with SiLU ("silu", Llama), or gated with GELU
+("geglu", Llama with Gemma's nonlinearity). These are made here:
 
 `dictionary_model(kind)`: unit i of its one layer fires at word i, and only there, and writes the word after it in a circle; some units are
 dead. `following` says which word follows which.
@@ -32,8 +33,10 @@ from microtome.core import UnitAddress
 from microtome.model import Model, wrap
 from microtome.neurons.facts import Fact
 
-Kind = Literal["relu", "gelu", "silu"]
-KINDS: Final[tuple[Kind, ...]] = ("relu", "gelu", "silu")
+Kind = Literal["relu", "gelu", "silu", "geglu"]
+KINDS: Final[tuple[Kind, ...]] = ("relu", "gelu", "silu", "geglu")
+GATED: Final[tuple[Kind, ...]] = ("silu", "geglu")
+DTYPES: Final = (torch.float32, torch.bfloat16)
 
 SUBJECTS: Final = ("norland", "sudmark", "ostia", "westmar", "midden", "farrow")
 ANSWERS: Final = {
@@ -239,7 +242,6 @@ def _module(kind: Kind, d: int, vocab: int, layers: int, units: int) -> Any:
         sizes |= {"num_attention_heads": 1, "pad_token_id": None}
         if kind == "relu":
             return tf.OPTForCausalLM(tf.OPTConfig(**sizes, word_embed_proj_dim=d, ffn_dim=units))
+        sizes |= {"num_key_value_heads": 1, "hidden_act": "silu" if kind == "silu" else "gelu_pytorch_tanh"}
         rotary = {"rope_type": "default", "rope_theta": 1e12}
-        return tf.LlamaForCausalLM(
-            tf.LlamaConfig(**sizes, num_key_value_heads=1, intermediate_size=units, rope_parameters=rotary)
-        )
+        return tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, intermediate_size=units, rope_parameters=rotary))

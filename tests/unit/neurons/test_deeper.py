@@ -40,8 +40,8 @@ def test_coactivations_are_chosen_and_shown(built: Atlas) -> None:
 def test_a_quick_build_says_what_it_lacks_and_a_standard_one_of_an_encoder_has_it(tmp_path: Path) -> None:
     texts = toys.toy_texts()
     quick = build(toys.toy_decoder(), texts, output=tmp_path / "quick", settings=Settings(lenses=("neurons",), window=24))
-    assert "depth quick" in quick.manifest.runs["main"].absent["roles, families and co-activation of units"]
+    assert "depth quick" in quick.manifest.runs["main"].absent["co-activation of units"]
     settings = Settings(lenses=("neurons",), depth="standard", window=24)
     encoder = build(toys.toy_encoder(), texts, output=tmp_path / "encoder", settings=settings)
-    assert "roles, families and co-activation of units" not in encoder.manifest.runs["main"].absent
+    assert "co-activation of units" not in encoder.manifest.runs["main"].absent
     assert encoder.sql("select count(*) as n from coactivations").to_pylist()[0]["n"] > 0

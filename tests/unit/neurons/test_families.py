@@ -48,21 +48,21 @@ def test_answers_about_spelling() -> None:
     tests = dict(zip(SPELLING, spelling_tests(TEXTS).tolist(), strict=True))
     assert [TEXTS[n] for n, yes in enumerate(tests["starts with a space"]) if yes] == [" the", " Of", " USA"]
     assert [TEXTS[n] for n, yes in enumerate(tests["starts with a capital"]) if yes] == [" Of", " USA"]
-    assert [TEXTS[n] for n, yes in enumerate(tests["all capitals"]) if yes] == [" USA"]
+    assert [TEXTS[n] for n, yes in enumerate(tests["is in capitals"]) if yes] == [" USA"]
     assert [TEXTS[n] for n, yes in enumerate(tests["continues a word"]) if yes] == ["ing", "é"]
-    assert [TEXTS[n] for n, yes in enumerate(tests["digits"]) if yes] == ["12"]
-    assert [TEXTS[n] for n, yes in enumerate(tests["punctuation"]) if yes] == [",", "."]
+    assert [TEXTS[n] for n, yes in enumerate(tests["is of digits"]) if yes] == ["12"]
+    assert [TEXTS[n] for n, yes in enumerate(tests["is punctuation"]) if yes] == [",", "."]
     assert [TEXTS[n] for n, yes in enumerate(tests["ends a sentence"]) if yes] == ["."]
-    assert [TEXTS[n] for n, yes in enumerate(tests["white space"]) if yes] == ["\n"]
+    assert [TEXTS[n] for n, yes in enumerate(tests["is white space"]) if yes] == ["\n"]
 
 
 def test_planted_units_have_their_families() -> None:
     found = families(answered())
     assert [NAMES[test] for test in found.test[:4].tolist()] == [
-        "digits",
-        "after: punctuation",
-        "same as the token before",
-        "in quarter 4 of the window",
+        "is of digits",
+        "follows one that is punctuation",
+        "repeats the one before",
+        "is in quarter 4 of the window",
     ]
     assert (found.q[:4] < 0.01).all()
     assert (found.correlation[[0, 2, 3]] > 0.5).all()
@@ -78,7 +78,7 @@ def test_share_of_variance_is_that_of_its_definition() -> None:
     h, yes = x[confirm][:, 1:, 0].flatten(), (given.ids[confirm][:, 1:] == 3).flatten()
     share = yes.double().mean()
     left = (1 - share) * h[~yes].var(correction=0) + share * h[yes].var(correction=0)
-    found = explained(answered(), Half.CONFIRM)[0, NAMES.index("digits"), 0]
+    found = explained(answered(), Half.CONFIRM)[0, NAMES.index("is of digits"), 0]
     assert found.square().item() == pytest.approx((1 - left / h.var(correction=0)).item(), abs=1e-6)
 
 

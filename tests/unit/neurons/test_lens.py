@@ -72,7 +72,7 @@ def changed(corpus: Corpus, folder: Path, order: torch.Tensor, sign: torch.Tenso
 
 
 def test_tables_fit_their_schemas(plain: dict[str, pa.Table], tmp_path: Path) -> None:
-    assert set(plain) == {"units", "unit_stats", "contexts", "token_counts", "findings"}
+    assert set(plain) == {"units", "unit_stats", "unit_labels", "contexts", "token_counts", "findings"}
     for name, table in plain.items():
         write_table(tmp_path, name, "neurons", table)
     assert len(plain["units"]) == 3 * UNITS

@@ -56,7 +56,7 @@ def once() -> Iterable[Batch]:
 
 
 def test_only_the_planted_bigram_is_more_than_its_token() -> None:
-    found = ngram_detectors(cases(), once, SELF)
+    (found,) = ngram_detectors([cases()], once, SELF)
     assert found.gram[0].tolist() == [[7, 9], [7, 9], [3, 5]]
     assert found.hits[0].tolist() == [6, 3, 6]
     assert found.alike[0].tolist() == [6, 6, 6]
@@ -67,13 +67,13 @@ def test_only_the_planted_bigram_is_more_than_its_token() -> None:
 
 
 def test_a_bigram_is_no_trigram() -> None:
-    found = ngram_detectors(cases(), once, SELF, order=3)
+    (found,) = ngram_detectors([cases()], once, SELF, order=3)
     assert found.gram[0, 0].tolist() == [6, 7, 9]
     assert found.p[0, 0] == 1
 
 
 def test_runs_are_the_tokens_before() -> None:
-    grams = grams_at(cases(), once(), SELF, 3)
+    (grams,) = grams_at([cases()], once(), SELF, 3)
     ids = text().ids
     for half, unit, place in ((0, 0, 4), (1, 2, 9)):
         window = int(cases().window[half, unit, 5])
@@ -93,21 +93,31 @@ def test_counts_are_those_of_the_confirm_half() -> None:
 def test_spellings_are_one_token() -> None:
     spelling = SELF.clone()
     spelling[8] = 7
-    found = ngram_detectors(cases(), once, spelling)
+    (found,) = ngram_detectors([cases()], once, spelling)
     assert found.expected[0, 0] == 1
     assert found.hits[0, 1] == 6
 
 
 def test_what_has_nothing_before_it_is_not_tried() -> None:
     early = replace(cases(), position=torch.zeros(2, 3, K, dtype=torch.int32))
-    found = ngram_detectors(early, once, SELF)
+    (found,) = ngram_detectors([early], once, SELF)
     assert (found.gram == -1).all()
     assert (found.tried == 0).all()
     assert np.isnan(found.p).all()
 
 
+def test_several_bases_are_tested_as_each_alone() -> None:
+    early = replace(cases(), position=torch.full((2, 3, K), 2, dtype=torch.int32))
+    together = ngram_detectors([cases(), early], once, SELF)
+    for found, alone in zip(together, (cases(), early), strict=True):
+        (own,) = ngram_detectors([alone], once, SELF)
+        assert torch.equal(found.gram, own.gram)
+        assert torch.equal(found.expected.nan_to_num(-1), own.expected.nan_to_num(-1))
+        assert torch.equal(found.hits, own.hits)
+
+
 def test_refusals() -> None:
     with pytest.raises(Refusal, match="runs of 1 tokens"):
-        ngram_detectors(cases(), once, SELF, order=1)
+        ngram_detectors([cases()], once, SELF, order=1)
     with pytest.raises(Refusal, match="ask for runs of 2 or 3"):
-        ngram_detectors(cases(), once, SELF, order=20)
+        ngram_detectors([cases()], once, SELF, order=20)

@@ -12,6 +12,8 @@ const LENSES = {
   geometry: "How do hidden states split into mean, position, context and residual?",
   factors: "Of which sparse directions are hidden states sums?",
   neurons: "What does each feed-forward unit detect, store and promote?",
+  facts: "Which units know the facts that were given?",
+  labels: "Which units tell the labels that words were given?",
   vocabulary: "What do the parameters say, read in the model\u2019s own vocabulary?",
 };
 

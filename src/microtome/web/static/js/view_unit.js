@@ -19,7 +19,7 @@ export async function render({ source, summary, rest, params, el, signal }) {
   if (unit.findings.length) {
     el.append(h("ul", { class: "unitfindings" }, unit.findings.map((each) => h("li", {}, h("bdi", {}, spell(sentence(each.sentence))), each.q === null ? null : h("span", { class: "soft" }, ` ${qvalue(each.q)}`)))));
   }
-  append(el, [contexts(unit, params, source, summary), writes(unit), stats(unit), links(unit)]);
+  append(el, [labels(unit), contexts(unit, params, source, summary), writes(unit), stats(unit), links(unit)]);
   keys(unit, params, signal);
 }
 
@@ -43,6 +43,25 @@ function keys(unit, params, signal) {
     const to = { ArrowLeft: unit.previous, k: unit.previous, ArrowRight: unit.next, j: unit.next }[event.key];
     if (to) go(unitHref(to, params.get("end") ? { end: params.get("end") } : {}));
   }, { signal });
+}
+
+const SIDES = { top: "highest", bottom: "lowest" };
+const NUMBERS = { role: "moment", place: "nats", question: "of its variance" };
+
+// What the unit can be called: tests that it passed on held-out documents, each beside its control.
+function labels(unit) {
+  if (!unit.labels.length) return null;
+  return h("section", { class: "block" }, h("h2", {}, "Called"),
+    h("p", { class: "read" }, "Tests that it passed on documents held out. Filled: the unit; open: its control."),
+    h("div", { class: "scroll" }, h("table", { class: "plain stats" },
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Label"), h("th", { scope: "col" }, "By"), h("th", { scope: "col", class: "num" }, "Value"), h("th", { scope: "col", class: "wide" }, ""), h("th", { scope: "col", class: "num" }, "Control"), h("th", { scope: "col", class: "num" }, "q"))),
+      h("tbody", {}, unit.labels.map((each) => h("tr", {},
+        h("th", { scope: "row" }, h("bdi", {}, spell(each.text))),
+        h("td", { class: "soft" }, each.kind, SIDES[each.end] ? ` of its ${SIDES[each.end]} contexts` : ""),
+        h("td", { class: "num", "data-label": "value", title: NUMBERS[each.kind] || "share of contexts" }, h("b", {}, number(each.value))),
+        h("td", { class: "wide" }, against(each.value, each.control)),
+        h("td", { class: "num soft", title: each.control_kind || null, "data-label": "control" }, number(each.control)),
+        h("td", { class: "num soft", "data-label": "q" }, qvalue(each.q)?.replace("q = ", "").replace("q ", "") ?? "")))))));
 }
 
 function contexts(unit, params, source, summary) {
