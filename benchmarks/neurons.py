@@ -2,8 +2,9 @@
 
 usage: python -m benchmarks.neurons [--rounds N] [--parts rate memory attribution probing]
 Rate: all statistics of all 46,080 units, with 20 contexts at both ends, beside the bare forward, by the torch references and by the
-compiled kernels. Memory: that pass in a process of its own, beside one that only reads the model. Attribution: how much the value of each unit
-for an answer changes when its prompt is asked in a batch of longer ones. Probing: one label, all layers, 100,000 tokens, forward pass apart.
+compiled kernels. Memory: that pass in a process of its own, beside one that only reads the model. Attribution: how much the value of a
+unit for an answer changes, as a share of the answer's probability, when its prompt is asked in a batch of longer ones. Probing: one
+label, all layers, 100,000 tokens, forward pass apart.
 """
 
 import argparse
@@ -140,10 +141,10 @@ def attribution(_: int) -> None:
     one = torch.tensor([0])
     alone = batch.take(one).trimmed()
     together, apart = (
-        integrated_gradients(model, some, of, path=Way("gauss", 5)).values[0]
+        integrated_gradients(model, some, of, path=Way("gauss", 5))
         for some, of in ((batch, question), (alone, question.take(one)))
     )
-    worst = float(((together - apart).abs().amax(-1) / apart.abs().amax(-1)).max())
+    worst = float((together.values[0] - apart.values[0]).abs().max() / apart.end[0])
     write_results(RESULTS, "neurons attribution", [{"name": "alone and among longer prompts", "largest_difference": worst}])
     sys.stdout.write(f"attributions alone and in a batch: {worst:.1e}\n")
 

@@ -100,6 +100,16 @@ def works(line: str, where: str) -> Iterator[re.Match[str]]:
         position, end = match.end(), match["end"]
 
 
+def named_as(module: str, name: str) -> set[str]:
+    """What a test that uses a definition names: the module itself, a function or class as imported from it or from a package, or a method."""
+    if not name:
+        return {module}
+    if "." in name:
+        return {name.rpartition(".")[2]}
+    parts = module.split(".")
+    return {".".join([*parts[:count], name]) for count in range(1, len(parts) + 1)}
+
+
 def citations() -> list[Citation]:
     """Every `Source:` line of the package. A malformed one is an error."""
     tests, found = mentions(), []
@@ -107,8 +117,8 @@ def citations() -> list[Citation]:
         lens = ".".join(module.split(".")[:2])
         near = {name: used for name, used in tests.items() if any(word == lens or word.startswith(f"{lens}.") for word in used)}
         for name, text in definitions(tree):
-            wanted = name.rpartition(".")[2]
-            known = tuple(test for test, used in near.items() if (wanted if name else module) in used)
+            wanted = named_as(module, name)
+            known = tuple(test for test, used in near.items() if used & wanted)
             for start in _SOURCE.finditer(text):
                 where = f"{module}.{name}".rstrip(".")
                 found += [

@@ -34,6 +34,7 @@ from microtome.neurons.facts import AskedFact, Fact, ask
 from microtome.neurons.families import FamilyMoments
 from microtome.neurons.memories import value_tokens
 from microtome.neurons.positional import PositionalActivity
+from microtome.neurons.quadrants import QuadrantContexts
 from microtome.neurons.sparsity import SparseActivity
 from microtome.probes.folds import WordMoments, WordRows
 from microtome.probes.words import LabelledWords
@@ -182,6 +183,7 @@ CASES: tuple[FoldCase, ...] = (
         "excerpts of chosen units",
         lambda: ExcerptSurvey(Chosen(_DENSE, (1, 3)), Selection(length=4, active=4, random=4, shortest=2)),
     ),
+    FoldCase("gate quadrants", lambda: QuadrantContexts(2, SIZES["unit"], k=3, neighbours=4)),
     FoldCase("first-order effects", lambda: FirstOrderEffects(opened("gpt2"))),
     FoldCase("unit ablations", lambda: UnitAblations(opened("gpt2"), (0, 2), (1, 5)), rounding=1e-3),
     FoldCase("window sample", lambda: WindowSample(_RESID, SIZES["d_model"], rows=5, seed=3)),

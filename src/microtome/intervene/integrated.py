@@ -112,7 +112,7 @@ def integrated_gradients(
 
     h0 is the baseline. `at_once` windows go through the model together, of which the results do not depend. The "quickest"
     passes of a decoder that is asked at its last token read that alone, which comes to the same; but not inside `edited`.
-    Source: Dai et al. 2022, arXiv:2104.08696, section 3.1; Sundararajan et al. 2017, arXiv:1703.01365, section 3.
+    Source: Dai et al. 2022, arXiv:2104.08696; Sundararajan et al. 2017, arXiv:1703.01365, section 3.
     Errors: `Refusal` for a site that cannot be changed.
     Cost: `path.steps` forward and backward passes for each window and layer, and one more forward pass.
     """

@@ -37,7 +37,7 @@ def share_with(texts: Sequence[str], words: Sequence[str]) -> float:
 def distinct(texts: Sequence[str], n: int = 2) -> float:
     """Different n-grams of words over all n-grams of all texts: 1 where nothing is repeated; NaN where no text has n words.
 
-    Source: Li et al. 2016, arXiv:1510.03055, section 5.
+    Source: Li et al. 2016, arXiv:1510.03055.
     """
     grams = [gram for text in texts for gram in _grams(words_of(text), n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
@@ -47,7 +47,7 @@ def self_bleu(texts: Sequence[str], n: int = 3) -> float:
     """How much each text is made of the others: the mean BLEU of a text against the rest, of n-grams up to n, not smoothed.
 
     Texts of fewer than n words are left out; NaN for fewer than two. 0 where a text shares no n-gram with the rest.
-    Source: Zhu et al. 2018, arXiv:1802.01886, section 4.
+    Source: Zhu et al. 2018, arXiv:1802.01886.
     Cost: texts^2 times their length.
     """
     read = [words_of(text) for text in texts]

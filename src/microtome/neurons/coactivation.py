@@ -39,7 +39,8 @@ class SampledActivations:
 class SampledRows:
     """`SampledActivations` of the counted tokens whose hash of (seed, window, token) is below `rate`.
 
-    The same tokens for every basis. The state has the bits of float16. Memory: 2 bytes a token and unit.
+    The same tokens for every basis. The state has the bits of float16, so that activations beyond 65504 either way are kept as that: finite,
+    of the right sign, and no longer told apart. Memory: 2 bytes a token and unit.
     """
 
     kind: ClassVar[str] = "neurons.sampled_rows"
@@ -98,7 +99,7 @@ def coactivations(
     same way, for 256 units of the layer, among directions of these layers, their units turned by a random orthogonal matrix: what any
     direction has in common with a unit. `read` gives the activations of a layer at all sampled tokens. A unit that is constant in a half goes
     with none.
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 3, for correlations of units, there of two models.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, for correlations of units, there of two models.
     Cost: `coactivation_operations`. Memory: 4 bytes a row
     and unit, and the correlations of the units of two layers.
     """

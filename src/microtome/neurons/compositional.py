@@ -108,7 +108,7 @@ def explained(
 ) -> Explanations:
     """Explain both ends of every unit, by default of the rows where |h| is among its largest 2 %. Rows are in the order of the text.
 
-    Source: Mu and Andreas 2020, arXiv:2006.14032, section 3.
+    Source: Mu and Andreas 2020, arXiv:2006.14032, section 2.
     Errors: as of `explained_masks`.
     """
     tau = thresholds(x, half) if tau is None else tau

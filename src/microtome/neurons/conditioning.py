@@ -73,7 +73,7 @@ def conditioned(
     """Write behind the prompts of `batch` with more and more experts clamped at every token, prompt included; count 0 is the model as it is.
 
     `words` are what shows that the concept came; perplexity is by the clean model, so it says what the clamping costs.
-    Source: Suau et al. 2022, arXiv:2110.02802, section 4.
+    Source: Suau et al. 2022, arXiv:2110.02802.
     Errors: `Refusal` for more units than there are experts, and as of `generate`.
     Cost: two texts for each prompt and count, and reading them once.
     """
@@ -98,7 +98,7 @@ def conditioned(
 def parity_point(counts: Sequence[int], one: Sequence[float], other: Sequence[float]) -> float | None:
     """At how many clamped units the shares of texts with words of two concepts are equal, linear between counts; None where they never are.
 
-    Source: Suau et al. 2022, arXiv:2110.02802, section 4.2.
+    Source: Suau et al. 2022, arXiv:2110.02802.
     """
     apart = [a - b for a, b in zip(one, other, strict=True)]
     for row, (k, d) in enumerate(zip(counts, apart, strict=True)):

@@ -113,7 +113,7 @@ def expertise(found: Float[Tensor, "end text unit"], concept: Bool[Tensor, " tex
     """Score all units.
 
     Ends are scored each by its own responses: the largest of -h over a text is not what the largest of h leaves.
-    Source: Suau et al. 2020, arXiv:2005.07647, section 3; Suau et al. 2022, arXiv:2110.02802, section 3.
+    Source: Suau et al. 2020, arXiv:2005.07647, on expert units; Suau et al. 2022, arXiv:2110.02802.
     Errors: `Refusal` where all texts have the concept, or none has it.
     Cost: two sorts of the responses.
     """
@@ -213,7 +213,7 @@ class Overlapping:
 def overlap(one: Expertise, other: Expertise, k: int) -> Overlapping:
     """Compare the experts of two concepts.
 
-    Source: Suau et al. 2020, arXiv:2005.07647, section 5.
+    Source: Suau et al. 2020, arXiv:2005.07647.
     """
     units = one.ap.shape[1]
     same = len(set(one.top(k).tolist()) & set(other.top(k).tolist()))

@@ -1,7 +1,7 @@
 """Facts in an atlas: which units know each fact of a file, how they were found, and what becomes of the answer without them.
 
 A lens of its own, because its windows are prompts: `microtome neurons MODEL TEXT --facts FILE -o ATLAS`. The methods are in `knowledge`.
-Source: Dai et al. 2022, arXiv:2104.08696, section 3.
+Source: Dai et al. 2022, arXiv:2104.08696.
 """
 
 from collections import Counter
@@ -34,6 +34,8 @@ __all__ = ["FactsLens", "facts_lens"]
 
 _WORTH: Final = "facts.worth"
 _TESTS: Final = "facts.tests"
+_NOWHERE: Final = 0.1
+"""A share of the answer's probability below which units are not what it hangs on."""
 _RANDOM: Final = "random units of the same layers"
 _LARGEST_Q: Final = 0.05
 _FEW: Final = 20
@@ -169,7 +171,7 @@ class FactsLens:
         for relation, each in found.items():
             mine = [number for number, own in enumerate(self.asked) if own.fact.relation == relation and units[number].units]
             if mine:
-                sentences.append(_of_relation(relation, each, mine, known, tested))
+                sentences.append(_of_relation(relation, each, {number: units[number] for number in mine}, known, tested))
             passed = [number for number in mine if known[number] and float(tested["q"][number]) <= _LARGEST_Q]
             passed.sort(key=lambda number: (float(tested["suppressed"][number]), number))
             sentences += [_of_fact(units[number], number, tested) for number in passed[:_FEW]]
@@ -222,18 +224,24 @@ def _tested(effects: FactEffects, facts: int) -> dict[str, Float64[Tensor, " fac
 
 
 def _of_relation(
-    relation: str, found: Refined, facts: Sequence[int], known: Sequence[bool], tested: Mapping[str, Float64[Tensor, " fact"]]
+    relation: str,
+    found: Refined,
+    units: Mapping[int, FactUnits],
+    known: Sequence[bool],
+    tested: Mapping[str, Float64[Tensor, " fact"]],
 ) -> Finding:
-    """What suppressing its units does to a relation's facts, on average."""
+    """What suppressing its units does to a relation's facts, on average; `units` are those of each of its facts that has some, by number."""
 
     def mean(name: str) -> float:
-        return float(tested[name][list(facts)].nanmean())
+        return float(tested[name][list(units)].nanmean())
 
-    right = sum(known[number] for number in facts)
+    right = [number for number in units if known[number]]
+    lost = sum(_nowhere(units[number], float(tested["suppressed"][number])) for number in right)
+    elsewhere = f", and {lost} of these hang on the units of no one layer: others may stand in for them" if lost else ""
     sentence = (
         f"{relation}: {found.mean:.1f} units a fact; set to 0 they change the probability of the answer by {_percent(mean('suppressed'))} "
         f"({_RANDOM}: {_percent(mean('random'))}; other facts of the relation: {_percent(mean('same_relation'))}; of other relations: "
-        f"{_percent(mean('other_relations'))}), doubled by {_percent(mean('amplified'))}; {right} of {len(facts)} facts are answered right"
+        f"{_percent(mean('other_relations'))}), doubled by {_percent(mean('amplified'))}; {len(right)} of {len(units)} facts are answered right{elsewhere}"
     )
     return Finding("relation", "", sentence, -mean("suppressed"), -mean("random"), _RANDOM)
 
@@ -250,6 +258,11 @@ def _of_fact(units: FactUnits, number: int, tested: Mapping[str, Float64[Tensor,
     return Finding(
         "fact", str(next(iter(units.units))), sentence, -own["suppressed"], -own["random"], _RANDOM, own["q"], own["p"]
     )
+
+
+def _nowhere(units: FactUnits, suppressed: float) -> bool:
+    """Whether neither attributions nor suppression show a fact to be in any one layer: see `FactUnits.explained`."""
+    return units.explained is not None and abs(units.explained) < _NOWHERE and not abs(suppressed) >= _NOWHERE
 
 
 def _named(fact: Fact) -> dict[str, object]:

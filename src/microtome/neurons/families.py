@@ -162,7 +162,7 @@ def families(found: Answered) -> Families:
     A shift keeps how often a window has each answer and in what runs, and how active the unit is in it. p is two-sided, from the
     shifts of all questions and units, each in its own width (`readout.pooled_chance`).
     Errors: `Refusal` for fewer than three draws.
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 4.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, on families of neurons.
     """
     if found.inside.shape[1] < 4:
         why = f"{found.inside.shape[1] - 1} draws have no width of their own"
@@ -188,7 +188,7 @@ def families(found: Answered) -> Families:
 def explained(found: Answered, half: Half) -> Float64[Tensor, "draw test unit"]:
     """Correlation of activation and answer in a half: its square is 1 - [(1-b) var(h | no) + b var(h | yes)] / var(h), b the share of yes.
 
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 4.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, on families of neurons.
     """
     tokens = found.tokens[half].double().clamp_min(1)
     mean = found.total[half] / tokens

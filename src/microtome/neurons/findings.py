@@ -158,7 +158,7 @@ def dead_units(judged: Sequence[Judged]) -> list[Finding]:
     The product and not max |h| alone, because a unit's activation can be scaled if its row of W_out is scaled back. N confirm
     tokens without an event leave a rate of at most 3 / N (95 %, were tokens independent); the discover tokens have chosen the
     unit and prove nothing.
-    Source: Voita et al. 2023, arXiv:2309.04827, section 4.
+    Source: Voita et al. 2023, arXiv:2309.04827.
     """
     found = []
     for each in judged:

@@ -97,7 +97,7 @@ def beam_search(
     With a penalty of 1 the overlaps never fall. Each length has a beam of its own, in which no two formulas have the same mask, and none has that
     of a shorter one; of equal overlaps the first in the order of operators, beam and concepts is kept. The authors' beam has formulas of
     all lengths, so that one which is only good for what can be made of it is lost early.
-    Exact for `longest` = 2 where the beam holds all concepts that overlap. Source: Mu and Andreas 2020, arXiv:2006.14032, section 3.
+    Exact for `longest` = 2 where the beam holds all concepts that overlap. Source: Mu and Andreas 2020, arXiv:2006.14032, section 2.
     Cost: width intersections with every concept for each length, about 1 ns for 64 rows; twice that for a target of a tenth of the rows.
     """
     counts = _Counts(target, concepts)

@@ -6,7 +6,7 @@ in `knowledge_edits`.
 
 Axes of this module: `window` is a prompt of a fact.
 
-Source: Dai et al. 2022, arXiv:2104.08696, section 3.
+Source: Dai et al. 2022, arXiv:2104.08696.
 """
 
 from collections import Counter

@@ -99,7 +99,7 @@ def weight_links(
     A cosine's sign is kept where both are read as they stand; reversing a gated unit against its up branch turns it, and its size is what
     links are ranked by.
     Cost: 2 d_model FLOP for each pair of units, and the control's. Memory: the vectors of two layers, and their cosines.
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 3, for cosines of input and output weights.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, for cosines of input and output weights.
     """
     name, whose = KINDS[kind]
     width = weights.shape.d_model

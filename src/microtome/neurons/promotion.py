@@ -148,7 +148,7 @@ def events(
     other active units have a control of NaN.
     Errors: `Refusal` where no token was an event, and as in `aggregation.rows_at`.
     Cost: `places` forward passes up to the layer, and 4 d_model vocab FLOP a token.
-    Source: Geva et al. 2022, arXiv:2203.14680, sections 4 and 5.
+    Source: Geva et al. 2022, arXiv:2203.14680.
     """
     layer, found, tokens = values.layer, [], 0
     before_site, behind_site = before_feed_forward(model, layer), Site("resid_post", layer)

@@ -64,18 +64,18 @@ def cosine_moments(directions: Float[Tensor, "unit d_model"], columns: Reader) -
     """Moments of cos(v_i, u_t) over tokens t, for a reader whose token vectors u_t have length 1 (`readout.bases.cosine`).
 
     Cost: 2 vocab d_model FLOP and 4 passes over vocab numbers a direction. Memory: a block of tokens.
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 4.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, on properties of universal neurons.
     """
     rows = columns.entering(directions)
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY)
     tokens = columns.matrix.shape[1]
-    # cosines are at most 1 and centred near 0, so raw sums of powers lose nothing in float64
+    # cosines are at most 1 and centred near 0, so raw sums of powers lose nothing: within a block in float32, over blocks in float64
     sums = torch.zeros(4, len(rows), dtype=torch.float64)
     for block in columns.matrix.split(_BLOCK, dim=1):
         found = (rows @ block).to(torch.float32)
         power = found
         for order in range(4):
-            sums[order] += power.sum(1, dtype=torch.float64).cpu()
+            sums[order] += power.sum(1).double().cpu()
             power = power * found if order < 3 else power
     one, two, three, four = sums / tokens
     variance = (two - one**2).clamp_min(0)

@@ -188,7 +188,7 @@ def rome_scores(
     """What edits make of the edited prompt, the fact's other prompts, and of facts of other subjects; without edits, what is so before.
 
     In CounterFact neighbours have the fact's old answer; here they are facts of any answer but the new one.
-    Source: Meng et al. 2022, arXiv:2202.05262, section 3.4.
+    Source: Meng et al. 2022, arXiv:2202.05262.
     """
     token = single_token(model, new)
 

@@ -138,7 +138,7 @@ class Skills:
 def skills(found: Responses, y: Bool[Tensor, " text"], *, draws: int = 199, seed: int = 0) -> Skills:
     """Score all units: means from two fifths of the texts, skills from the next three tenths, confirmed on the rest; each has both labels.
 
-    Source: Wang et al. 2022, arXiv:2211.07349, section 3.1.
+    Source: Wang et al. 2022, arXiv:2211.07349.
     Errors: `Refusal` for fewer than five texts of a label, and for another number of labels than of texts.
     Cost: 2 (1 + draws) FLOP for each development text, place and unit.
     """
@@ -232,7 +232,7 @@ class Similarity:
 
 
 def similarity(one: Skills, other: Skills) -> Similarity:
-    """Compare two tasks. Source: Wang et al. 2022, arXiv:2211.07349, section 5.1.
+    """Compare two tasks. Source: Wang et al. 2022, arXiv:2211.07349.
 
     Errors: `Refusal` for skills of other units.
     """
@@ -303,7 +303,7 @@ def suppressed(
 
     `change` is what is done to units, by their number in `found`: `lambda units: Noise(0.1)` as in the paper, `Set(0.0)`, or
     `Set(means[units])`.
-    Source: Wang et al. 2022, arXiv:2211.07349, section 4.2.
+    Source: Wang et al. 2022, arXiv:2211.07349.
     Cost: 1 + shares (1 + draws) forward passes over the texts.
     """
     order = found.skill.view(len(found.layers), found.width).sort(dim=1, descending=True, stable=True).indices

@@ -17,6 +17,7 @@ from torch import Tensor
 from microtome.capture import sampled
 from microtome.core import Batch, Half, Refusal, Site
 from microtome.model import Model, observe
+from microtome.neurons.links import orthogonal
 from microtome.numerics import hash_parts
 
 __all__ = ["GURNEE", "SETTINGS", "UnitRows", "Universal", "UniversalSettings", "unit_rows", "universal"]
@@ -120,7 +121,7 @@ def universal(
     unit that is as well read off any basis (a unit of everything, or of one large direction) has none.
     Errors: `Refusal` for no other model, for rows that are not of the same tokens, and for a half of fewer than 3 tokens.
     Cost: 4 rows units_own units_other FLOP in all layers together, and a QR per layer. Memory: correlations of two layers.
-    Source: Gurnee et al. 2024, arXiv:2401.12181, section 3.
+    Source: Gurnee et al. 2024, arXiv:2401.12181, on excess correlation.
     """
     halves = _halves(own, others)
     mine = {layer: _standard(rows, halves) for layer, rows in own.values.items()}
@@ -202,8 +203,7 @@ def _standard(rows: Float[Tensor, "row column"], halves: Sequence[Tensor]) -> li
 
 def _turn(units: int, baseline: Literal["orthogonal", "gaussian"], seed: int) -> Float32[Tensor, "column column"]:
     """A random change of basis."""
+    if baseline == "orthogonal":
+        return orthogonal(units, seed)
     drawn = torch.randn(units, units, generator=torch.Generator().manual_seed(seed))
-    if baseline == "gaussian":
-        return drawn / drawn.norm(dim=1, keepdim=True)
-    q, r = torch.linalg.qr(drawn)
-    return q * r.diagonal().sign()
+    return drawn / drawn.norm(dim=1, keepdim=True)

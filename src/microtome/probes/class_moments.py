@@ -87,7 +87,7 @@ def probeless(moments: ClassMoments) -> Float64[Tensor, "class unit"]:
     """Of each class and unit, how far the class's mean is from those of all others: sum over c' of |m_c - m_c'|.
 
     Summed over classes this is twice the score of a unit, the sum over pairs. Not free of the unit's scale: standardise first.
-    Source: Antverg and Belinkov 2022, arXiv:2110.07483, section 3.
+    Source: Antverg and Belinkov 2022, arXiv:2110.07483.
     """
     return torch.stack([(mean - moments.mean).abs().sum(0) for mean in moments.mean])
 

@@ -83,7 +83,7 @@ def kept_units(
 ) -> Kept:
     """Train once on all units, then keep shares of them, without training again. Standardise first, so that 0 is a unit's mean.
 
-    Source: Dalvi et al. 2019, arXiv:1812.09355, section 3.3.
+    Source: Dalvi et al. 2019, arXiv:1812.09355.
     Errors: `Refusal` for a share outside of 0 to 1.
     """
     if not all(0 < share <= 1 for share in shares):
@@ -127,7 +127,7 @@ def minimal_set(
 ) -> Minimal:
     """The smallest number of units, of `sizes_to` all, whose retrained probe is at most `allowed` less accurate than that of all.
 
-    Source: Dalvi et al. 2019, arXiv:1812.09355, section 3.3; Durrani et al. 2020, arXiv:2010.02695, section 3.
+    Source: Dalvi et al. 2019, arXiv:1812.09355; Durrani et al. 2020, arXiv:2010.02695.
     Errors: `Refusal` where the discover half has one document, or a class in one of its documents only.
     Cost: as many probes as there are sizes, and `draws` + 2.
     """
@@ -209,7 +209,7 @@ def crossed(
 ) -> Crossed:
     """Rank with every method, judge with every probe.
 
-    Source: Antverg and Belinkov 2022, arXiv:2110.07483, section 4.
+    Source: Antverg and Belinkov 2022, arXiv:2110.07483.
     Errors: `Refusal` for more units than there are.
     """
     units = cases.x.shape[1]
@@ -238,7 +238,7 @@ class Redundancy:
 def redundancy(x: Float[Tensor, "row unit"], *, cut: float = 0.5) -> Redundancy:
     """Join units by average linkage of 1 - |correlation| up to `cut`; opposite units are as near as equal ones, constant ones near to none.
 
-    Source: Dalvi et al. 2020, arXiv:2004.04010, section 5.
+    Source: Dalvi et al. 2020, arXiv:2004.04010.
     Cost: 2 rows units^2 FLOP, and linkage in units^2 steps. Memory: 16 units^2 bytes.
     """
     from scipy.cluster.hierarchy import fcluster, linkage

@@ -46,7 +46,7 @@ def class_gaussians(
     With D units, n rows of a class, their scatter S about the mean and variances V on a diagonal: covariance = (L V + S) / (n + 2 D + 4).
     `published` has L = 1, as the code of the paper: with fewer rows than units variances come out too small by n / (n + 2 D). `diagonal` has
     L = 2 D + 4, so that the prior is V itself and the result a mean of V and S / n.
-    Source: Torroba Hennigen et al. 2020, arXiv:2010.02812, section 3.
+    Source: Torroba Hennigen et al. 2020, arXiv:2010.02812.
     Errors: `Refusal` for a class with fewer than two rows and for a unit that is constant in a class.
     Cost: 2 rows units^2 FLOP. Memory: 8 classes units^2 bytes.
     """
@@ -74,7 +74,7 @@ def greedy_units(gaussians: Gaussians, x: Float[Tensor, "row unit"], y: Int[Tens
     """Units in the order in which each adds most to the mean log-probability of the true classes, given those before it; ties by index.
 
     Each step looks at all units at once: a unit's density given those chosen is a Gaussian about its regression on them.
-    Source: Torroba Hennigen et al. 2020, arXiv:2010.02812, section 4.
+    Source: Torroba Hennigen et al. 2020, arXiv:2010.02812.
     Cost: 2 rows units classes (k + 3) FLOP for the k-th.
     """
     units, chosen = x.shape[1], torch.empty(0, dtype=torch.int64, device=x.device)

@@ -90,7 +90,7 @@ def elastic_probe(
     """Minimise mean cross-entropy + penalty: the minimum is one, whatever the order of rows. By accelerated proximal gradients, `most` at most.
 
     Without a penalty, separable classes have no minimum, and the weights are where the descent was stopped.
-    Source: Dalvi et al. 2019, arXiv:1812.09355, section 3.1; Beck and Teboulle 2009, A fast iterative shrinkage-thresholding algorithm (no arXiv entry).
+    Source: Dalvi et al. 2019, arXiv:1812.09355; Beck and Teboulle 2009, A fast iterative shrinkage-thresholding algorithm (no arXiv entry).
     Cost: 4 rows units classes FLOP a step.
     """
     x = x.float()
@@ -139,7 +139,7 @@ def prefix_steps(weight: Float[Tensor, "class unit"], steps: int = 100) -> Float
     """At which share of the weights' mass each unit is first selected, in steps of 1 / `steps`; infinite where all its weights are 0.
 
     At step p, of each class the shortest run of its largest |w| whose mass is p / `steps` of all is selected; a unit comes with the first class.
-    Source: Dalvi et al. 2019, arXiv:1812.09355, section 3.2.
+    Source: Dalvi et al. 2019, arXiv:1812.09355.
     """
     size, order = weight.abs().double().sort(dim=1, descending=True, stable=True)
     mass = size.cumsum(1) - size

@@ -145,9 +145,14 @@ def _links(view: View, units: Sequence[str]) -> dict[str, list[Link]]:
 
 
 def _labels(view: View, units: Sequence[str]) -> dict[str, list[UnitLabel]]:
+    """Tests that were passed, and explanations, which are there for some units."""
     rows = view.sql(
-        'SELECT unit, "end"::VARCHAR, kind::VARCHAR, text, value, control, control_kind::VARCHAR, q FROM unit_labels '
-        "WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2 DESC, value DESC, 3",
+        "WITH wanted AS (SELECT unnest(?::VARCHAR[]) AS unit), "
+        'passed AS (SELECT unit, "end"::VARCHAR AS side, kind::VARCHAR AS kind, text, value, control, control_kind::VARCHAR AS beside, q '
+        "FROM unit_labels SEMI JOIN wanted USING (unit)), "
+        "said AS (SELECT unit, \"end\"::VARCHAR, 'explanation', text, pearson, control, 'explanations of other units', q "
+        "FROM explanations SEMI JOIN wanted USING (unit)) "
+        "SELECT * FROM passed UNION ALL SELECT * FROM said ORDER BY unit, side DESC, value DESC, kind",
         list(units),
     )
     found: dict[str, list[UnitLabel]] = {}

@@ -1,5 +1,6 @@
 """`microtome steer` and `microtome neurons`: what they print and write, and what they refuse."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -91,3 +92,65 @@ def test_neurons_goes_deeper_in_an_atlas_that_is_there(
     found = Atlas(output).sql(together).to_pylist()
     exact, first = (torch.tensor([row[name] for row in found]) for name in ("exact", "first"))
     assert float(torch.corrcoef(torch.stack([exact, first]))[0, 1]) > 0.4
+
+
+def test_scaling_changes_the_text_and_scaling_by_one_does_not(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for scale in (1, -60):
+        asked = (
+            "steer",
+            checkpoint,
+            "The river holds",
+            "--unit",
+            "neurons.2/7",
+            "--unit",
+            "neurons.1/3",
+            "--scale",
+            scale,
+            "--most",
+            8,
+        )
+        assert run(monkeypatch, *asked, "--dtype", "float32") == 0
+        printed = capsys.readouterr().out.splitlines()
+        heads = [place for place, line in enumerate(printed) if ": loss by the unchanged model " in line]
+        assert f"times {scale}: " in printed[heads[1]]
+        said[scale] = [printed[place + 1].strip() for place in heads[:2]]
+    assert said[1][0] == said[1][1] == said[-60][0]
+    assert said[-60][1] != said[-60][0]
+
+
+def test_facts_and_labels_come_from_files(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, text = tmp_path / "atlas", tmp_path / "texts"
+    text.mkdir()
+    for place, document in enumerate(toys.toy_texts()):
+        (text / f"{place:02d}.txt").write_text(document)
+    facts, labels = tmp_path / "facts.jsonl", tmp_path / "labelled.txt"
+    facts.write_text(json.dumps({"relation": "next", "subject": "river", "answer": "stone", "prompts": ["the {subject}"]}))
+    words = [word for document in toys.toy_texts() for word in document.split()]
+    tagged = [f"{word}/{'short' if len(word) < 5 else 'long'}" for word in words]
+    labels.write_text("\n".join(" ".join(tagged[start : start + 12]) for start in range(0, len(tagged), 12)))
+    common = ("-o", output, "--window", 24, "--dtype", "float32", "--depth", "quick")
+    assert run(monkeypatch, "neurons", checkpoint, text, *common, "--facts", facts, "--labels", labels) == 0
+    atlas = Atlas(output)
+    assert [row["subject"] for row in atlas.sql("select subject from facts").to_pylist()] == ["river"]
+    probed = atlas.sql("select distinct label from probes where f1 is not null").to_pylist()
+    assert {row["label"] for row in probed} >= {"short", "long"} or {row["label"] for row in probed} == {"short"}
+
+
+@pytest.mark.parametrize(("option", "content"), [("--facts", "{}"), ("--labels", "no labels here")])
+def test_a_bad_file_is_refused_and_nothing_is_written(
+    option: str,
+    content: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad, text = tmp_path / "bad.txt", tmp_path / "text.txt"
+    bad.write_text(content)
+    text.write_text(" ".join(toys.toy_texts()))
+    assert run(monkeypatch, "neurons", checkpoint, text, "-o", tmp_path / "atlas", option, bad) == 2
+    assert "bad.txt" in capsys.readouterr().err
+    assert not (tmp_path / "atlas").exists()

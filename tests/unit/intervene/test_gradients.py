@@ -80,7 +80,7 @@ def test_integrated_gradients_add_up(name: str) -> None:
 
 
 def test_errors_of_the_rules_fall_as_they_should() -> None:
-    """Of one layer from 8 to 16 steps: left and right by 2, midpoint by 4; closed weighs n steps of n - 1."""
+    """Of one layer from 8 to 16 steps: left and right by 2, midpoint by 4."""
     model = opened("llama")
     batch, question = batch_for(model), Question(torch.tensor([6, 6]), TOKEN, scale="logit")
 
@@ -91,8 +91,59 @@ def test_errors_of_the_rules_fall_as_they_should() -> None:
     ratios: dict[Rule, int] = {"left": 2, "right": 2, "midpoint": 4}
     for rule, ratio in ratios.items():
         assert error(rule, 8) / error(rule, 16) == pytest.approx(ratio, rel=0.25)
-    places, weights = RULES["closed"](5)
-    assert (places.tolist(), weights.tolist()) == ([0, 0.25, 0.5, 0.75, 1], [0.2] * 5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps", "places"),
+    [
+        ("left", 4, [0, 1 / 4, 1 / 2, 3 / 4]),
+        ("right", 4, [1 / 4, 1 / 2, 3 / 4, 1]),
+        ("midpoint", 4, [1 / 8, 3 / 8, 5 / 8, 7 / 8]),
+        ("closed", 5, [0, 1 / 4, 1 / 2, 3 / 4, 1]),
+        ("left", 1, [0]),
+        ("right", 1, [1]),
+        ("midpoint", 1, [1 / 2]),
+        ("gauss", 1, [1 / 2]),
+        ("gauss", 2, [(1 - 3**-0.5) / 2, (1 + 3**-0.5) / 2]),
+    ],
+)
+def test_rules_are_those_of_the_textbook(rule: Rule, steps: int, places: list[float]) -> None:
+    """All weights are 1 / n: `closed` has both ends and divides by their number, not by the number of steps between them."""
+    found, weights = RULES[rule](steps)
+    assert found == pytest.approx(places, abs=1e-15)
+    assert weights == pytest.approx([1 / steps] * steps, abs=1e-15)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_gauss_integrates_polynomials_exactly(steps: int) -> None:
+    """Of degree 2 n - 1, and of the next one not."""
+    places, weights = RULES["gauss"](steps)
+    for power in range(2 * steps):
+        assert float((weights * places**power).sum()) == pytest.approx(1 / (power + 1), rel=1e-13)
+    assert abs(float((weights * places ** (2 * steps)).sum()) * (2 * steps + 1) - 1) > 1e-6
+
+
+@pytest.mark.parametrize("rule", ["left", "right", "midpoint", "gauss"])
+def test_one_step_is_exact_where_the_logit_is_linear(rule: Rule) -> None:
+    """Units of the last layer of a model without a final norm: h_i (v_i . e_w), wherever on the path the gradient is taken."""
+    model = opened("opt-unnormed")
+    batch, question = batch_for(model, (7, 5)), Question(PLACE, TOKEN, scale="logit")
+    found = integrated_gradients(model, batch, question, [2], path=Path(rule, 1))
+    act = capture(model, batch, [Site("mlp_act", 2)])[Site("mlp_act", 2)].reshape(2, 7, -1)[torch.arange(2), PLACE]
+    written = model.weights.get("W_out", 2) @ model.weights.get("W_U")
+    torch.testing.assert_close(found.values[:, 0], act * written[:, TOKEN].T, atol=1e-6, rtol=1e-5)
+    assert float(found.error.abs().max()) < 1e-5
+
+
+def test_one_step_to_the_right_is_gradient_times_activation() -> None:
+    model = opened("llama")
+    batch, question = batch_for(model, (7, 5)), Question(PLACE, TOKEN)
+    found = integrated_gradients(model, batch, question, [1], path=Path("right", 1)).values[:, 0]
+    local = gradient_times_activation(model, batch, question, [ACT])[ACT].flatten(2)[torch.arange(2), PLACE]
+    torch.testing.assert_close(found, local, atol=1e-8, rtol=1e-4)
+    assert not torch.allclose(
+        integrated_gradients(model, batch, question, [1], path=Path("left", 1)).values[:, 0], local, rtol=1e-2
+    )
 
 
 def test_an_attribution_is_the_same_alone_and_in_a_batch() -> None:

@@ -8,8 +8,11 @@ import torch
 from microtome.core import Refusal, Site
 from microtome.intervene import Add, Blur, Edit, Noise, Question, Set, answers, causal_trace, edited, subject_deviation
 from microtome.intervene.tokens import Masked
+from microtome.intervene.tracing import Restored
 from microtome.model import capture
+from microtome.neurons.facts import Fact, ask, subject_tokens
 from tests.unit.model.tiny import batch_for, opened
+from tests.unit.neurons.planted_models import KINDS, Kind, shared_fact_model
 
 PLACE, TOKEN = torch.tensor([6, 4]), torch.tensor([8, 9])
 SUBJECT = torch.tensor([[False, True, True, False, False, False, False], [True, False, False, False, False, False, False]])
@@ -38,11 +41,12 @@ def test_without_a_blur_there_is_no_effect() -> None:
     assert max(float(trace.indirect.abs().max()) for trace in found) < 1e-6
 
 
-def test_a_window_of_layers_is_restored_as_by_hand() -> None:
+@pytest.mark.parametrize(("kind", "site"), [("mlp", "mlp_out"), ("attention", "attn_out")])
+def test_a_window_of_layers_is_restored_as_by_hand(kind: Restored, site: str) -> None:
     model = opened("gpt2")
     batch, question = batch_for(model, (7,)), Question(PLACE[:1], TOKEN[:1], scale="logit")
-    (trace,) = causal_trace(model, batch, question, SUBJECT[:1], Blur(2.0, 2, 5), kind="mlp", width=2)
-    embed, sites = Site("embed"), [Site("mlp_out", 0), Site("mlp_out", 1)]
+    (trace,) = causal_trace(model, batch, question, SUBJECT[:1], Blur(2.0, 2, 5), kind=kind, width=2)
+    embed, sites = Site("embed"), [Site(site, 0), Site(site, 1)]
     held = capture(model, batch, [embed, *sites])
     copies = replace(batch.take(torch.tensor([0, 0])), window=torch.arange(2))
     with edited(model, copies, [Edit(embed, Noise(2.0, 5), tokens=Masked(SUBJECT[:1].expand(2, -1)))]):
@@ -53,6 +57,21 @@ def test_a_window_of_layers_is_restored_as_by_hand() -> None:
     with edited(model, copies, edits):
         expected = answers(model, copies, question.take(torch.tensor([0, 0])))
     torch.testing.assert_close(trace.restored[1, 2], expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(trace.restored[1, 2], trace.noised, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_restores_a_fact_where_it_is_said(kind: Kind, dtype: torch.dtype) -> None:
+    """The last layer's head takes the answer to the end of the prompt. Restored there, it is back; nowhere else by attention."""
+    planted = shared_fact_model(kind, dtype=dtype)
+    fact = ask(planted.model, Fact("capital", "norland", "aro", ("the capital of {subject} is",)))
+    subject = subject_tokens(planted.model, fact.texts, "norland")
+    (trace,) = causal_trace(planted.model, fact.batch, fact.question, subject, Blur(0.7, 20), kind="attention", width=1)
+    place = int(trace.indirect.argmax())
+    assert divmod(place, trace.indirect.shape[1]) == (2, int(fact.question.place[0]))
+    assert float(trace.indirect.flatten()[place]) == pytest.approx(trace.total, rel=0.02)
+    assert float(trace.indirect.flatten().abs().sort().values[-2]) < 0.1 * trace.total
 
 
 def test_the_deviation_of_subjects_is_that_of_their_embeddings() -> None:

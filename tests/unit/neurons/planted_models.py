@@ -13,13 +13,18 @@ it to the end of the prompt. So the place of a fact is (layer 1, its unit, last 
 several (`parts`), and add units in layer 2 that fire at a subject where the answer is missing (`reserve`). Layers 0 and 1 have
 distractors that fire at a subject, whatever the relation, and write what nothing reads.
 
+`bigram_model(kind)`: a head brings the word before, and a unit fires at one word after another; beside it are units of each of the two.
+
+`range_model(kind, within)`, of a plain kind: learned positions flag some places, and a unit fires there whatever the word.
+
 How it is done: a stream of named coordinates, each with a mirror of the other sign (so that LayerNorm has no mean to take away), and a
 ballast of 20 at every token, beside which the rest hardly moves the norm; norms have the gain that undoes them. There is one head, as wide
 as the stream.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -34,9 +39,10 @@ from microtome.model import Model, wrap
 from microtome.neurons.facts import Fact
 
 Kind = Literal["relu", "gelu", "silu", "geglu"]
-KINDS: Final[tuple[Kind, ...]] = ("relu", "gelu", "silu", "geglu")
+PLAIN: Final[tuple[Kind, ...]] = ("relu", "gelu")
+"""These have learned positions, which are vectors of the embedding; those of gated kinds are rotary."""
 GATED: Final[tuple[Kind, ...]] = ("silu", "geglu")
-DTYPES: Final = (torch.float32, torch.bfloat16)
+KINDS: Final[tuple[Kind, ...]] = (*PLAIN, *GATED)
 
 SUBJECTS: Final = ("norland", "sudmark", "ostia", "westmar", "midden", "farrow")
 ANSWERS: Final = {
@@ -51,6 +57,9 @@ _BALLAST: Final = 20.0
 _SHARP: Final = 16.0
 _SCORE: Final = 40.0
 _WRITTEN: Final = 4.0
+_PLACES: Final = 64
+_ROTARY_BASE: Final = 1e12
+_TURNS: Final = 5
 
 Weighted = Mapping[str, float]
 
@@ -93,6 +102,13 @@ class Mover:
     """A planted head: it looks at tokens with a flag, and brings each coordinate to another."""
 
     flag: str
+    moves: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Previous:
+    """A planted head: it looks at the token before, and brings each coordinate to another."""
+
     moves: Mapping[str, str]
 
 
@@ -158,6 +174,38 @@ shared_fact_model = functools.cache(fact_model)
 """The same, made once for all tests: a test that changes a model makes its own."""
 
 
+def bigram_model(kind: Kind, words: int = 10, dtype: torch.dtype = torch.float32) -> Model:
+    """Unit 0 fires at w5 after w4, unit 1 at w5 after whatever, unit 2 at whatever after w4; units 3 and 4 are dead."""
+    spelled = ("<unk>", "<end>", *(f"w{number}" for number in range(2, words)))
+    turns = [f"{name}:{turn}" for turn in range(_TURNS) for name in ("cos", "sin")]
+    stream = Stream(("ballast", "junk", *turns, *(f"is:{word}" for word in spelled), *(f"before:{word}" for word in spelled)))
+    cells = {
+        0: Cell({"is:w5": 1.0, "before:w4": 1.0}, 1.5, {"junk": 1.0}),
+        1: Cell({"is:w5": 1.0}, 0.5, {"junk": 1.0}),
+        2: Cell({"before:w4": 1.0}, 0.5, {"junk": 1.0}),
+    }
+
+    def turned(place: int) -> Weighted:
+        angles = [frequency * place for frequency in _frequencies(stream.d_model)]
+        return dict(zip(turns, (each(angle) for angle in angles for each in (math.cos, math.sin)), strict=True))
+
+    head = Previous({f"is:{word}": f"before:{word}" for word in spelled})
+    places = turned if kind in PLAIN else None
+    return planted(kind, stream, spelled, [cells], [head], units=5, places=places, dtype=dtype)
+
+
+def range_model(kind: Kind, within: range, words: int = 8, dtype: torch.dtype = torch.float32) -> Model:
+    """Unit 0 fires at places of a range, whatever the word; unit 1 at w5, wherever; units 2 and 3 are dead. Only of kinds in `PLAIN`."""
+    spelled = ("<unk>", "<end>", *(f"w{number}" for number in range(2, words)))
+    stream = Stream(("ballast", "junk", "within", *(f"is:{word}" for word in spelled)))
+    cells = {0: Cell({"within": 1.0}, 0.5, {"junk": 1.0}), 1: Cell({"is:w5": 1.0}, 0.5, {"junk": 1.0})}
+
+    def flagged(place: int) -> Weighted:
+        return {"within": float(place in within)}
+
+    return planted(kind, stream, spelled, [cells], [None], units=4, places=flagged, dtype=dtype)
+
+
 def planted_facts(tail: str = "") -> list[Fact]:
     """The twelve facts, each with five prompts; `tail`, " is" say, is put behind them."""
     return [
@@ -172,12 +220,16 @@ def planted(
     stream: Stream,
     words: Sequence[str],
     cells: Sequence[Mapping[int, Cell]],
-    movers: Sequence[Mover | None],
+    movers: Sequence[Mover | Previous | None],
     *,
     units: int,
+    places: Callable[[int], Weighted] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """The model of this kind with these cells and heads by layer; logits read the coordinates `out:WORD`, embeddings write `is:WORD`."""
+    """The model of this kind with these cells and heads by layer; logits read the coordinates `out:WORD`, embeddings write `is:WORD`.
+
+    `places` says what learned positions write at each place; without it they write nothing.
+    """
     module = _module(kind, stream.d_model, len(words), len(cells), units)
     with torch.no_grad():
         weights = wrap(module).weights
@@ -187,6 +239,8 @@ def planted(
             weights.get("W_E")[token] = stream.written({"ballast": _BALLAST, **_flags(stream, word)})
             if f"out:{word}" in stream.names:
                 weights.get("W_U")[:, token] = stream.read({f"out:{word}": 1.0})
+        if places is not None:
+            weights.get("W_pos").copy_(torch.stack([stream.written(places(place)) for place in range(_PLACES)]))
         size = float(stream.written({"ballast": _BALLAST}).square().mean().sqrt())
         weights.norm("final_norm").gain.fill_(size)
         for layer, (own, mover) in enumerate(zip(cells, movers, strict=True)):
@@ -214,14 +268,41 @@ def _plant_cell(weights: Any, layer: int, unit: int, cell: Cell, stream: Stream)
     weights.get("W_out", layer)[unit] = stream.written({name: 2 * value / _SHARP for name, value in cell.writes.items()})
 
 
-def _plant_mover(weights: Any, layer: int, mover: Mover, stream: Stream) -> None:
+def _plant_mover(weights: Any, layer: int, mover: Mover | Previous, stream: Stream) -> None:
     """Scores are 40 where the flag is, at a coordinate that rotary positions do not turn; values are the coordinates to be moved."""
     d = stream.d_model
-    weights.get("W_Q", layer)[0, :, d // 2 - 1] = stream.read({}, 1.0)
-    weights.get("W_K", layer)[0, :, d // 2 - 1] = stream.read({mover.flag: _SCORE * d**0.5})
+    if isinstance(mover, Mover):
+        weights.get("W_Q", layer)[0, :, d // 2 - 1] = stream.read({}, 1.0)
+        weights.get("W_K", layer)[0, :, d // 2 - 1] = stream.read({mover.flag: _SCORE * d**0.5})
+    else:
+        _look_back(weights, layer, stream)
     for place, (here, there) in enumerate(mover.moves.items()):
         weights.get("W_V", layer)[0, :, place] = stream.read({here: 1.0})
         weights.get("W_O", layer)[0, place] = stream.written({there: 1.0})
+
+
+def _look_back(weights: Any, layer: int, stream: Stream) -> None:
+    """Place m looks at n with 40 times the sum of cos f (m - n - 1) over some frequencies f: largest at the token before.
+
+    Rotary positions turn constants so; learned ones write cos f n and sin f n, of which the key makes those of f (n + 1).
+    """
+    query, key = (weights.get(name, layer)[0] for name in ("W_Q", "W_K"))
+    strength = _SCORE * stream.d_model**0.5
+    for turn, frequency in enumerate(_frequencies(stream.d_model)):
+        cos, sin = strength * math.cos(frequency), strength * math.sin(frequency)
+        pair = turn, turn + stream.d_model // 2
+        if weights.has("W_pos"):
+            for here, name, other, sign in zip(pair, ("cos", "sin"), ("sin", "cos"), (-1, 1), strict=True):
+                query[:, here] = stream.read({f"{name}:{turn}": 1.0})
+                key[:, here] = stream.read({f"{name}:{turn}": cos, f"{other}:{turn}": sign * sin})
+        else:
+            query[:, pair[0]] = stream.read({}, 1.0)
+            key[:, pair[0]], key[:, pair[1]] = stream.read({}, cos), stream.read({}, sin)
+
+
+def _frequencies(d: int) -> list[float]:
+    """The fastest of rotary positions, in radians a place; together they are never again as at the start."""
+    return [_ROTARY_BASE ** (-2 * turn / d) for turn in range(_TURNS)]
 
 
 def tokenizer_of(words: Sequence[str]) -> tf.PreTrainedTokenizerFast:
@@ -237,11 +318,13 @@ def _module(kind: Kind, d: int, vocab: int, layers: int, units: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "gelu":
-            return tf.GPT2LMHeadModel(tf.GPT2Config(**ends, n_embd=d, n_inner=units, n_layer=layers, n_head=1, n_positions=64))
-        sizes: dict[str, Any] = {**ends, "hidden_size": d, "num_hidden_layers": layers, "max_position_embeddings": 64}
+            return tf.GPT2LMHeadModel(
+                tf.GPT2Config(**ends, n_embd=d, n_inner=units, n_layer=layers, n_head=1, n_positions=_PLACES)
+            )
+        sizes: dict[str, Any] = {**ends, "hidden_size": d, "num_hidden_layers": layers, "max_position_embeddings": _PLACES}
         sizes |= {"num_attention_heads": 1, "pad_token_id": None}
         if kind == "relu":
             return tf.OPTForCausalLM(tf.OPTConfig(**sizes, word_embed_proj_dim=d, ffn_dim=units))
         sizes |= {"num_key_value_heads": 1, "hidden_act": "silu" if kind == "silu" else "gelu_pytorch_tanh"}
-        rotary = {"rope_type": "default", "rope_theta": 1e12}
+        rotary = {"rope_type": "default", "rope_theta": _ROTARY_BASE}
         return tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, intermediate_size=units, rope_parameters=rotary))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from microtome.neurons.coactivation import ALIKE, coactivation_rows, coactivations
+from microtome.core import Batch, Role
+from microtome.neurons import Neurons
+from microtome.neurons.coactivation import ALIKE, SampledRows, coactivation_rows, coactivations
 from microtome.store import TABLES
 
 UNITS, ROWS = 12, 600
@@ -42,6 +44,23 @@ def test_a_planted_pair_stands_out_and_chance_does_not() -> None:
     assert float(first.cosine[3, 0]) < -0.99
     assert float(first.control[0]) < 0.7  # of 12 units, a turned direction has part of each
     assert float(first.cosine[4].abs().max()) < 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_beyond_float16_are_kept_as_its_largest(dtype: torch.dtype) -> None:
+    index = torch.arange(2)
+    batch = Batch(
+        torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3), int(Role.CONTENT), dtype=torch.uint8), index, index, index * 0,
+        index.to(torch.uint8), index * 0, {},
+    )  # fmt: skip
+    x = torch.tensor([1e6, -3e8, 65504.0, 66000.0, 2.5, -0.25]).view(2, 3, 1).repeat(1, 1, 2).to(dtype)
+    fold = SampledRows(Neurons(0, 2), 1.0, 0)
+    state = fold.init()
+    fold.update(state, {fold.sites[0]: x}, batch)
+    found = fold.result(state)
+    assert found.values.isfinite().all()
+    assert found.values[:, 0].tolist() == [65504, -65504, 65504, 65504, 2.5, -0.25]
+    assert found.half.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_rows_are_those_of_the_table_and_name_the_run() -> None:

@@ -6,6 +6,7 @@ from microtome.core import CONTENT, Refusal, Site
 from microtome.corpus import prompt_batch
 from microtome.model import capture
 from microtome.neurons.experts import Responses, expertise, experts, overlap, responses
+from microtome.neurons.nmf import Factoring, ends_of, factored
 from tests.toys import toy_decoder, toy_encoder
 
 LABELS = torch.tensor([1, 1, 0, 1, 0, 0], dtype=torch.bool)
@@ -122,3 +123,41 @@ def test_overlap_of_concepts() -> None:
     assert overlap(one, one, 2).p == pytest.approx(1 / (40 * 39 / 2))
     apart = overlap(one, other, 2)
     assert (apart.share, apart.chance, apart.p) == (0, 0.05, 1)
+
+
+def superposed(texts: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two features, each in a tenth of the texts, on unit 0 together; unit 1 has the first alone. Others are noise."""
+    generator = torch.Generator().manual_seed(0)
+    there = torch.rand(texts, 2, generator=generator) < 0.1
+    response = 0.1 * torch.randn(texts, 6, generator=generator)
+    response[:, 0] += 3 * there.any(1)
+    response[:, 1] += 3 * there[:, 0]
+    return response, there
+
+
+def test_a_unit_of_two_features_is_an_expert_of_neither() -> None:
+    response, there = superposed()
+    for feature in (0, 1):
+        found = expertise(torch.stack([response, -response]), there[:, feature])
+        precision = float((there[:, feature] & there.any(1)).sum() / there.any(1).sum())
+        assert float(found.ap[0, 0]) == pytest.approx(precision, abs=0.05), (
+            "as often as the unit's high texts have it, in any order"
+        )
+        assert float(found.ap[0, 0]) < 0.75
+    assert float(expertise(torch.stack([response, -response]), there[:, 0]).ap[0, 1]) == 1
+    both = expertise(torch.stack([response, -response]), there.any(1))
+    assert float(both.ap[0, 0]) == 1
+
+
+def test_too_few_units_leave_factors_with_a_large_error() -> None:
+    """Twelve features in six units: six factors miss much, as many as there are ends fit and are not the features; nothing is raised."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(300, 12, generator=generator) * (torch.rand(300, 12, generator=generator) < 0.2)
+    directions = torch.nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=1)
+    few, own = (factored(x, Factoring(6)) for x in (features @ directions, features[:, :6]))
+    assert few.error > 0.25
+    assert own.error < 0.02
+    many = factored(features @ directions, Factoring(12))
+    nearest = (torch.nn.functional.normalize(ends_of(directions, "both"), dim=1) @ many.units.T).max(1).values
+    assert many.error < 0.05
+    assert float(nearest.max()) < 0.95, "no feature is a factor"

@@ -43,8 +43,8 @@ BASIS = Neurons(0, WIDTH)
 
 
 @functools.cache
-def model_of(kind: Kind) -> Model:
-    return dictionary_model(kind, WORDS)
+def model_of(kind: Kind, dtype: torch.dtype = torch.float32) -> Model:
+    return dictionary_model(kind, WORDS, dtype=dtype)
 
 
 def batches() -> list[Batch]:
@@ -57,8 +57,8 @@ def batches() -> list[Batch]:
 
 
 @functools.cache
-def record_of(kind: Kind) -> ExcerptRecord:
-    return excerpt_records(model_of(kind), batches(), [BASIS], FEW)[0]
+def record_of(kind: Kind, dtype: torch.dtype = torch.float32) -> ExcerptRecord:
+    return excerpt_records(model_of(kind, dtype), batches(), [BASIS], FEW)[0]
 
 
 def name(token: int) -> str:
@@ -70,8 +70,9 @@ def table(_: UnitAddress) -> TableExplainer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_units_of_words_are_explained_by_them(kind: Kind) -> None:
-    found = {str(each.unit): each for each in explain_ends(record_of(kind), table, draws=5)}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_units_of_words_are_explained_by_them(kind: Kind, dtype: torch.dtype) -> None:
+    found = {str(each.unit): each for each in explain_ends(record_of(kind, dtype), table, draws=5)}
     assert {f"neurons.0/{unit}+" for unit in range(WORDS)} <= set(found)
     assert not any(str(unit) in address for unit in range(WORDS, WIDTH) for address in found)
     for unit in range(WORDS):
@@ -86,14 +87,15 @@ def test_units_of_words_are_explained_by_them(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_activations_in_short_texts_are_the_models_own(kind: Kind) -> None:
-    model = model_of(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_in_short_texts_are_the_models_own(kind: Kind, dtype: torch.dtype) -> None:
+    model = model_of(kind, dtype)
     ids = torch.tensor([[3, 4, 3], [3, NOTHING, NOTHING]])
     one = unit_activation(model, UnitAddress("neurons", 3, layer=0))(ids)
     text = torch.tensor([[filler(model), 3, 4, 3]])
     batch = batches()[0].take(torch.tensor([0]))
     batch = replace(batch, ids=text, roles=torch.full(text.shape, int(Role.CONTENT), dtype=torch.uint8))
-    wanted = capture(model, batch, [BASIS.sites[0]])[BASIS.sites[0]][0, 1:, 3]
+    wanted = capture(model, batch, [BASIS.sites[0]])[BASIS.sites[0]][0, 1:, 3].float()
     assert torch.allclose(one[0].float(), wanted, atol=1e-6)
     assert one[1, 0] == pytest.approx(float(wanted[0]), rel=1e-5)
     other = unit_activation(model, UnitAddress("neurons", 3, layer=0, sign="-"))(ids)
@@ -101,14 +103,15 @@ def test_activations_in_short_texts_are_the_models_own(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_graphs_of_units_of_words_are_these_words(kind: Kind) -> None:
-    model = model_of(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_of_units_of_words_are_these_words(kind: Kind, dtype: torch.dtype) -> None:
+    model = model_of(kind, dtype)
     substitutes = near(model.weights.get("W_E"), 2)
 
     def explainer(unit: UnitAddress) -> GraphExplainer:
         return GraphExplainer(unit_activation(model, unit), substitutes, filler(model), name)
 
-    found = explain_ends(record_of(kind), explainer, [3, 7], draws=1)
+    found = explain_ends(record_of(kind, dtype), explainer, [3, 7], draws=1)
     for each in found:
         if each.unit.sign == "+":
             graph = each.explanation.rule
@@ -143,10 +146,11 @@ def _record(h: Tensor) -> ExcerptRecord:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_replacing_a_unit_by_what_its_explanation_predicts_changes_nothing(kind: Kind) -> None:
-    record, unit = record_of(kind), UnitAddress("neurons", 3, layer=0, sign="+")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replacing_a_unit_by_what_its_explanation_predicts_changes_nothing(kind: Kind, dtype: torch.dtype) -> None:
+    record, unit = record_of(kind, dtype), UnitAddress("neurons", 3, layer=0, sign="+")
     examples = record.examples(3)
-    run = ablation_run(model_of(kind), unit)
+    run = ablation_run(model_of(kind, dtype), unit)
     true = ablation_score(table(unit).explain(examples), ByRule(), examples, run)
     assert true.score > 0.99
     assert true.mean > 1e-4

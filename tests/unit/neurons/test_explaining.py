@@ -31,7 +31,7 @@ from microtome.neurons.explaining import (
     explanation_rows,
 )
 from tests.toys import toy_encoder
-from tests.unit.neurons.planted_models import KINDS, Kind, dictionary_model
+from tests.unit.neurons.planted_models import GATED, KINDS, Kind, dictionary_model
 
 WORDS, UNITS, WINDOWS, LONG = 40, 16, 64, 40
 TEXTS = [f" w{token}" for token in range(40)]
@@ -79,7 +79,7 @@ def found_in(
 @functools.cache
 def of_words(kind: Kind) -> list[ExplainedEnd]:
     return explain_layers(
-        found_in(dictionary_model(kind, WORDS), batches(), OF_WORDS, signed=kind == "silu", units=WORDS + 4), TEXTS
+        found_in(dictionary_model(kind, WORDS), batches(), OF_WORDS, signed=kind in GATED, units=WORDS + 4), TEXTS
     )
 
 
@@ -110,7 +110,7 @@ def test_units_of_words_are_explained_by_them(kind: Kind) -> None:
         assert each.fuzzing == 1
         assert each.detection > 0.9  # some excerpts begin with the word, where no activation counts
         assert max(each.detection_control, each.fuzzing_control) < 0.8
-    if kind != "silu":
+    if kind not in GATED:
         assert {end for _, end in found} == {"top"}
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from microtome.atlas import Atlas, Settings, build, estimate
 from microtome.core import Refusal
@@ -31,10 +32,11 @@ def of_facts(planted: FactModel, folder: Path, facts: list[Fact]) -> Atlas:
     return build(planted.model, texts, output=folder / "atlas", settings=asked)
 
 
-@pytest.fixture(scope="module", params=["relu", "silu"])
+@pytest.fixture(scope="module", params=[("relu", torch.float32), ("silu", torch.bfloat16)], ids=["plain", "gated-bfloat16"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FactModel, Atlas]:
     """A planted model, plain and gated, with some of its facts and one beyond its words."""
-    planted = shared_fact_model(request.param)
+    kind, dtype = request.param
+    planted = shared_fact_model(kind, dtype=dtype)
     return planted, of_facts(planted, tmp_path_factory.mktemp("facts"), [*SOME, STRANGE])
 
 

@@ -25,7 +25,7 @@ from microtome.neurons.knowledge import (
 )
 from tests.toys import toy_encoder
 from tests.unit.model.tiny import opened
-from tests.unit.neurons.planted_models import KINDS, FactModel, Kind, fact_model, planted_facts, shared_fact_model
+from tests.unit.neurons.planted_models import GATED, KINDS, FactModel, Kind, fact_model, planted_facts, shared_fact_model
 
 ANY = Refinement(fewest=1.0)
 
@@ -62,8 +62,9 @@ def test_the_planted_units_are_found_whole(kind: Kind, dtype: torch.dtype, parts
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_suppressing_and_amplifying_moves_the_fact_and_nothing_else(kind: Kind) -> None:
-    planted = shared_fact_model(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_suppressing_and_amplifying_moves_the_fact_and_nothing_else(kind: Kind, dtype: torch.dtype) -> None:
+    planted = shared_fact_model(kind, dtype=dtype)
     facts = asked(planted)
     units = planted.units["capital", "norland"]
     off, twice = (scaled_effect(planted.model, facts[0], units, factor, facts, draws=30) for factor in (0.0, 2.0))
@@ -79,9 +80,10 @@ def test_suppressing_and_amplifying_moves_the_fact_and_nothing_else(kind: Kind) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reserve_hides_a_unit_and_the_result_says_so(kind: Kind) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reserve_hides_a_unit_and_the_result_says_so(kind: Kind, dtype: torch.dtype) -> None:
     """With a unit that stands in, the fact survives the loss of the one that knows it, and attributions from zero add up to nothing."""
-    planted = shared_fact_model(kind, reserve=1)
+    planted = shared_fact_model(kind, reserve=1, dtype=dtype)
     fact = asked(planted)[0]
     (unit,) = planted.units["capital", "norland"]
     assert abs(scaled_effect(planted.model, fact, [unit], 0.0, draws=1).fact) < 0.1
@@ -112,9 +114,10 @@ def test_activations_do_not_know_the_answer() -> None:
     torch.testing.assert_close(written.values[:, 1], raw.values[:, 1].abs() * planted.model.weights.get("W_out", 1).norm(dim=1))
 
 
-def test_what_a_unit_is_worth_does_not_depend_on_its_sign_or_scale() -> None:
+@pytest.mark.parametrize("kind", GATED)
+def test_what_a_unit_is_worth_does_not_depend_on_its_sign_or_scale(kind: Kind) -> None:
     """The up branch of the planted gated unit times -3, and what it writes over -3: the same fact, the same unit, the same effect."""
-    planted = fact_model("silu")
+    planted = fact_model(kind)
     module = planted.model.module
     assert isinstance(module, LlamaForCausalLM)
     before = attributed(planted.model, asked(planted)[0])

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from microtome.core import Refusal, UnitAddress, WeightAddress
-from microtome.intervene import SetVector, answers, reweighted
-from microtome.model import wrap
+from microtome.core import Refusal, Site, UnitAddress, WeightAddress
+from microtome.intervene import Edit, Set, SetVector, answers, edited, reweighted
+from microtome.model import capture, wrap
 from microtome.neurons.facts import AskedFact, Fact, ask
-from microtome.neurons.knowledge import Refinement, attributed, refined
+from microtome.neurons.knowledge import Refinement, attributed, refined, scaled_effect
 from microtome.neurons.knowledge_edits import (
     DAI,
     Swap,
@@ -20,7 +20,17 @@ from microtome.neurons.knowledge_edits import (
     random_swaps,
     swap_answer,
 )
-from tests.unit.neurons.planted_models import KINDS, FactModel, Kind, fact_model, planted_facts, shared_fact_model
+from tests.unit.neurons.planted_models import (
+    GATED,
+    KINDS,
+    FactModel,
+    Kind,
+    dictionary_model,
+    fact_model,
+    following,
+    planted_facts,
+    shared_fact_model,
+)
 from tests.unit.neurons.test_knowledge import score
 
 
@@ -63,9 +73,44 @@ def test_the_planted_fact_has_another_answer_and_others_theirs(kind: Kind, dtype
         assert {swap.address.index for swap in swaps} != {units[0].index}
 
 
-def test_a_reversed_gated_unit_is_edited_to_the_same_effect() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dictionary_s_entry_is_one_unit_that_is_found_suppressed_and_edited(kind: Kind, dtype: torch.dtype) -> None:
+    """Without the unit of w5 all words are alike behind it; with another vector it says w9, and other words say what they said."""
+    model = dictionary_model(kind, dtype=dtype)
+    prompts = ("w3 {subject}", "w9 w2 {subject}", "w4 w7 w8 {subject}", "w11 {subject}")
+    facts = [ask(model, Fact("next", f"w{word}", f"w{following(word)}", prompts)) for word in (5, 3, 10)]
+    (found,) = refined([attributed(model, facts[0])], Refinement(fewest=1.0)).facts
+    unit = UnitAddress("neurons", 5, layer=0)
+    assert (found.units, found.share) == ((unit,), (1.0,))
+    assert found.explained is not None
+    assert found.error is not None
+    likely, even = math.exp(4) / (math.exp(4) + 11), 1 / 12
+    assert found.explained == pytest.approx(1 - even / likely, abs=0.02)
+    assert found.error < 0.1
+
+    off = scaled_effect(model, facts[0], [unit], 0.0, facts, draws=10)
+    assert off.fact == pytest.approx(even / likely - 1, abs=0.01)
+    assert off.same_relation == pytest.approx(0, abs=0.01)
+    assert float(off.random.abs().max()) < 0.01
+    with edited(model, facts[0].batch, [Edit(Site("mlp_act", 0), Set(0.0), [5])]):
+        logits = capture(model, facts[0].batch, [Site("logits")])[Site("logits")].unflatten(0, (len(prompts), -1)).squeeze(1)
+    at = logits[torch.arange(len(prompts)), facts[0].question.place].softmax(-1)
+    torch.testing.assert_close(at, torch.full_like(at, even), atol=1e-3, rtol=0)
+
+    edit = swap_answer(model, facts[0], [unit], "w9")
+    changed = answers_changed(model, facts[0], "w9", edit, facts)
+    assert (changed.changed, changed.success, changed.rank[1]) == (1.0, 1.0, 1.0)
+    assert changed.probability[0] < 0.02
+    assert changed.probability[1] > 0.5
+    assert changed.same_relation is not None
+    assert changed.same_relation[1] == pytest.approx(changed.same_relation[0], rel=0.01)
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_a_reversed_gated_unit_is_edited_to_the_same_effect(kind: Kind) -> None:
     """The same function with h and v reversed: the edit is reversed as well, and so the new answer comes."""
-    planted = fact_model("silu")
+    planted = fact_model(kind)
     straight = swap_answer(planted.model, asked(planted)[0], planted.units["capital", "norland"], "bem")
     (unit,) = planted.units["capital", "norland"]
     with torch.no_grad():

@@ -4,13 +4,14 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from microtome.atlas import Atlas, Settings, build
 from microtome.core import Refusal
 from microtome.neurons.labels_lens import labels_lens
 from tests import toys
 from tests.unit.model.tiny import opened
-from tests.unit.neurons.planted_models import dictionary_model
+from tests.unit.neurons.planted_models import KINDS, dictionary_model
 
 LABELS = {"w3": "three", "w4": "other", "w5": "other", "w6": "pair", "w7": "pair", "w8": "other", "w9": "other"}
 
@@ -28,10 +29,11 @@ def labelled(folder: Path, documents: int = 6, rare: int = 3) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["relu", "silu"])
+@pytest.fixture(scope="module", params=zip(KINDS, [torch.float32, torch.bfloat16] * 2, strict=True), ids=KINDS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     folder = tmp_path_factory.mktemp("labels")
-    model = dictionary_model(request.param)
+    kind, dtype = request.param
+    model = dictionary_model(kind, dtype=dtype)
     texts = ["w3 w4 w5 w6 w7 w8 w9 " * 4] * 4
     settings = Settings(lenses=("neurons",), labels=labelled(folder / "labelled"), window=16)
     return build(model, texts, output=folder / "atlas", settings=settings)

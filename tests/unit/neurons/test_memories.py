@@ -15,7 +15,7 @@ from microtome.neurons.memories import Agreement, agreement_share, most_confiden
 from microtome.readout import output_reader
 from tests.toys import toy_encoder
 from tests.unit.model.tiny import opened
-from tests.unit.neurons.planted_models import KINDS, Kind, dictionary_model, following
+from tests.unit.neurons.planted_models import GATED, KINDS, Kind, dictionary_model, following
 
 WORDS, DEAD = 12, 4
 ALL = list(range(WORDS))
@@ -66,8 +66,9 @@ def test_a_token_off_by_one_agrees_with_nothing(shift: int) -> None:
     assert found.p == 1
 
 
-def test_the_spelling_of_a_gated_unit_changes_nothing() -> None:
-    plain, turned = (dictionary_model("silu") for _ in range(2))
+@pytest.mark.parametrize("kind", GATED)
+def test_the_spelling_of_a_gated_unit_changes_nothing(kind: Kind) -> None:
+    plain, turned = (dictionary_model(kind) for _ in range(2))
     with torch.no_grad():
         for unit, factor in ((3, -1.0), (5, -4.0)):
             turned.weights.get("W_up", 0)[:, unit] *= factor

@@ -9,10 +9,14 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from microtome.core import Batch, Half, Refusal, Role
-from microtome.examples import Contexts
+from microtome.capture import fold_batch
+from microtome.core import Batch, Half, Refusal, Role, Site
+from microtome.examples import Contexts, UnitSurvey
+from microtome.model import capture
+from microtome.neurons import Neurons
 from microtome.neurons.ngrams import gram_counts, grams_at, ngram_detectors
 from tests.unit.neurons.planted import contexts_at
+from tests.unit.neurons.planted_models import KINDS, Kind, bigram_model
 
 VOCAB, K = 12, 6
 SELF = torch.arange(VOCAB)
@@ -114,6 +118,34 @@ def test_several_bases_are_tested_as_each_alone() -> None:
         assert torch.equal(found.gram, own.gram)
         assert torch.equal(found.expected.nan_to_num(-1), own.expected.nan_to_num(-1))
         assert torch.equal(found.hits, own.hits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_s_unit_of_two_words_is_a_bigram_and_those_of_one_are_not(kind: Kind, dtype: torch.dtype) -> None:
+    """Unit 0 fires at w5 after w4, unit 1 at w5, unit 2 after w4; each is surveyed as in a run."""
+    model = bigram_model(kind, dtype=dtype)
+    ids = torch.randint(2, 10, (80, 24), generator=torch.Generator().manual_seed(0))
+    batch = batch_of(ids, torch.arange(80) % 2)
+    fold = UnitSurvey(Neurons(0, model.shape.d_mlp), k=K)
+    states = {"survey": fold.init()}
+    fold_batch(model, batch, {"survey": fold}, states)
+    contexts = fold.result(states["survey"]).contexts
+    (active,) = capture(model, batch, [Site("mlp_act", 0)]).values()
+    assert torch.equal(active[:, 1:, 0] > 4, (ids[:, 1:] == 5) & (ids[:, :-1] == 4))
+    for order, bigrams in ((2, [0]), (3, [])):
+        (found,) = ngram_detectors([contexts], lambda: [batch], torch.arange(10), order=order)
+        top = found.ends.index("top")
+        assert np.flatnonzero(found.p[top] < 0.05).tolist() == bigrams
+        assert found.gram[top, 0, -2:].tolist() == [4, 5]
+        assert found.gram[top, 1, -1] == 5
+        assert found.gram[top, 2, -2] == 4
+        assert (found.tried[top, :3] > K - 2).all()
+        assert (found.tried[top, 3:] == 0).all()  # dead
+        if order == 2:
+            assert found.hits[top, 0] == found.alike[top, 0] == K
+            assert found.p[top, 0] < 1e-4
+            assert found.expected[top, 0] == pytest.approx(1 / 8, abs=0.05)
 
 
 def test_refusals() -> None:

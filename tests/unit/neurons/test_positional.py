@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from microtome.capture import fold_batch
 from microtome.core import Batch, ExpertRows, Refusal, Role, Site
 from microtome.neurons.positional import Activity, PositionalActivity, mutual_information, positional, profile_kind, shift_p
+from tests.unit.neurons.planted_models import PLAIN, Kind, range_model
 
 PLACES, WINDOWS, UNITS = 33, 120, 60
 TOPIC, RANGE, WAVE, ALWAYS, BOTH, RUNS = 0, 1, 2, 3, 4, 5
@@ -61,6 +64,32 @@ def test_planted_units_have_their_information_in_closed_form(activity: Activity)
         assert plain[criterion, RANGE].item() == pytest.approx(entropy(0.25), abs=1e-12)
         assert plain[criterion, WAVE].item() == pytest.approx(math.log(2), abs=1e-12)
         assert plain[criterion, BOTH].item() == pytest.approx(entropy(0.25), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 4, 16])
+def test_a_model_s_unit_of_a_range_has_the_entropy_of_its_share(kind: Kind, dtype: torch.dtype, width: int) -> None:
+    """Active at 8 of 32 places, and only there: H(1/4), less what positions of 16 places hide; a unit of a word has none."""
+    model = range_model(kind, range(8, 16), dtype=dtype)
+    batch = batch_of(WINDOWS, PLACES)
+    ids = torch.randint(2, 8, batch.ids.shape, generator=torch.Generator().manual_seed(0))
+    fold = PositionalActivity(0, torch.full((4,), 4.0), PLACES, width=width)
+    states = {"places": fold.init()}
+    fold_batch(model, replace(batch, ids=ids), {"places": fold}, states)
+    activity = fold.result(states["places"])
+    assert activity.seen.sum() == WINDOWS * (PLACES - 1)
+    hidden = (
+        15 / 32 * entropy(8 / 15) if width == 16 else 0.0
+    )  # places 1 to 15 are one position, and 8 of them are in the range
+    found, plain = positional(activity), mutual_information(activity.active, activity.seen)
+    for criterion in (0, 1):
+        assert plain[criterion, 0].item() == pytest.approx(entropy(0.25) - hidden, abs=1e-12)
+        assert [units.tolist() for units in found.found()] == [[0], [0]]
+        assert abs(found.information[criterion, 1].item()) < 0.01
+        assert found.p[criterion, 1] > 0.01
+        assert found.p[criterion, 2:].isnan().all()  # dead
+        assert found.kind[criterion][0] == "range"
 
 
 def test_only_planted_units_are_found(activity: Activity) -> None:

@@ -23,8 +23,9 @@ def texts(model: Model) -> Batch:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["gain-only", "final", "none"])
-def test_a_dictionary_promotes_what_follows(kind: Kind, norm: NormReading) -> None:
-    model = dictionary_model(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dictionary_promotes_what_follows(kind: Kind, dtype: torch.dtype, norm: NormReading) -> None:
+    model = dictionary_model(kind, dtype=dtype)
     batch = texts(model)
     found = events(model, [batch], values_of(model, 0, norm), dominant=1)
     word = batch.ids[found.window, found.token]
@@ -112,14 +113,15 @@ def test_events_are_where_the_top_token_changes_each_once_in_order() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_switching_a_unit_on_makes_its_word_likely_and_random_units_do_not(kind: Kind) -> None:
-    model = dictionary_model(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_switching_a_unit_on_makes_its_word_likely_and_random_units_do_not(kind: Kind, dtype: torch.dtype) -> None:
+    model = dictionary_model(kind, dtype=dtype)
     batch = texts(model)
     values = values_of(model, 0)
     found = switched_on(model, batch, values, [4], 8.0, promoted=1, draws=19)
     assert found.tokens.tolist() == [following(4)]
     with edited(model, batch, [Edit(Site("mlp_act", 0), Set(8.0), [4])]):
-        likely = forward(model, batch)["logits"].softmax(2)[..., following(4)][batch.counted(CONTENT)].mean()
+        likely = forward(model, batch)["logits"].float().softmax(2)[..., following(4)][batch.counted(CONTENT)].mean()
     assert found.after == pytest.approx(float(likely), rel=1e-4)
     assert found.after > found.before + 0.3
     assert float(found.random.max()) < found.after

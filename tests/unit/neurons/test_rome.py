@@ -37,9 +37,10 @@ def edit_of(planted: FactModel, facts: list[AskedFact], layer: int = 1) -> RomeE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tracing_finds_the_planted_place(kind: Kind) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tracing_finds_the_planted_place(kind: Kind, dtype: torch.dtype) -> None:
     """Restoring what the feed-forward layers add restores the answer at (layer 1, last subject token), and nowhere else."""
-    planted = shared_fact_model(kind)
+    planted = shared_fact_model(kind, dtype=dtype)
     fact = ask(planted.model, Fact("capital", "norland", "aro", ("the capital of {subject} is",)))
     subject = subject_tokens(planted.model, fact.texts, "norland")
     (trace,) = causal_trace(planted.model, fact.batch, fact.question, subject, Blur(0.7, 20), kind="mlp", width=1)

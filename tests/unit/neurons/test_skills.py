@@ -20,7 +20,7 @@ from microtome.neurons.skills import (
 )
 from microtome.neurons.skills_prompts import SoftPrompt, Task, accuracy, prompted
 from tests.toys import toy_decoder, toy_encoder
-from tests.unit.neurons.planted_models import KINDS, Kind, fact_model
+from tests.unit.neurons.planted_models import KINDS, Kind, shared_fact_model
 
 TEXTS = ["The river holds the stone.", "The garden.", "The engine leaves the market. The winter turns the mirror."]
 
@@ -170,9 +170,9 @@ def test_similar_tasks_have_similar_skills() -> None:
         similarity(one, skills(*planted()))
 
 
-def two_answers(kind: Kind) -> tuple[Model, Task, int]:
+def two_answers(kind: Kind, dtype: torch.dtype = torch.float32) -> tuple[Model, Task, int]:
     """A task that one unit of a planted model decides: which of two capitals; and its number among the units of all layers."""
-    planted = fact_model(kind)
+    planted = shared_fact_model(kind, dtype=dtype)
     (yes,) = planted.units["capital", "sudmark"]
     templates = ("the capital of {}", "in a capital of {}", "we say capital in {}", "capital {}", "is the capital of {}")
     fillers = ("", "we say ", "a city in ", "is ")
@@ -182,8 +182,9 @@ def two_answers(kind: Kind) -> tuple[Model, Task, int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_skill_is_found_and_the_task_fails_without_it(kind: Kind) -> None:
-    model, task, unit = two_answers(kind)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_planted_skill_is_found_and_the_task_fails_without_it(kind: Kind, dtype: torch.dtype) -> None:
+    model, task, unit = two_answers(kind, dtype)
     assert accuracy(model, task) == 1
     found = skills(readings(model, task.texts), task.y)
     assert float(found.skill[unit]) == float(found.confirmed[unit]) == 1

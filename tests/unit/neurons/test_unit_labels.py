@@ -20,13 +20,19 @@ LAYER = Neurons(3, 3)
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module", params=["relu", "silu"])
+MODELS = (("relu", torch.float32), ("gelu", torch.bfloat16), ("silu", torch.bfloat16), ("geglu", torch.float32))
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     """Unit i fires at word i + 2 only; words follow each other in four orders."""
     texts = [" ".join(f"w{2 + (number * step) % 10}" for number in range(24)) for step in (1, 3, 7, 9, 1, 3)]
     texts = [f"{text} w{2 + place}" for place, text in enumerate(texts)]
     settings = Settings(lenses=("neurons",), window=32)
-    return build(dictionary_model(request.param), texts, output=tmp_path_factory.mktemp("labels") / "atlas", settings=settings)
+    kind, dtype = request.param
+    return build(
+        dictionary_model(kind, dtype=dtype), texts, output=tmp_path_factory.mktemp("labels") / "atlas", settings=settings
+    )
 
 
 def test_units_of_words_are_called_by_them(built: Atlas) -> None:

@@ -1,15 +1,18 @@
 """Universal units: a model whose units are permuted and reversed, two of unrelated units, and units that any basis has."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role
 from microtome.model import Model, wrap
-from microtome.neurons.universal import GURNEE, SETTINGS, UnitRows, Universal, UniversalSettings, unit_rows, universal
+from microtome.neurons.links import orthogonal
+from microtome.neurons.universal import GURNEE, SETTINGS, UnitRows, Universal, UniversalSettings, _turn, unit_rows, universal
 from tests.unit.model.tiny import opened
 
 UNITS, ROWS = 40, 3000
@@ -60,6 +63,48 @@ def test_most_permuted_units_are_universal_and_unrelated_ones_none() -> None:
     assert abs(torch.cat([each.excess for each in other]).mean().item()) < 0.01
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, GURNEE])
+def test_all_of_many_permuted_units_are_universal(settings: UniversalSettings) -> None:
+    """Of many units a turned basis has little of any one, about (2 ln n / n)^(1/2): a copy's excess is most of 1, a stranger's is 0."""
+    x, stranger = (torch.randn(2000, 500, generator=torch.Generator().manual_seed(seed)) ** 3 for seed in (0, 1))
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(2))
+    copy = x[:, order] * (1.0 if settings.sign == "positive" else -1.0)
+    copy = copy + 0.1 * copy.std(0) * torch.randn(copy.shape, generator=torch.Generator().manual_seed(3))
+    (same,), (other,) = (universal(rows_of(x), [rows_of(each)], settings) for each in (copy, stranger))
+    assert torch.equal(order[same.partner[0]], torch.arange(500))
+    assert float(same.excess.mean()) > 0.8
+    assert len(same.universal) == 500
+    assert float(same.baseline.mean()) < 0.2
+    assert abs(float(other.excess.mean())) < 0.01
+    assert len(other.universal) == 0
+
+
+def test_correlations_are_those_of_the_confirm_half_with_partners_of_the_other() -> None:
+    """Against numpy, partners of all layers at once; the baseline is the same with the other model's units turned."""
+    x, other = drawn(0), permuted(drawn(0), noise=1.0)
+    own, theirs = rows_of(x[:, :UNITS], x[:, UNITS:]), rows_of(other[:, :UNITS], other[:, UNITS:])
+    discover, confirm = (
+        np.corrcoef(torch.cat([x, other], 1)[own.half == half].double().T.numpy())[: 2 * UNITS, 2 * UNITS :] for half in (0, 1)
+    )
+    partner = np.abs(discover).argmax(1)
+    for number, found in enumerate(universal(own, [theirs])):
+        mine = slice(number * UNITS, (number + 1) * UNITS)
+        assert (found.partner_layer[0] * UNITS + found.partner[0]).tolist() == partner[mine].tolist()
+        np.testing.assert_allclose(
+            found.correlation[0], np.take_along_axis(confirm[mine], partner[mine, None], 1)[:, 0], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("units", [24, 200])
+def test_baselines_are_a_rotation_and_what_was_published_is_none(units: int) -> None:
+    rotation, published = (_turn(units, each.baseline, 3) for each in (SETTINGS, GURNEE))
+    one = torch.eye(units)
+    assert torch.equal(rotation, orthogonal(units, 3))
+    torch.testing.assert_close(rotation @ rotation.T, one, atol=1e-5, rtol=0)
+    torch.testing.assert_close(published.norm(dim=1), torch.ones(units))
+    assert float((published @ published.T - one).abs().max()) > 0.2, "rows of length 1, not at right angles"
+
+
 def test_a_turned_model_has_no_units_of_its_own_basis() -> None:
     x = drawn(0)
     turn = torch.linalg.qr(torch.randn(2 * UNITS, 2 * UNITS, generator=torch.Generator().manual_seed(3)))[0]
@@ -101,31 +146,60 @@ def batch_of(ids: Tensor) -> Batch:
     return Batch(ids, roles, index, index, index * 0, (index % 2).to(torch.uint8), index * 0, {})
 
 
-def with_permuted_units(model: Model) -> Model:
-    """The same function, units of every layer in another order."""
-    module = type(model.module)(model.module.config)
-    state = {name: value.clone() for name, value in model.module.state_dict().items()}
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    for name, value in state.items():
-        if "gate_proj" in name or "up_proj" in name:
-            state[name] = value[order]
-        elif "down_proj" in name:
-            state[name] = value[:, order]
-    module.load_state_dict(state)
+def changed(model: Model, change: Callable[[str, Tensor], Tensor]) -> Model:
+    """A model of the same class whose every parameter is what `change` makes of it, by name."""
+    module = type(model.module)(model.module.config).to(model.dtype)
+    module.load_state_dict({name: change(name, value.clone()) for name, value in model.module.state_dict().items()})
     return wrap(module.eval(), tokenizer=None)
 
 
-def test_a_model_finds_its_permuted_self() -> None:
-    model = opened("llama")
+def with_permuted_units(model: Model) -> Model:
+    """The same function, units of every layer in another order."""
+    units = model.shape.d_mlp
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(1))
+
+    def moved(name: str, value: Tensor) -> Tensor:
+        if ".mlp." not in name or units not in value.shape:
+            return value
+        return value.index_select(value.shape.index(units), order)
+
+    return changed(model, moved)
+
+
+def read_by(*models: Model) -> list[UnitRows]:
     ids = torch.randint(5, 50, (24, 20), generator=torch.Generator().manual_seed(0))
     batches = [batch_of(ids).take(torch.arange(10)), batch_of(ids).take(torch.arange(10, 24))]
-    own, other = (unit_rows(each, batches, rate=0.8, seed=2) for each in (model, with_permuted_units(model)))
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    return [unit_rows(each, batches, rate=0.8, seed=2) for each in models]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.999), (torch.bfloat16, 0.99)])
+def test_a_model_finds_its_permuted_self(name: str, dtype: torch.dtype, least: float) -> None:
+    model = opened(name, dtype)
+    own, other = read_by(model, with_permuted_units(model))
+    units = model.shape.d_mlp
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(1))
     assert 0.7 < len(own.ids) / (24 * 19) < 0.9
     for found in universal(own, [other]):
-        assert torch.equal(order[found.partner[0]], torch.arange(24))
+        assert torch.equal(order[found.partner[0]], torch.arange(units))
         assert (found.partner_layer == found.layer).all()
-        assert found.correlation.abs().min().item() > 0.999
+        assert found.correlation.abs().min().item() > least
+        assert found.excess.mean().item() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_of_other_random_weights_has_no_units_in_common(name: str) -> None:
+    """Both say what the token is, and so correlate; but no unit more than any direction does."""
+    generator = torch.Generator().manual_seed(8)
+    model = opened(name)
+    other = changed(
+        model, lambda _, value: value.std() * torch.randn(value.shape, generator=generator) if value.ndim == 2 else value
+    )
+    own, theirs = read_by(model, other)
+    found = universal(own, [theirs])
+    assert torch.cat([each.correlation.abs() for each in found]).mean().item() > 0.1
+    assert abs(torch.cat([each.excess for each in found]).mean().item()) < 0.03
+    assert sum(len(each.universal) for each in found) == 0
 
 
 def test_left_out_tokens_are_left_out() -> None:

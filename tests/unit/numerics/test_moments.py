@@ -64,6 +64,20 @@ def test_every_dtype_and_strided_views(dtype: torch.dtype):
     assert torch.equal(found.positive, (exact > 0).sum(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_powers_beyond_the_range_of_float16_do_not_overflow(dtype: torch.dtype):
+    """Squares of 1000 randn are beyond 65504, fourth powers beyond float16 by eight orders; sums are of 6000 of them."""
+    x = (1000 * torch.randn(20, 300, 40, generator=torch.Generator().manual_seed(3))).to(dtype)
+    assert bool(x.half().square().isinf().any())
+    exact = x.double().reshape(-1, 40)
+    found = moments_of(x)
+    torch.testing.assert_close(found.mean, exact.mean(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.variance, exact.var(0, correction=0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.skewness, torch.from_numpy(scipy.stats.skew(exact.numpy())), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.kurtosis, torch.from_numpy(scipy.stats.kurtosis(exact.numpy())), rtol=0, atol=1e-4)
+    assert torch.equal(found.maximum, exact.amax(0))
+
+
 def test_a_mask_and_a_slice_count_only_their_tokens():
     x = torch.randn(4, 40, 30, generator=torch.Generator().manual_seed(2))
     lengths = torch.tensor([40, 1, 0, 23])

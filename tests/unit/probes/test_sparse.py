@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,44 @@ def test_a_feature_spread_over_many_units_needs_many() -> None:
     y = x[:, :16].sum(1) > 3
     f1 = {k: score.f1 for k, score in zip((1, 4, 16), sparse_probe(x, y, halved(4000), Sparse((1, 4, 16))).scores, strict=True)}
     assert f1[1] < f1[4] - 0.1 < f1[16] - 0.2
+
+
+@functools.cache
+def superposed(features: int = 12, units: int = 6, share: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse features, and the units that Elhage's toy model keeps them in: what the trained W of x' = ReLU(x W W^T + b) makes of them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: int) -> torch.Tensor:
+        there = torch.rand(rows, features, generator=generator) < share
+        return torch.rand(rows, features, generator=generator) * there
+
+    w = (0.3 * torch.randn(features, units, generator=generator)).requires_grad_()
+    b = torch.zeros(features, requires_grad=True)
+    learning = torch.optim.Adam([w, b], lr=0.02)
+    for _ in range(300):
+        x = drawn(300)
+        learning.zero_grad()
+        (x - torch.relu(x @ w @ w.T + b)).square().mean().backward()
+        learning.step()
+    kept, found = w.detach(), drawn(4000)
+    cosine = torch.nn.functional.normalize(kept, dim=1) @ kept.T
+    dimensions = kept.square().sum(1) / cosine.square().sum(1)
+    assert dimensions == pytest.approx(0.5, abs=0.05), "pairs of opposite directions: half a dimension for each feature"
+    return found, found @ kept
+
+
+def test_superposed_features_need_as_many_units() -> None:
+    """Twelve features in six units, none of which is a unit's own: F1 grows up to the last unit. Beside them, each with a unit of its own."""
+    features, units = superposed()
+    f1, own = (
+        torch.tensor([[score.f1 for score in sparse_probe(x, y, halved(4000), Sparse((1, 3, 6), draws=0)).scores] for y in features.T > 0.2])
+        for x in (units, features)
+    )  # fmt: skip
+    one, three, six = f1.mean(0).tolist()
+    assert one < 0.55 < three < 0.8 < 0.92 < six
+    assert bool((f1[:, 2] > f1[:, 0] + 0.3).all())
+    assert float(own[:, 0].min()) > 0.9
+    assert float((own[:, 2] - own[:, 0]).abs().max()) < 0.02, "a curve that is flat from one unit on"
 
 
 def test_scale_and_sign_of_units_do_not_matter() -> None:

@@ -46,13 +46,13 @@ function keys(unit, params, signal) {
 }
 
 const SIDES = { top: "highest", bottom: "lowest" };
-const NUMBERS = { role: "moment", place: "nats", question: "of its variance" };
+const NUMBERS = { role: "moment of cosines", place: "nats", question: "share of its variance", explanation: "correlation of what it predicts" };
 
 // What the unit can be called: tests that it passed on held-out documents, each beside its control.
 function labels(unit) {
   if (!unit.labels.length) return null;
   return h("section", { class: "block" }, h("h2", {}, "Called"),
-    h("p", { class: "read" }, "Tests that it passed on documents held out. Filled: the unit; open: its control."),
+    h("p", { class: "read" }, "Tests that it passed, on documents held out or by its weights. Filled: the unit; open: its control."),
     h("div", { class: "scroll" }, h("table", { class: "plain stats" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Label"), h("th", { scope: "col" }, "By"), h("th", { scope: "col", class: "num" }, "Value"), h("th", { scope: "col", class: "wide" }, ""), h("th", { scope: "col", class: "num" }, "Control"), h("th", { scope: "col", class: "num" }, "q"))),
       h("tbody", {}, unit.labels.map((each) => h("tr", {},
@@ -161,7 +161,7 @@ function stats(unit) {
   const sites = new Set(unit.stats.map((each) => each.site).filter(Boolean));
   const where = (each) => (sites.size > 1 ? each.site : "");
   const controlled = unit.stats.filter((each) => each.control !== null), plain = unit.stats.filter((each) => each.control === null);
-  controlled.sort((a, b) => Number(a.stat.endsWith("bottom")) - Number(b.stat.endsWith("bottom")));
+  controlled.sort((a, b) => (a.q ?? 2) - (b.q ?? 2) || Number(a.stat.endsWith("bottom")) - Number(b.stat.endsWith("bottom")));
   return h("section", { class: "block" }, h("h2", {}, "Statistics"),
     h("p", { class: "read" }, sites.size ? `Measured at ${[...sites].join(", ")}. ` : "", controlled.length ? "Filled: the unit; open: its control." : ""),
     controlled.length ? h("div", { class: "scroll" }, h("table", { class: "plain stats" },
