@@ -77,7 +77,8 @@ def measure(dtype: str, rounds: int) -> list[dict[str, float | str]]:
         "all resid_post captured": timed(lambda batch: capture(model, batch, sites), batches),
         "all folds of a build": timed(lambda batch: fold_batch(model, batch, folds, states), batches),
     }
-    return contest(contestants, baseline="bare forward", tokens=BATCHES * TOKENS, rounds=rounds).rows()
+    tokens = sum(batch.ids.numel() for batch in batches)
+    return contest(contestants, baseline="bare forward", tokens=tokens, rounds=rounds).rows()
 
 
 def main() -> None:

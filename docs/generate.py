@@ -264,6 +264,8 @@ _SPEED = [
     "ratio",
     "quartile_low",
     "quartile_high",
+    "first_half",
+    "second_half",
     "tokens_per_second",
     "gflop_per_second",
     "seconds",
