@@ -7,13 +7,14 @@ exact, ties included (the lower window, and in a window the lower position), hen
 
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.core import Basis, Batch, Half, Role, State
-from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
-from microtome.numerics import Extremes, topk
+from microtome.core import Basis, Batch, Half, Refusal, Role, State
+from microtome.examples.entries import NO_TOKEN, PAYLOAD, Contexts, Seen, empty_entries, following, payload, to_device
+from microtome.numerics import Extremes, kernels, topk
 from microtome.numerics.kernels import Counted
 
 __all__ = ["counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "top_record"]
@@ -36,9 +37,30 @@ def empty_top(basis: Basis, k: int, neighbours: int) -> State:
 def insert_extremes(state: State, x: Float[Tensor, "window token unit"], extremes: Extremes, batch: Batch) -> None:
     """Let each window's extremes compete for the lists in `state`, in place; only those that enter cost a neighbourhood.
 
-    All groups at once: a window is -inf, which nothing takes, in the groups of the half that it is not in.
+    Errors: `Refusal` for NaN or infinities around an extreme.
     """
     to_device(state, x.device)
+    compiled = kernels.compiled_for(x)
+    if compiled is None:
+        _insert(state, x, extremes, batch)
+        return
+    pairs = (extremes.maximum, extremes.minimum), (extremes.argmax, extremes.argmin)
+    found = tuple(torch.stack(pair).numpy() for pair in pairs)
+    windows = torch.stack([batch.window.long(), batch.half.long(), (batch.roles != Role.PAD).sum(1)]).numpy()
+    texts = torch.stack([batch.ids, following(batch)]).long().numpy()
+    bits, strides, lists = kernels.memory(x), np.array(x.stride()), tuple(state[name].numpy() for name in PAYLOAD)
+    fine: list[bool] = []
+    kernels.spread(
+        x.shape[2],
+        compiled.BLOCK,
+        lambda begin, end: fine.append(compiled.enter(bits, strides, found, windows, texts, (begin, end), lists, NO_TOKEN)),
+    )
+    if not all(fine):
+        raise Refusal("quantising rows", why="a row holds NaN or infinities", instead="leave such rows out")
+
+
+def _insert(state: State, x: Float[Tensor, "window token unit"], extremes: Extremes, batch: Batch) -> None:
+    """In torch. All groups at once: a window is -inf, which nothing takes, in the groups of the half that it is not in."""
     groups, units, k = state["value"].shape
     half, window = batch.half.to(x.device), batch.window.to(x.device)
     found = (extremes.maximum, -extremes.minimum)[: groups // _HALVES]

@@ -17,6 +17,7 @@ __all__ = [
     "BLOCK",
     "balance",
     "collect",
+    "enter",
     "entries",
     "histogram",
     "reservoir",
@@ -30,6 +31,8 @@ _TILE = 32
 """Rows of a tile: 32 x 256 float32 fill 32 KiB, a core's L1."""
 _SPAN = 8
 """Blocks of a row that are read in one go, because memory is fast in order: a quarter of a megabyte for the tiles of a row."""
+_AT_ONCE = 4
+"""Rows that an inner loop takes together, so that sums so far are read and written once for them."""
 _FULL = 65535
 """The largest 16-bit count."""
 
@@ -37,7 +40,35 @@ _FULL = 65535
 @_jit
 def _extremes(tile, token, value, arg):
     """Running maximum (first half of value and arg) and minimum (second half) over the tile's rows; the first of equals stays."""
-    for i in range(token.shape[0]):
+    rows = token.shape[0]
+    few = rows - rows % _AT_ONCE
+    for i in range(0, few, _AT_ONCE):  # the largest of four rows first, so that what was found so far is read once
+        a, b, c, d = i * BLOCK, (i + 1) * BLOCK, (i + 2) * BLOCK, (i + 3) * BLOCK
+        t = np.int32(token[i])
+        t1, t2, t3 = np.int32(token[i + 1]), np.int32(token[i + 2]), np.int32(token[i + 3])
+        for u in range(BLOCK):
+            v0, v1, v2, v3 = tile[a + u], tile[b + u], tile[c + u], tile[d + u]
+            high, at = value[u], arg[u]
+            at = t if v0 > high else at
+            high = v0 if v0 > high else high
+            at = t1 if v1 > high else at
+            high = v1 if v1 > high else high
+            at = t2 if v2 > high else at
+            high = v2 if v2 > high else high
+            at = t3 if v3 > high else at
+            high = v3 if v3 > high else high
+            value[u], arg[u] = high, at
+            low, at = value[BLOCK + u], arg[BLOCK + u]
+            at = t if v0 < low else at
+            low = v0 if v0 < low else low
+            at = t1 if v1 < low else at
+            low = v1 if v1 < low else low
+            at = t2 if v2 < low else at
+            low = v2 if v2 < low else low
+            at = t3 if v3 < low else at
+            low = v3 if v3 < low else low
+            value[BLOCK + u], arg[BLOCK + u] = low, at
+    for i in range(few, rows):
         k = i * BLOCK
         t = np.int32(token[i])
         for u in range(BLOCK):
@@ -66,7 +97,15 @@ def _powers(tile, rows, power, mean, positive):
     mean[:] = 0.0
     positive[:] = 0
     power[:] = 0.0
-    for i in range(rows):
+    few = rows - rows % _AT_ONCE
+    for i in range(0, few, _AT_ONCE):
+        a, b, c, d = i * BLOCK, (i + 1) * BLOCK, (i + 2) * BLOCK, (i + 3) * BLOCK
+        for u in range(BLOCK):
+            v0, v1, v2, v3 = tile[a + u], tile[b + u], tile[c + u], tile[d + u]
+            mean[u] += (np.float64(v0) + v1) + (np.float64(v2) + v3)
+            zero = np.float32(0)
+            positive[u] += np.int32(v0 > zero) + np.int32(v1 > zero) + np.int32(v2 > zero) + np.int32(v3 > zero)
+    for i in range(few, rows):
         k = i * BLOCK
         for u in range(BLOCK):
             v = tile[k + u]
@@ -74,7 +113,17 @@ def _powers(tile, rows, power, mean, positive):
             positive[u] += v > np.float32(0)
     for u in range(BLOCK):
         mean[u] /= rows
-    for i in range(rows):
+    for i in range(0, few, _AT_ONCE):
+        a, b, c, e = i * BLOCK, (i + 1) * BLOCK, (i + 2) * BLOCK, (i + 3) * BLOCK
+        for u in range(BLOCK):
+            m = mean[u]
+            d0, d1, d2, d3 = tile[a + u] - m, tile[b + u] - m, tile[c + u] - m, tile[e + u] - m
+            q0, q1, q2, q3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
+            power[u] += (d0 + d1) + (d2 + d3)
+            power[BLOCK + u] += (q0 + q1) + (q2 + q3)
+            power[2 * BLOCK + u] += (q0 * d0 + q1 * d1) + (q2 * d2 + q3 * d3)
+            power[3 * BLOCK + u] += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+    for i in range(few, rows):
         k = i * BLOCK
         for u in range(BLOCK):
             d = tile[k + u] - mean[u]
@@ -163,6 +212,68 @@ def topk(values, keys, units, best, key, source):
                     source[u, slot] = source[u, slot - 1]
                     slot -= 1
                 best[u, slot], key[u, slot], source[u, slot] = v, label, k + r
+
+
+@_jit
+def _around(bits, base, step, begin, length, none, codes):
+    """Activations at the places from `begin` on of one unit, as codes of one scale, which is returned; NaN if some are not finite."""
+    wide = codes.shape[0]
+    found_bits = np.zeros(wide, np.uint32)
+    found = found_bits.view(np.float32)
+    shift = np.uint32(16 if bits.itemsize == 2 else 0)
+    tiny = np.float32(1.1754943508222875e-38)
+    largest, fine = np.float32(0), True
+    for j in range(wide):
+        at = begin + j
+        if 0 <= at < length:
+            found_bits[j] = np.uint32(bits[base + at * step]) << shift
+            size = abs(found[j])
+            fine &= size < np.float32(np.inf)
+            largest = max(largest, size)
+    scale = max(largest / np.float32(127), tiny) if largest > 0 else np.float32(0)
+    for j in range(wide):
+        code = min(max(np.rint(found[j] / max(scale, tiny)), np.float32(-127)), np.float32(127))
+        codes[j] = np.int8(code) if 0 <= begin + j < length else none
+    return scale if fine else np.float32(np.nan)
+
+
+@_jit
+def enter(bits, strides, extremes, windows, texts, units, lists, none):
+    """Insert each window's extremes with what goes along with them into the sorted lists of its half that they belong in.
+
+    extremes are values and tokens, 2 x window x unit each; windows are key, half and length of each, texts the ids and those that follow, lists the fields of
+    entries, group x unit x k, the lower end negated. Returns whether all activations around are finite. Reference: `top._insert`.
+    """
+    best, arg = extremes
+    value, key, position, token, following, half, scale, codes = lists
+    groups, k, wide = value.shape[0], value.shape[2], codes.shape[3]
+    fine = True
+    for w in range(best.shape[1]):
+        label = windows[0, w]
+        for end in range(groups // 2):
+            g = 2 * end + windows[1, w]
+            for u in range(units[0], units[1]):
+                v = best[0, w, u] if end == 0 else -best[1, w, u]
+                if not (v > value[g, u, k - 1] or (v == value[g, u, k - 1] and label < key[g, u, k - 1] and v > -np.inf)):
+                    continue
+                slot = k - 1
+                while slot > 0 and (v > value[g, u, slot - 1] or (v == value[g, u, slot - 1] and label < key[g, u, slot - 1])):
+                    value[g, u, slot], key[g, u, slot] = value[g, u, slot - 1], key[g, u, slot - 1]
+                    position[g, u, slot], token[g, u, slot] = position[g, u, slot - 1], token[g, u, slot - 1]
+                    following[g, u, slot], half[g, u, slot] = following[g, u, slot - 1], half[g, u, slot - 1]
+                    scale[g, u, slot] = scale[g, u, slot - 1]
+                    for j in range(wide):
+                        codes[g, u, slot, j] = codes[g, u, slot - 1, j]
+                    slot -= 1
+                at = arg[end, w, u]
+                value[g, u, slot], key[g, u, slot] = v, label
+                position[g, u, slot], half[g, u, slot] = at, windows[1, w]
+                token[g, u, slot], following[g, u, slot] = texts[0, w, at], texts[1, w, at]
+                base = w * strides[0] + u * strides[2]
+                one = _around(bits, base, strides[1], at - wide // 2, windows[2, w], none, codes[g, u, slot])
+                scale[g, u, slot] = one
+                fine &= one == one
+    return fine
 
 
 @_jit

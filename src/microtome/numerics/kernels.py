@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-__all__ = ["Counted", "Rows", "apart", "available", "compiled_for", "name", "reference", "rows_of", "spread"]
+__all__ = ["Counted", "Rows", "apart", "available", "compiled_for", "memory", "name", "reference", "rows_of", "spread"]
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microtome.core import CONTENT, Role
+from microtome.core import CONTENT, Refusal, Role
 from microtome.examples import NO_TOKEN, UnitSurvey
 from microtome.examples.entries import following
 from microtome.numerics import kernels
 from tests.unit.examples.planted import JUNK, SITE, Plain, batch_of, best, cut, folded, plant
+from tests.unit.numerics.kernel_sets import kernel_set as kernel_set
 
 GROUPS = ((1, 0), (1, 1), (-1, 0), (-1, 1))
 
@@ -151,3 +152,26 @@ def test_roles_decide_what_counts() -> None:
     found = with_first.result(folded(with_first, [windows])).contexts
     assert bool((found.value[:2][found.window[:2] >= 0] == JUNK).all())
     assert bool((found.position[:2] == 0).all())
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the extra `fast` is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_kernel_sets_keep_the_same_lists_to_the_bit(dtype: torch.dtype) -> None:
+    """With ties, padding, lists that are full and windows that come out of order."""
+    windows = plant(7, 60, units=300, levels=4)
+    order = [windows[number * 7 % 60] for number in range(60)]
+    fold = UnitSurvey(Plain(300), k=6, neighbours=3)
+    compiled = folded(fold, cut(order, [5, 9, 2]), dtype)
+    with kernels.reference():
+        plain = folded(fold, cut(order, [5, 9, 2]), dtype)
+    lists = [name for name in compiled if name.startswith("contexts.")]
+    assert len(lists) == 8
+    for name in lists:
+        assert torch.equal(compiled[name], plain[name]), name
+
+
+def test_what_is_not_finite_around_an_extreme_is_refused(kernel_set: str) -> None:
+    windows = plant(8, 4, units=3)
+    windows[1].values[2, 1] = torch.inf
+    with pytest.raises(Refusal, match="NaN or infinities"):
+        folded(UnitSurvey(Plain(3), k=2, neighbours=3), cut(windows, [4]))
