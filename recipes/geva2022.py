@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microtome.core import Batch, Half, Refusal, Site
+from microtome.core import CONTENT, Batch, Half, Refusal, Site
 from microtome.model import Model, capture
 from microtome.neurons.aggregation import why_no_aggregation
 from microtome.neurons.early_exit import Exit, early_exits, nearest_clusters, trace
@@ -138,13 +138,8 @@ def _switched(
     """Units of the largest clusters of a late layer, each in turn, at the end that the cluster is of."""
     layer = round(0.75 * (len(values) - 1))
     batch = _first(windows.of(Half.CONFIRM), size.over)
-    value = float(
-        capture(model, batch, [Site("mlp_act", layer)])[Site("mlp_act", layer)]
-        .float()
-        .abs()
-        .flatten()[: 1 << 24]
-        .quantile(_LARGE)
-    )
+    acts = capture(model, batch, [Site("mlp_act", layer)])[Site("mlp_act", layer)]
+    value = float(acts[batch.counted(CONTENT).to(acts.device)].float().abs().flatten()[: 1 << 24].quantile(_LARGE))
     found = []
     top = nearest[layer, :, 0]
     for cluster in top[top >= 0].bincount().argsort(descending=True, stable=True)[: size.switched].tolist():

@@ -66,7 +66,7 @@ def gradients_at(
 def gradient_times_activation(
     model: Model, batch: Batch, question: Question, sites: Sequence[Site]
 ) -> dict[Site, Float[Tensor, "window token *any"]]:
-    """H dA/dh at every token and unit of `sites`: to first order, what the answer A loses where h is set to 0.
+    """What h dA/dh is at every token and unit of `sites`: to first order, what the answer A loses where h is set to 0.
 
     Exact where A is linear between h and 0: in an activation that only the last layer's logits read, say. Unchanged where a unit is scaled
     or reversed against what it writes.

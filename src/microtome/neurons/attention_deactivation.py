@@ -284,7 +284,7 @@ def attention_changes(
     The first token itself is left as it is, so that its key stays. The control is the same of units that write as much (`as_much`).
     `active` is the share of a window's tokens that count as those at which a unit is most active; windows without a counted token
     behind the first are left out.
-    Errors: `Refusal` for units that do not come before the head, and for a mixture of experts.
+    Errors: `Refusal` for units that do not come before the head, for a mixture of experts, and where no window can be used.
     Cost: a forward pass up to the head's layer for each window and unit. Memory: the patterns of eight windows.
     Source: Gurnee et al. 2024, arXiv:2401.12181, on attention deactivation.
     """
@@ -301,8 +301,11 @@ def attention_changes(
             counted[0] = False
             if bool(counted.any()):
                 parts.append(_of_window(model, alone, head, units, held, counted, active))
-    columns = zip(*parts, strict=True) if parts else [[torch.zeros(0)]] + [[torch.zeros(0, len(units))]] * 3
-    return AttentionChanges(*head, tuple(units), *(torch.stack(list(each)).double() for each in columns))
+    if not parts:
+        why = "no window has a counted token behind its first"
+        raise Refusal("attention without a unit", why=why, instead="give windows of several tokens")
+    columns = (torch.stack(list(each)).double() for each in zip(*parts, strict=True))
+    return AttentionChanges(*head, tuple(units), *columns)
 
 
 def _of_window(

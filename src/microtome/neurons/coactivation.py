@@ -115,12 +115,15 @@ def coactivations(
         near.layer[near.cosine == 0] = -1  # itself, or a constant
         for other in every:
             _confirm(near, held[layer].confirm, other, held[other].confirm)
+        near.layer[near.cosine == 0] = -1  # a constant of the confirm half
+        near.cosine[near.layer < 0] = torch.nan
         yield Links(ALIKE, layer, near.cosine, near.layer, near.index, control[layer])
 
 
 def coactivation_operations(units: int, layers: int, rows: int) -> float:
     """Operations that the correlations of all units of all layers take: half of the rows choose, and controls are of some units."""
-    return float(rows) * (layers * units) ** 2 * (1 + min(1.0, COMPARED / units)) + 2.0 * rows * layers * units**2
+    turns = 2 * layers * (2.0 * rows * units**2 + 8 / 3 * units**3)
+    return float(rows) * (layers * units) ** 2 * (1 + min(1.0, COMPARED / units)) + turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +157,7 @@ def _control(
     k: int,
     seed: int,
 ) -> dict[int, Float[Tensor, " k"]]:
-    """Mean sizes at each rank, by layer: each layer of `every` is turned once, for some units of all layers together."""
+    """Mean sizes at each rank, by layer: each layer of `every` is turned once for each half, for some units of all layers together."""
     some = {layer: compared(held[layer].units, int(hash_parts(seed, layer))) for layer in layers}
     own = [torch.cat([getattr(held[layer], side)[:, some[layer]] for layer in layers], 1) for side in ("discover", "confirm")]
     turned = Nearest(own[0].shape[1], k)
@@ -167,8 +170,8 @@ def _control(
         turned.add(own[0].T @ directions(other).discover, other)
     for other in every:
         _confirm(turned, own[1], other, directions(other).confirm)
-    sizes = turned.cosine.abs().split([len(some[layer]) for layer in layers])
-    return {layer: mine.mean(0) for layer, mine in zip(layers, sizes, strict=True)}
+    sizes = torch.where(turned.cosine == 0, torch.nan, turned.cosine.abs()).split([len(some[layer]) for layer in layers])
+    return {layer: mine.nanmean(0) for layer, mine in zip(layers, sizes, strict=True)}
 
 
 def _confirm(near: Nearest, own: Float[Tensor, "row unit"], other: int, held: Float[Tensor, "row column"]) -> None:

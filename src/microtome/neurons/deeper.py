@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from microtome.capture.lens import MAIN, Results, Rows, Run
@@ -132,10 +132,15 @@ def deeper(
 
 def _roles(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     found = write_roles(run.model.weights, output_reader(run.model.weights), seed=_SEED)
-    # the end at which a unit is rarely and strongly active says what it writes when it fires
-    names = role_names(found, [_survey(results, basis).moments.skewness.nan_to_num(0.0) for basis in bases])
+    names = role_names(found, [_orientation(run, _survey(results, basis)) for basis in bases])
     labels = list(role_labels(bases, found, names))
     return Deeper([role_rows(bases, found, run.name)], labels, role_findings(bases, found, names), {})
+
+
+def _orientation(run: Run, survey: UnitSurveyRecord) -> Float64[Tensor, " unit"]:
+    """1 in a plain block; else the side at which a unit is rarely and strongly active, by which it writes where it fires."""
+    skewness = survey.moments.skewness.nan_to_num(0.0)
+    return skewness if run.model.shape.gated else torch.ones_like(skewness)
 
 
 def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
@@ -153,11 +158,21 @@ def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
         if int((activity.seen > 0).sum()) < 2:
             continue
         found = positional(activity)
-        most = activity.share.nan_to_num(-1.0).argmax(1)
-        where = [[f"tokens {place * width + 1} to {(place + 1) * width}" for place in own] for own in most.tolist()]
+        most = activity.share.nan_to_num(-1.0).max(1)
+        mean = activity.active.sum(1).double() / activity.seen.sum().clamp_min(1)
+        where = [
+            [_place_named(*each, width) for each in zip(*own, strict=True)]
+            for own in zip(most.indices.tolist(), most.values.tolist(), mean.tolist(), strict=True)
+        ]
         rows.append(place_rows(basis, found, run.name))
         labels += place_labels(basis, found, where)
     return Deeper(rows, labels, [], {})
+
+
+def _place_named(place: int, share: float, mean: float, width: int) -> str:
+    first, last = place * width + 1, (place + 1) * width
+    tokens = f"token {first}" if first == last else f"tokens {first} to {last}"
+    return f"{tokens}: {100 * share:.0f} % there, {100 * mean:.0f} % over all"
 
 
 def _runs(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float64
+from torch import Tensor
 
 from microtome.examples.rows import address_column, word_column
 from microtome.neurons.basis import Neurons
@@ -20,7 +21,7 @@ from microtome.neurons.findings import Finding
 from microtome.neurons.memories import SHUFFLED, Agreement
 from microtome.neurons.ngrams import NgramDetectors
 from microtome.neurons.positional import CRITERIA, Positional
-from microtome.neurons.roles import Roles
+from microtome.neurons.roles import SETTINGS, Roles
 from microtome.neurons.statistics import stat_rows
 from microtome.neurons.unit_labels import ANSWERS_TURNED, PLACES_TURNED, RANDOM_DIRECTIONS, RUN_END, expected_share
 from microtome.numerics import benjamini_hochberg
@@ -43,7 +44,7 @@ _ROLES: Final = {
     "partition": "divide the vocabulary in two",
     "scale": "are long and raise or lower all logits alike",
 }
-_SAME_TOKENS: Final = "random places"
+_RANDOM_PLACES: Final = "random places"
 _LARGEST_Q: Final = 0.01
 _LEAST: Final = 0.25
 """The share of variance that a question must explain to be a finding."""
@@ -76,15 +77,15 @@ def role_findings(bases: Sequence[Neurons], found: Sequence[Roles], names: Seque
         ]
         total = sum(basis.units for basis in bases)
         layers = Counter(basis.layer for basis, _ in units).most_common(_MOST)
-        strength = [-each.logit_variance if role == "scale" else each.moments.kurtosis for each in found]
+        strength = [_strength(each, role) for each in found]
         at = {basis: place for place, basis in enumerate(bases)}
         first = sorted(units, key=lambda pair: -float(strength[at[pair[0]]][pair[1]]))[:_MOST]
         named = ", ".join(str(basis.address(unit)) for basis, unit in first)
         where = ", ".join(f"{layer} ({count})" for layer, count in layers)
         verb = "has" if len(units) == 1 else "have"
         sentence = (
-            f"{len(units):,} of {total:,} units {verb} weights that {_ROLES[role]} (q at most {_LARGEST_Q:g} against {RANDOM_DIRECTIONS}), in layers "
-            f"{where}: {named}"
+            f"{len(units):,} of {total:,} units {verb} weights that {_ROLES[role]} (q at most {SETTINGS.q:g} against {RANDOM_DIRECTIONS}: of these, about "
+            f"{SETTINGS.q * len(units):.1g} by chance), in layers {where}: {named}"
         )
         findings.append(
             Finding(
@@ -92,11 +93,20 @@ def role_findings(bases: Sequence[Neurons], found: Sequence[Roles], names: Seque
                 str(first[0][0].address(first[0][1])),
                 sentence,
                 len(units) / total,
-                _LARGEST_Q,
-                RANDOM_DIRECTIONS,
+                SETTINGS.q * len(units) / total,
+                "expected by chance",
             )
         )
     return findings
+
+
+def _strength(found: Roles, role: str) -> Float64[Tensor, " unit"]:
+    """What a role is told from, larger for more of it, beside what random directions of the layer have."""
+    if role == "scale":
+        return -found.logit_variance / found.logit_control
+    if role == "partition":
+        return found.moments.variance / float(found.control.variance)
+    return found.moments.kurtosis
 
 
 def family_rows(basis: Neurons, found: Families, run: str) -> pa.Table:
@@ -175,8 +185,8 @@ def cohesion_rows(basis: Neurons, found: Cohesion, run: str) -> pa.Table:
     for place, end in enumerate(found.ends):
         beside = {"control": found.chance[place].numpy()}
         tested = beside | {"q": found.q[place].numpy()}
-        tables.append(stat_rows(basis, f"cohesion_{end}", found.value[place].numpy(), run, tested, _SAME_TOKENS))
-        tables.append(stat_rows(basis, f"cohesion_tokens_{end}", found.alike[place].numpy(), run, beside, _SAME_TOKENS))
+        tables.append(stat_rows(basis, f"cohesion_{end}", found.value[place].numpy(), run, tested, _RANDOM_PLACES))
+        tables.append(stat_rows(basis, f"cohesion_tokens_{end}", found.alike[place].numpy(), run, beside, _RANDOM_PLACES))
     return pa.concat_tables(tables)
 
 

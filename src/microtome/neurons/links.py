@@ -116,6 +116,8 @@ def weight_links(
                 cosines.fill_diagonal_(0)
             own.add(cosines, other)
             turned.add((rows[some] @ turn.T) @ columns.T, other)
+        itself = (own.layer == layer) & (own.index == torch.arange(len(rows))[:, None])
+        own.layer[itself], own.cosine[itself] = -1, torch.nan
         yield Links(kind, layer, own.cosine, own.layer, own.index, turned.cosine.abs().mean(0))
 
 

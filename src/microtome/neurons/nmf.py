@@ -210,9 +210,16 @@ def error_curve(
 
 
 def _held_error(model: Any, h: Float[Tensor, "row unit"], settings: Factoring) -> float:
+    from sklearn.exceptions import ConvergenceWarning
+
     rows = ends_of(h.double(), settings.ends).numpy()
     whole = float(np.linalg.norm(rows))
-    return float(np.linalg.norm(rows - model.transform(rows) @ model.components_)) / whole if whole > 0 else torch.nan
+    if not whole > 0:
+        return torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = model.transform(rows)
+    return float(np.linalg.norm(rows - found @ model.components_)) / whole
 
 
 def stability(h: Float[Tensor, "row unit"], settings: Factoring = Factoring(), *, repeats: int = 5) -> Stability:

@@ -299,7 +299,7 @@ def suppressed(
     change: Callable[[Int64[Tensor, " unit"]], Change] = lambda units: Set(0.0),
     settings: Suppression = Suppression(),
 ) -> Suppressed:
-    """Suppress units at every token but a window's first. Give texts that did not choose the units: `task.take(found.test)`.
+    """Suppress units at every token that is read, special ones and places of a soft prompt too, as in the paper. Give texts that did not choose the units: `task.take(found.test)`.
 
     `change` is what is done to units, by their number in `found`: `lambda units: Noise(0.1)` as in the paper, `Set(0.0)`, or
     `Set(means[units])`.

@@ -1,4 +1,4 @@
-"""What each unit can be called: the tests that it passed in held-out documents, in words, each beside its control.
+"""What each unit can be called: the tests that it passed, in words, each beside its control.
 
 A label says what most of a unit's held-out contexts have in common, which question about a token its activation answers, where in a window it
 fires, or what kind of thing its weights write. A unit without one passed none of these tests, which is no proof that it does nothing.
@@ -124,14 +124,15 @@ def question_labels(bases: Sequence[Neurons], found: Sequence[Families]) -> Iter
 def place_labels(basis: Neurons, found: Positional, where: Sequence[Sequence[str]]) -> Iterator[UnitLabel]:
     """Units whose being active depends on the place in the window by more than the paper's 0.05 nats, by the criterion that says most.
 
-    `where` says for each criterion and unit at which places it is active most often.
+    `where` says for each criterion and unit at which place it is active most often, and how often. All documents count: the test is against
+    places turned round, and chooses nothing.
     """
     size = torch.where((found.q <= LARGEST_Q) & (found.information > VOITA), found.information, 0.0)
     best, criterion = size.max(0)
     for unit in best.nonzero()[:, 0].tolist():
         which = int(criterion[unit])
         shape = found.kind[which][unit]
-        text = f"{CRITERIA[which]} mostly at {where[which][unit]}" + (f" ({shape})" if shape else "")
+        text = f"{CRITERIA[which]} most often at {where[which][unit]}" + (f" ({shape})" if shape else "")
         control, q = float(found.control[which, unit]), float(found.q[which, unit])
         yield UnitLabel(str(basis.address(unit)), "", "place", text, float(best[unit]), control, PLACES_TURNED, q)
 

@@ -17,6 +17,8 @@ __all__ = ["LabelledText", "brown_class", "merged", "read_columns", "read_labels
 _CLOSING: Final = frozenset(",.;:?!)]}%")
 _OPENING: Final = frozenset("([{")
 _DOCUMENT: Final = "-DOCSTART-"
+_COMMENTS: Final = ("# newdoc", "# newpar", "# sent_id", "# text")
+"""What begins a comment even where it has as many words as there are columns; `#` alone may be a word."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_columns(
     document, starts, sentence = 0, 0, 0
     found: dict[tuple[int, int], list[tuple[str, str, bool]]] = {}
     for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
-        comment = line.startswith("#") and len(row) != width
+        comment = line.startswith("#") and (len(row) != width or line.startswith(_COMMENTS))
         if comment or line.startswith(_DOCUMENT) or not line.strip():
             starts += line.startswith((_DOCUMENT, "# newdoc"))
             document, sentence = starts, sentence + 1

@@ -191,7 +191,8 @@ def word_vectors(
     def keep(site: Site, rows: Tensor, values: Tensor) -> None:
         if site not in kept:
             kept[site] = torch.empty(len(words.y), values.shape[1], dtype=getattr(torch, dtype))
-        kept[site][rows] = values.cpu().to(kept[site].dtype)
+        largest = torch.finfo(kept[site].dtype).max
+        kept[site][rows] = values.cpu().float().clamp(-largest, largest).to(kept[site].dtype)
 
     words_seen(model, texts, words, sites, keep, pooling=pooling)
     return kept

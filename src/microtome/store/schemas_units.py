@@ -43,7 +43,7 @@ UNITS: Final = (
         "unit_labels",
         "what a unit can be called, by a test that it passed in the confirm half: a word that half of its contexts at an end are at or before, a run "
         "of words that they end in, a question about the token that explains a tenth of its variance, a place in the window that its being active "
-        "depends on, or what its weights write; value is what was tested (share, variance explained, nats, or a moment of cosines), "
+        "depends on (in all documents), or what its weights write; value is what was tested (share, variance explained, nats, or a moment of cosines), "
         "control the same by chance",
         "unit kind end run",
         unit=pa.string(),

@@ -14,7 +14,7 @@ from microtome.neurons.attention_deactivation import (
     first_token_heads,
 )
 from tests import toys
-from tests.unit.model.tiny import opened
+from tests.unit.model.tiny import built, opened
 
 FIRST, CONTENT = int(Role.FIRST), int(Role.CONTENT)
 
@@ -44,7 +44,7 @@ def scores_by_direction(model: Model, one: Batch, layer: int, place: int, wanted
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gpt_neox"])
 @pytest.mark.parametrize("wanted", ["key", "key less others"])
 def test_a_state_has_the_score_that_its_product_with_the_direction_says(family: str, wanted: Wanted) -> None:
-    model = opened(family)
+    model = wrap(built(family), name=family)
     for name, parameter in model.module.named_parameters():
         with torch.no_grad():
             if parameter.dim() == 1 and ("ln" in name or "norm" in name.lower()) and name.endswith("weight"):

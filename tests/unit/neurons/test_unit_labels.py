@@ -83,8 +83,8 @@ def test_a_place_is_said_by_the_criterion_that_tells_most() -> None:
     found = Positional(information, nothing, q, q, (("", "range", ""), ("oscillating", "", "")))
     where = [["tokens 1 to 8"] * 3, ["tokens 9 to 16"] * 3]
     first, second = place_labels(LAYER, found, where)
-    assert first.text == "large mostly at tokens 9 to 16 (oscillating)"
-    assert second.text == "open mostly at tokens 1 to 8 (range)"
+    assert first.text == "large most often at tokens 9 to 16 (oscillating)"
+    assert second.text == "open most often at tokens 1 to 8 (range)"
 
 
 def test_roles_are_beside_the_moment_that_says_so() -> None:
