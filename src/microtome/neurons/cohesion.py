@@ -7,17 +7,20 @@ Axes of this module: `place`, a token of the half; `end`, top or bottom; `before
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from microtome.core import Batch, Half, Refusal, Role
 from microtome.examples import Contexts
 from microtome.numerics import benjamini_hochberg, permutation_p
 
-__all__ = ["Cohesion", "Places", "cohesion", "places_of"]
+__all__ = ["WIDTH", "Cohesion", "Places", "cohesion", "enough_before", "places_of"]
 
+WIDTH: Final = 16
+"""Tokens before a context that are compared."""
 _UNITS = 128
 _AGAIN = 4
 
@@ -67,19 +70,17 @@ class Cohesion:
 
 
 def places_of(
-    batches: Iterable[Batch], embedding: Float[Tensor, "vocab d_model"], *, half: Half = Half.CONFIRM, width: int = 16
+    batches: Iterable[Batch], embedding: Float[Tensor, "vocab d_model"], *, half: Half = Half.CONFIRM, width: int = WIDTH
 ) -> Places:
     """Read a half of a text. Errors: `Refusal` where no token has `width` ordinary ones before it. Memory: 17 bytes a token."""
     ids, documents, there, ordinary, windows, lengths = [], [], [], [], [], []
     for batch in batches:
         mine = (batch.half == int(half)).cpu()
         own, roles = batch.ids.cpu()[mine], batch.roles.cpu()[mine]
-        usual = (roles == int(Role.CONTENT)) | (roles == int(Role.FIRST))
-        count = torch.nn.functional.pad(usual.long().cumsum(1), (width + 1, 0))
-        enough = count[:, width : width + own.shape[1]] - count[:, : own.shape[1]] == width
+        usual = _usual(roles)
         ids.append(own.flatten())
         documents.append(batch.document.cpu()[mine, None].expand_as(own).flatten())
-        there.append((enough & usual).flatten())
+        there.append(enough_before(batch, half, width).flatten())
         ordinary.append(usual.flatten())
         windows.append(batch.window.cpu()[mine])
         lengths.append(torch.full((len(own),), own.shape[1]))
@@ -92,6 +93,17 @@ def places_of(
     used = flat[0][flat[3]].bincount(minlength=len(vectors)).float()
     mean = used @ vectors / used.sum()
     return Places(half, width, flat[0], flat[1], flat[2], flat[4][order], first[order], vectors, mean)
+
+
+def enough_before(batch: Batch, half: Half, width: int) -> Bool[Tensor, "window token"]:
+    """Which ordinary tokens of the windows of a half have `width` ordinary ones right before them."""
+    usual = _usual(batch.roles.cpu()[(batch.half == int(half)).cpu()])
+    count = torch.nn.functional.pad(usual.long().cumsum(1), (width + 1, 0))
+    return (count[:, width : width + usual.shape[1]] - count[:, : usual.shape[1]] == width) & usual
+
+
+def _usual(roles: UInt8[Tensor, "window token"]) -> Bool[Tensor, "window token"]:
+    return (roles == int(Role.CONTENT)) | (roles == int(Role.FIRST))
 
 
 def cohesion(contexts: Contexts, places: Places, *, draws: int = 1000, seed: int = 0) -> Cohesion:

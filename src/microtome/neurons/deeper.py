@@ -14,12 +14,12 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from microtome.capture.lens import MAIN, Results, Rows, Run
-from microtome.core import Batch, Fold, Refusal
+from microtome.core import Batch, Fold, Half
 from microtome.examples import UnitSurveyRecord, in_order_of_text
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name
 from microtome.neurons.coactivation import SampledRows, coactivation_operations, coactivation_rows, coactivations
-from microtome.neurons.cohesion import cohesion, places_of
+from microtome.neurons.cohesion import WIDTH, cohesion, enough_before, places_of
 from microtome.neurons.deeper_rows import (
     agreement_findings,
     cohesion_rows,
@@ -42,7 +42,7 @@ from microtome.neurons.unit_labels import UnitLabel, place_labels, question_labe
 from microtome.readout import output_reader
 from microtome.readout.words import texts_of
 
-__all__ = ["Deeper", "deeper", "deeper_folds", "why_not_deeper", "why_not_together"]
+__all__ = ["Deeper", "deeper", "deeper_folds", "why_no_agreement", "why_not_alike", "why_not_deeper", "why_not_together"]
 
 _TOGETHER: Final = 2048
 """Tokens, about, whose activations say which units fire alike."""
@@ -83,6 +83,22 @@ def why_not_together(run: Run) -> str:
     if run.depth == "standard" and operations > AFFORDED:
         return f"it takes {operations:.0e} operations, which is too much for depth standard: --depth full computes it"
     return ""
+
+
+def why_not_alike(run: Run) -> str:
+    """Why contexts are not compared by the texts before them; empty where they are. Reads the text up to the first token that has enough."""
+    if why := why_not_deeper(run):
+        return why
+    if any(bool(enough_before(batch, Half.CONFIRM, WIDTH).any()) for batch in _batches(run)):
+        return ""
+    return f"no token of the held-out documents has {WIDTH} ordinary ones before it in its window; build with longer texts"
+
+
+def why_no_agreement(run: Run) -> str:
+    """Why values are not compared with the token that follows; empty where they are."""
+    if why := why_not_deeper(run):
+        return why
+    return "" if run.model.shape.causal else "every token attends to those after it, so that units need not predict them"
 
 
 def deeper_folds(bases: Sequence[Neurons], run: Run, edges: Callable[[Neurons], Tensor]) -> Mapping[str, Fold]:
@@ -189,12 +205,10 @@ def _runs(
 
 
 def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
-    """What a unit's contexts have in common, by the texts before them; nothing where texts are too short."""
-    embedding = run.model.weights.get("W_E")
-    try:
-        places = places_of(_batches(run), embedding)
-    except Refusal:
+    """What a unit's contexts have in common, by the texts before them."""
+    if why_not_alike(run):
         return Deeper([], [], [], {})
+    places = places_of(_batches(run), run.model.weights.get("W_E"))
     rows = [
         cohesion_rows(basis, cohesion(_survey(results, basis).contexts, places, seed=run.seed), run.name) for basis in bases
     ]
@@ -203,7 +217,7 @@ def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
 
 def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     """Whether values say the token that follows: asked of models that predict it."""
-    if not run.model.shape.causal:
+    if why_no_agreement(run):
         return Deeper([], [], [], {})
     assert isinstance(run.model, Model), "a text is read by a model that was built"
     reader = output_reader(run.model.weights)

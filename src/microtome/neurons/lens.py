@@ -18,7 +18,7 @@ from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name, neurons_of
 from microtome.neurons.causal import Picked, ablation_rows, effect_findings, effect_rows, pick
 from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
-from microtome.neurons.deeper import deeper, deeper_folds, why_not_deeper, why_not_together
+from microtome.neurons.deeper import deeper, deeper_folds, why_no_agreement, why_not_alike, why_not_deeper, why_not_together
 from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
 from microtome.neurons.explaining import (
@@ -165,6 +165,8 @@ class NeuronsLens:
             deep = {
                 "roles, families, runs of words and places of units": why_not_deeper(run),
                 "co-activation of units": why_not_together(run),
+                "likeness of contexts": why_not_alike(run),
+                "value agreement": why_no_agreement(run),
             }
             causal |= {what: reason for what, reason in deep.items() if reason}
             return missing | seen | causal | links | (_FEW if run.corpus.shared_halves else {})

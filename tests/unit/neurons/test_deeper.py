@@ -90,3 +90,15 @@ def test_a_quick_build_says_what_it_lacks_and_a_standard_one_of_an_encoder_has_i
     encoder = build(toys.toy_encoder(), texts, output=tmp_path / "encoder", settings=settings)
     assert "co-activation of units" not in encoder.manifest.runs["main"].absent
     assert encoder.sql("select count(*) as n from coactivations").to_pylist()[0]["n"] > 0
+
+
+def test_what_a_text_or_model_cannot_say_is_named(tmp_path: Path) -> None:
+    settings = Settings(lenses=("neurons",), depth="standard", window=12)
+    absent = (
+        build(toys.toy_encoder(), toys.toy_texts(), output=tmp_path / "atlas", settings=settings).manifest.runs["main"].absent
+    )
+    assert "attends to those after it" in absent["value agreement"]
+    assert "16 ordinary ones before it" in absent["likeness of contexts"]
+    longer = Settings(lenses=("neurons",), depth="standard", window=24)
+    there = build(toys.toy_decoder(), toys.toy_texts(), output=tmp_path / "long", settings=longer).manifest.runs["main"].absent
+    assert not {"value agreement", "likeness of contexts"} & set(there)
