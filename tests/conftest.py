@@ -6,6 +6,7 @@ Set before anything of the package is imported. What needs real weights or a bro
 import ipaddress
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,15 @@ def _offline() -> Iterator[None]:
     _refused.clear()
     yield
     assert not _refused, f"tried to reach {', '.join(_refused)}"
+
+
+@pytest.fixture(autouse=True)
+def _shared_models() -> Iterator[None]:
+    """Fail a test that changed a model which other tests share: the fault would show in whichever of them runs next."""
+    yield
+    tiny = sys.modules.get("tests.unit.model.tiny")
+    changed = tiny.changed() if tiny else []
+    assert not changed, f"changed a shared model ({', '.join(changed)}); build one of its own: wrap(built(name))"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -132,8 +132,30 @@ def built(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 @functools.cache
 def opened(name: str, dtype: torch.dtype = torch.float32) -> Model:
-    """The model wrapped, once for all tests: a test that changes a model builds its own."""
-    return wrap(built(name, dtype), name=name)
+    """The model wrapped, once for all tests: a test that changes a model builds its own (`changed` finds those that do not)."""
+    model = wrap(built(name, dtype), name=name)
+    _opened.append((model, [(weight, weight._version, weight.detach().clone()) for weight in model.module.parameters()]))
+    return model
+
+
+_opened: list[tuple[Model, list[tuple[torch.nn.Parameter, int, torch.Tensor]]]] = []
+"""Every shared model with its parameters, their versions and their values as built."""
+
+
+def changed() -> list[str]:
+    """The shared models that are no longer as built; they are built anew where they are asked for next.
+
+    Versions tell what was written to, values whether it was put back: an edit that undoes itself changes nothing.
+    """
+    names = []
+    for model, weights in _opened:
+        written = any(weight._version != version for weight, version, _ in weights)
+        if written and not all(torch.equal(weight, value) for weight, _, value in weights):
+            names.append(model.name)
+    if names:
+        _opened.clear()
+        opened.cache_clear()
+    return names
 
 
 def batch_for(model: Model, lengths: tuple[int, ...] = (7, 7)) -> Batch:

@@ -163,7 +163,7 @@ def test_a_unit_set_to_what_it_is_changes_nothing_and_the_first_token_is_left_al
 
 
 def test_norms_on_the_way_are_folded_in_a_post_norm_model() -> None:
-    model = opened("bert")
+    model = wrap(built("bert"))
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():
             if "LayerNorm.weight" in name:
