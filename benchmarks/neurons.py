@@ -34,7 +34,7 @@ from microtome.probes import Sparse, sparse_probe
 from microtome.store import stream_table
 
 RESULTS: Final = Path(__file__).with_name("results.json")
-TOKENS: Final = 2048
+TOKENS: Final = 4096
 SPEECHES: Final = 16
 TOP: Final = 20
 ROWS: Final = 100_000

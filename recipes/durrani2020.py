@@ -209,8 +209,8 @@ def claims(found: Found) -> list[Claim]:
 
 def _of_sets(found: Found) -> list[Claim]:
     minimal, kept = found.minimal, found.kept
-    low, high = found.whole.interval
-    few_low, few_high = found.few.interval
+    low, high = found.whole.extremes
+    few_low, few_high = found.few.extremes
     tenth = _SHARES.index(0.1)
     closed, opened_classes = (mean_of(found.needed(classes)) for classes in (CLOSED, OPEN))
     return [

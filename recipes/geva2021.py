@@ -167,7 +167,7 @@ def _of_triggers(found: Found) -> list[Claim]:
             "patterns of the lower layers are shallow",
             "layers 1 to 9 of 16 shallow",
             f"shared endings: {lower.percent} below, {upper.percent} above the middle",
-            "at most 1 % by chance",
+            "of the ends counted, 1 in 100 at most would be so by chance",
             lower.above(upper),
         ),
         Claim(
@@ -270,7 +270,7 @@ def _of_sums(sums: Aggregated, *, gated: bool) -> list[Claim]:
             "for about a third from the bottom, more from layer 10 on",
             f"{_said(decided[0])} before the first block's sum, {_said(middle)} in the middle, {_said(last)} before the last",
             f"final tokens of other windows: {last.control:.1%}",
-            last.low > middle.high > decided[0].low,
+            last.low > middle.high and middle.low > middle.control,
         ),
         Claim(
             "where a layer changes the answer, the new one is mostly not the layer's own",

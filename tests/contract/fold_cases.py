@@ -171,7 +171,7 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("sampled rows", lambda: SampledRows(_DENSE, 0.5, 3)),
     FoldCase("prompt worth", lambda: PromptWorth(_words(), _facts()), windows=9),
     FoldCase("fact tests", lambda: FactTests(_words(), _facts(), _known(), draws=2, others=1), windows=9),
-    FoldCase("word moments", lambda: WordMoments(_DENSE.sites[0], SIZES["unit"], _labelled(), _labelled().y.flip(0))),
+    FoldCase("word moments", lambda: WordMoments(_DENSE.sites[0], SIZES["unit"], _labelled(), _labelled().y.flip(0)[None])),
     FoldCase("word rows", lambda: WordRows(_DENSE.sites[0], torch.tensor([1, 3]), _labelled(), torch.arange(0, 60, 3))),
     FoldCase("excerpts", lambda: ExcerptSurvey(_DENSE, Selection(length=4, active=4, random=4, shortest=2))),
     FoldCase(

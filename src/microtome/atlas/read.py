@@ -24,6 +24,8 @@ _WIDE: Final = ("units", "unit_stats")
 """The tables that the view `units_wide` is made of."""
 
 _QUERY: Final = f"query the tables {', '.join(TABLES)}"
+_READING: Final = frozenset({"SELECT", "EXPLAIN", "MULTI", "PRAGMA"})
+"""Kinds of statement that change nothing; MULTI is a pivot."""
 
 _Mark = tuple[int, int]
 """Size and time of change of a file whose bytes were found to be right."""
@@ -96,7 +98,8 @@ class Atlas:
 
         The bytes of the tables that the query names are compared with what the manifest records, once per file and `Atlas`, and
         again where a file has changed. Cost of that: one read of these files, 60 ms per 100 MB.
-        Errors: `Refusal` where such a table is missing or damaged, or with DuckDB's own words where the query fails.
+        Errors: `Refusal` for what is not one query that reads, where such a table is missing or damaged, and with DuckDB's own words where
+        the query fails.
         """
         import duckdb
 
@@ -106,6 +109,7 @@ class Atlas:
             raise _refusal(self.path, found)
         with self.connect() as connection:
             try:
+                _require_one_reading(connection.extract_statements(query))
                 rows = connection.sql(query, params=list(parameters))
                 table = None if rows is None else rows.to_arrow_table()
             except duckdb.Error as error:
@@ -124,6 +128,15 @@ class Atlas:
     def damaged(self) -> list[str]:
         """As the function `damaged`."""
         return damaged(self.path)
+
+
+def _require_one_reading(statements: Sequence[Any]) -> None:
+    """Refuse several statements, of which only the last would be answered, and those that write or load something."""
+    if len(statements) > 1:
+        raise Refusal("the query", why=f"it is {len(statements)} queries", instead="ask one at a time")
+    for each in statements:
+        if (kind := each.type.name) not in _READING:
+            raise Refusal("the query", why=f"{kind} is more than reading", instead=_QUERY)
 
 
 def damaged(path: str | Path) -> list[str]:

@@ -16,7 +16,7 @@ from microtome.numerics import kernels
 
 __all__ = ["execution_class", "tokens_per_batch", "windows_per_unit"]
 
-_TOKENS_PER_BATCH: Final = {"cpu": 2048, "mps": 8192, "cuda": 32768}
+_TOKENS_PER_BATCH: Final = {"cpu": 4096, "mps": 8192, "cuda": 32768}
 _FLOPS_PER_SECOND: Final = {"cpu": 5e11, "mps": 2e12, "cuda": 1e14}
 """Assumed, not measured: the cut into units must be the same in every run."""
 _BYTES_PER_SECOND: Final = 3e8

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Basis, Batch, Role, Site, State
 from microtome.core.bases import ExpertRows
-from microtome.examples.entries import PAYLOAD, Contexts, Seen, empty_entries, payload, to_device
-from microtome.examples.top import settle
-from microtome.numerics import hash_parts, hash_text, histogram, quantiles, reservoir, topk, uniform
+from microtome.examples.entries import PAYLOAD, Contexts, empty_entries, to_device
+from microtome.examples.top import accompany
+from microtome.numerics import hash_parts, hash_text, histogram, quantiles, reservoir, uniform
 from microtome.store.schemas_units import NEIGHBOURS
 
 __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRecord"]
@@ -155,13 +155,8 @@ class DecileContexts:
         chosen, keys = chosen.to(x.device), ((batch.window[:, None] << _PLACE_BITS) + place).to(x.device)
         state["sampled"] += chosen.sum()
         histogram.update(self._histogram(state), x, chosen)
-        source = reservoir.update(self._samples(state), x, keys, self._list_seed, chosen).flatten(0, 1)
-        new = topk.fresh(source, self.per_decile)
-        row, position = new.row // x.shape[1], new.row % x.shape[1]
-        unit = new.unit // DECILES
-        seen = Seen(row, position, unit, x[row, position, unit].float())
-        lists = {name: state[name].flatten(0, 1) for name in PAYLOAD if name not in _KEPT_AS}
-        settle(lists, source, new, payload(seen, x, batch, self.neighbours))
+        source = reservoir.update(self._samples(state), x, keys, self._list_seed, chosen)
+        accompany({name: state[name] for name in PAYLOAD if name not in _KEPT_AS}, source, x, batch)
 
     def merge(self, state: State, later: State) -> State:
         """The lowest hashes of both per list; sums of the counts."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from microtome.core import CONTENT, Basis, Batch, Half, Role, Site, State
 from microtome.core.bases import ExpertRows
 from microtome.examples.entries import Contexts, to_device
-from microtome.examples.top import counted_of, empty_top, insert_extremes, merge_top, top_record
+from microtome.examples.top import counted_of, empty_top, merge_top, surveyed, top_record
 from microtome.numerics import Moments, moments
 from microtome.store.schemas_units import NEIGHBOURS
 
@@ -63,8 +63,7 @@ class UnitSurvey:
         """Add a batch."""
         x = self.basis.encode(values)
         to_device(state, x.device)
-        extremes = moments.sweep(_part(state, _MOMENTS), x, batch.half, counted_of(batch, self.roles, x.device))
-        insert_extremes(_part(state, _LISTS), x, extremes, batch)
+        surveyed(_part(state, _MOMENTS), _part(state, _LISTS), x, batch, counted_of(batch, self.roles, x.device))
 
     def merge(self, state: State, later: State) -> State:
         """Both streams."""

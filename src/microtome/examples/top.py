@@ -5,19 +5,20 @@ One entry per window, its most extreme counted token, so that one document canno
 exact, ties included (the lower window, and in a window the lower position), hence the same under any split of the stream.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core import Basis, Batch, Half, Refusal, Role, State
 from microtome.examples.entries import NO_TOKEN, PAYLOAD, Contexts, Seen, empty_entries, following, payload, to_device
-from microtome.numerics import Extremes, kernels, topk
+from microtome.numerics import Extremes, kernels, moments, topk
 from microtome.numerics.kernels import Counted
 
-__all__ = ["counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "top_record"]
+__all__ = ["accompany", "counted_of", "empty_top", "insert_extremes", "merge_top", "settle", "surveyed", "top_record"]
 
 _ENDS: Final = ("top", "bottom")
 _HALVES: Final = len(Half)
@@ -46,15 +47,65 @@ def insert_extremes(state: State, x: Float[Tensor, "window token unit"], extreme
         return
     pairs = (extremes.maximum, extremes.minimum), (extremes.argmax, extremes.argmin)
     found = tuple(torch.stack(pair).numpy() for pair in pairs)
-    windows = torch.stack([batch.window.long(), batch.half.long(), (batch.roles != Role.PAD).sum(1)]).numpy()
-    texts = torch.stack([batch.ids, following(batch)]).long().numpy()
-    bits, strides, lists = kernels.memory(x), np.array(x.stride()), tuple(state[name].numpy() for name in PAYLOAD)
-    fine: list[bool] = []
-    kernels.spread(
-        x.shape[2],
+    tensor, told = (kernels.memory(x), np.array(x.stride())), _told(batch)
+    lists = tuple(state[name].numpy() for name in PAYLOAD)
+    _spread(x, compiled.BLOCK, lambda units: compiled.enter(tensor, told, found, units, lists, NO_TOKEN))
+
+
+def surveyed(sums: State, lists: State, x: Float[Tensor, "window token unit"], batch: Batch, counted: Counted) -> None:
+    """Add a batch to moments by half (`moments.sweep`) and to lists of extremes (`insert_extremes`), in place, in one read of `x`.
+
+    Errors: `Refusal` for NaN or infinities around an extreme.
+    """
+    to_device(lists, x.device)
+    compiled = kernels.compiled_for(x)
+    if compiled is None:
+        _insert(lists, x, moments.sweep(sums, x, batch.half, counted), batch)
+        return
+    rows, told = kernels.rows_of(x, counted), _told(batch)
+    where = rows.bits, np.array(x.stride()), rows.place, rows.begin
+    shape = (len(_ENDS), len(batch.window), x.shape[2])
+    found = np.empty(shape, np.float32), np.empty(shape, np.int32)
+    state, entries = (tuple(of[name].numpy() for name in names) for of, names in ((sums, moments.NAMES), (lists, PAYLOAD)))
+    _spread(x, compiled.BLOCK, lambda units: compiled.survey(where, told, units, state, found, entries, NO_TOKEN))
+
+
+def _told(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Of each window its key, half and length, and of each token its id and that which follows, as kernels take them."""
+    windows = torch.stack([batch.window.long(), batch.half.long(), (batch.roles != Role.PAD).sum(1)])
+    return windows.numpy(), torch.stack([batch.ids, following(batch)]).long().numpy()
+
+
+def accompany(
+    fields: State, source: Int[Tensor, "unit list slot"], x: Float[Tensor, "window token unit"], batch: Batch
+) -> None:
+    """Bring `fields`, what goes along with entries, to where a selection put them, in place; new entries get theirs from `x`.
+
+    `source` is as `reservoir.update` returns it, of rows of all tokens of `x`.
+    Errors: `Refusal` for NaN or infinities around a new entry.
+    """
+    held = source.shape[2]
+    compiled = kernels.compiled_for(x)
+    if compiled is None:
+        new = topk.fresh(source.flatten(0, 1), held)
+        row, position, unit = new.row // x.shape[1], new.row % x.shape[1], new.unit // source.shape[1]
+        seen = Seen(row, position, unit, x[row, position, unit].float())
+        lists = {name: tensor.flatten(0, 1) for name, tensor in fields.items()}
+        settle(lists, source.flatten(0, 1), new, payload(seen, x, batch, fields["activations"].shape[-1] // 2))
+        return
+    tensor, told = (kernels.memory(x), np.array(x.stride())), _told(batch)
+    lists = tuple(fields[name].numpy() for name in PAYLOAD if name in fields)
+    _spread(
+        x,
         compiled.BLOCK,
-        lambda begin, end: fine.append(compiled.enter(bits, strides, found, windows, texts, (begin, end), lists, NO_TOKEN)),
+        lambda units: compiled.accompany(tensor, told, source.numpy(), units, lists, NO_TOKEN),
     )
+
+
+def _spread(x: Float[Tensor, "window token unit"], block: int, work: Callable[[tuple[int, int]], bool]) -> None:
+    """Call `work` on ranges of units; it says whether all activations that it kept are finite."""
+    fine: list[bool] = []
+    kernels.spread(x.shape[2], block, lambda begin, end: fine.append(work((begin, end))))
     if not all(fine):
         raise Refusal("quantising rows", why="a row holds NaN or infinities", instead="leave such rows out")
 

@@ -15,10 +15,12 @@ from microtome.explain.examples import NOTHING, SCALE, Examples
 from microtome.explain.protocols import Explanation, Names
 from microtome.numerics import hash_parts
 
-__all__ = ["RunTable", "TableExplainer", "Table", "fitted"]
+__all__ = ["STRONG", "RunTable", "TableExplainer", "Table", "fitted"]
 
-_SHOWN: Final = 0.25
-"""Share of the scale below which a run is not named in a text."""
+STRONG: Final = 0.25 * SCALE
+"""The prediction from which a run is named in a text without a word on its weakness."""
+_WEAK: Final = 0.05 * SCALE
+"""The prediction below which it is not named at all."""
 _SAME: Final = 0.75
 """Share of a longer run's prediction from which the shorter one says as much."""
 
@@ -49,22 +51,27 @@ class RunTable:
                 found = torch.where(table.keys[place] == key, table.values[place], found)
         return found
 
-    def text(self, names: Names, shown: int = 5) -> str:
-        """The runs with the largest predictions in words; a longer run only where it predicts clearly more than without its first token."""
+    def told(self, least: float) -> list[tuple[float, tuple[int, ...]]]:
+        """Runs with predictions of `least` or more, the largest first; a longer run only where it predicts clearly more than without its first token."""
         known = [
             {tuple(run): value for run, value in zip(table.runs.tolist(), table.values.tolist(), strict=True)}
             for table in self.tables
         ]
-        told = [
+        found = [
             (value, run)
             for shorter, runs in zip([{}, *known], known, strict=False)
             for run, value in runs.items()
-            if value >= _SHOWN * SCALE and shorter.get(run[1:], 0.0) < _SAME * value
+            if value >= least and shorter.get(run[1:], 0.0) < _SAME * value
         ]
-        best = sorted(told, key=lambda pair: (-pair[0], len(pair[1]), pair[1]))[:shown]
-        if not best:
-            return "no token that it was seen at makes it active"
-        return "active at " + ", ".join(f"{' '.join(names(token) for token in run)} ({value:.1f})" for value, run in best)
+        return sorted(found, key=lambda pair: (-pair[0], len(pair[1]), pair[1]))
+
+    def text(self, names: Names, shown: int = 5) -> str:
+        """The runs with the largest predictions in words, of which those below a quarter of the scale are called weak."""
+        for least, how in ((STRONG, ""), (_WEAK, "weakly ")):
+            if best := self.told(least)[:shown]:
+                runs = (f"{' '.join(names(token) for token in run)} ({value:.1f})" for value, run in best)
+                return f"{how}active at " + ", ".join(runs)
+        return "no token that it was seen at makes it active"
 
 
 @dataclass(frozen=True, eq=False)

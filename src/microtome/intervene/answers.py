@@ -74,6 +74,8 @@ def single_token(model: Model, word: str) -> int:
 
     Errors: `Refusal` for a word of several tokens, and for a model without a tokenizer.
     """
+    if not word.strip():
+        raise Refusal(f"the answer {word!r}", why="it has no letter", instead="name a word, or give the id of a token")
     if model.tokenizer is None:
         raise Refusal(f"the answer {word!r}", why=f"{model.name} has no tokenizer", instead="give the id of a token")
     backend = model.tokenizer.backend_tokenizer

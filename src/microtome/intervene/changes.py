@@ -4,6 +4,7 @@ A change sees rows, one for each chosen token, of the chosen units, and gives ne
 sets a mean, zero ablation sets 0, patching sets what another run had there. A new change is a class here, and nothing else.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -111,10 +112,17 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Noise:
-    """h -> h + N(0, deviation^2), the same for a token (its run's window and its place), a unit and a seed, whatever the batch."""
+    """h -> h + N(0, deviation^2), the same for a token (its run's window and its place), a unit and a seed, whatever the batch.
+
+    Errors: `Refusal` for a deviation that is negative or no number.
+    """
 
     deviation: float
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.deviation < math.inf:
+            raise Refusal(f"noise of deviation {self.deviation}", why="it is not 0 or more", instead="give a number from 0")
 
     def of(self, rows: Float[Tensor, "row unit"], chosen: Chosen) -> Float[Tensor, "row unit"]:
         """The sums, noise drawn by hash (Box and Muller)."""

@@ -34,7 +34,7 @@ from microtome.explain import (
 )
 from microtome.explain.examples import joined
 from microtome.explain.scoring import OTHERS, scored
-from microtome.explain.tables import Table, fitted
+from microtome.explain.tables import STRONG, Table, fitted
 from microtome.neurons.basis import Neurons
 from microtome.neurons.causal import Picked
 from microtome.neurons.explained import Turned
@@ -366,8 +366,8 @@ def _text(made: _Made, names: Names) -> str:
         _, place, times = torch.cat([each.runs, runs]).unique(dim=0, return_inverse=True, return_counts=True)
         often = times[place[: len(each.runs)]] > _SEEN  # once more than seen, for itself
         kept.append(Table(each.keys[often], each.runs[often], each.values[often]))
-    text = RunTable(tuple(kept), table.other).text(names)
-    return table.text(names) if text == RunTable((), 0.0).text(names) else text
+    often = RunTable(tuple(kept), table.other)
+    return (often if often.told(STRONG) else table).text(names)
 
 
 def _directions(layer: LayerRecords) -> tuple[float, float]:

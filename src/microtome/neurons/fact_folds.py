@@ -127,12 +127,12 @@ class FactTests:
     """
 
     kind: ClassVar[str] = "neurons.fact_tests"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: Model
     asked: tuple[AskedFact, ...]
     units: tuple[tuple[UnitAddress, ...], ...]
-    draws: int = 39
+    draws: int = 99
     others: int = 5
     seed: int = 0
 

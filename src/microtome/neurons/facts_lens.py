@@ -36,7 +36,7 @@ _WORTH: Final = "facts.worth"
 _TESTS: Final = "facts.tests"
 _NOWHERE: Final = 0.1
 """A share of the answer's probability below which units are not what it hangs on."""
-_RANDOM: Final = "random units of the same layers"
+_RANDOM: Final = "random units of the same layers that write as much"
 _LARGEST_Q: Final = 0.05
 _FEW: Final = 20
 """Facts that have a finding of their own, of a relation."""
@@ -129,8 +129,8 @@ class FactsLens:
                     "prompts": settled.prompts,
                     "rounds": settled.rounds,
                     "settled": settled.settled,
-                    "explained": units.explained,
-                    "error": units.error,
+                    "explained": units.explained if bool(worths.known[mine].any()) else None,
+                    "error": units.error if bool(worths.known[mine].any()) else None,
                     "units": [str(unit) for unit in units.units],
                     "worth": list(units.worth),
                     **{name: _or_none(float(column[number])) for name, column in tested.items()},
@@ -169,9 +169,11 @@ class FactsLens:
         known = [bool(part.double().mean() >= 0.5) for part in worths.known.split([len(each.texts) for each in self.asked])]
         sentences = []
         for relation, each in found.items():
-            mine = [number for number, own in enumerate(self.asked) if own.fact.relation == relation and units[number].units]
+            own = [number for number, fact in enumerate(self.asked) if fact.fact.relation == relation]
+            mine = [number for number in own if units[number].units]
             if mine:
-                sentences.append(_of_relation(relation, each, {number: units[number] for number in mine}, known, tested))
+                some = {number: units[number] for number in mine}
+                sentences.append(_of_relation(relation, each, some, [known[number] for number in own], known, tested))
             passed = [number for number in mine if known[number] and float(tested["q"][number]) <= _LARGEST_Q]
             passed.sort(key=lambda number: (float(tested["suppressed"][number]), number))
             sentences += [_of_fact(units[number], number, tested) for number in passed[:_FEW]]
@@ -227,21 +229,26 @@ def _of_relation(
     relation: str,
     found: Refined,
     units: Mapping[int, FactUnits],
+    right: Sequence[bool],
     known: Sequence[bool],
     tested: Mapping[str, Float64[Tensor, " fact"]],
 ) -> Finding:
-    """What suppressing its units does to a relation's facts, on average; `units` are those of each of its facts that has some, by number."""
+    """What suppressing its units does to a relation's facts, on average; `units` are those of each of its facts that has some, by number.
+
+    `right` says of every fact of the relation whether it is known.
+    """
 
     def mean(name: str) -> float:
         return float(tested[name][list(units)].nanmean())
 
-    right = [number for number in units if known[number]]
-    lost = sum(_nowhere(units[number], float(tested["suppressed"][number])) for number in right)
+    lost = sum(_nowhere(units[number], float(tested["suppressed"][number])) for number in units if known[number])
     elsewhere = f", and {lost} of these hang on the units of no one layer: others may stand in for them" if lost else ""
+    without = f", {len(right) - len(units)} of its {len(right)} facts have none" if len(units) < len(right) else ""
+    beside = [("random", _RANDOM), ("same_relation", "other facts of the relation"), ("other_relations", "of other relations")]
+    compared = "; ".join(f"{what}: {_percent(mean(name))}" for name, what in beside if not np.isnan(mean(name)))
     sentence = (
-        f"{relation}: {found.mean:.1f} units a fact; set to 0 they change the probability of the answer by {_percent(mean('suppressed'))} "
-        f"({_RANDOM}: {_percent(mean('random'))}; other facts of the relation: {_percent(mean('same_relation'))}; of other relations: "
-        f"{_percent(mean('other_relations'))}), doubled by {_percent(mean('amplified'))}; {len(right)} of {len(units)} facts are answered right{elsewhere}"
+        f"{relation}: {found.mean:.1f} units a fact{without}; set to 0 they change the probability of the answer by {_percent(mean('suppressed'))} "
+        f"({compared}), doubled by {_percent(mean('amplified'))}; the model answers {sum(right)} of {len(right)} right{elsewhere}"
     )
     return Finding("relation", "", sentence, -mean("suppressed"), -mean("random"), _RANDOM)
 
@@ -251,9 +258,11 @@ def _of_fact(units: FactUnits, number: int, tested: Mapping[str, Float64[Tensor,
     fact, own = units.asked.fact, {name: float(column[number]) for name, column in tested.items()}
     named = " and ".join(map(str, units.units[:3])) + (f" and {len(units.units) - 3} more" if len(units.units) > 3 else "")
     about = ": they are about the relation more than about the fact" if own["same_relation"] < own["suppressed"] / 2 else ""
+    same = own["same_relation"]
+    others = "" if np.isnan(same) else f", and that of other facts of the relation by {_percent(same)}{about}"
     sentence = (
         f"{fact.relation} of {fact.subject}, {fact.answer}: without {named} its probability changes by {_percent(own['suppressed'])} "
-        f"({_RANDOM}: {_percent(own['random'])}), and that of other facts of the relation by {_percent(own['same_relation'])}{about}"
+        f"({_RANDOM}: {_percent(own['random'])}){others}"
     )
     return Finding(
         "fact", str(next(iter(units.units))), sentence, -own["suppressed"], -own["random"], _RANDOM, own["q"], own["p"]
@@ -270,7 +279,7 @@ def _named(fact: Fact) -> dict[str, object]:
 
 
 def _percent(value: float) -> str:
-    return "(nothing to compare)" if np.isnan(value) else f"{100 * value:+.0f} %"
+    return f"{100 * value:+.0f} %"
 
 
 def _or_none(value: float) -> float | None:

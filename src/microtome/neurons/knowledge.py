@@ -49,6 +49,8 @@ __all__ = [
 
 _DOUBLINGS: Final = 4
 _AT_ONCE: Final = 64
+_NEAR: Final = 64
+"""Units of a layer that count as writing as much as one: enough for its share of draws to mean something."""
 """Prompts that go through the model together."""
 
 
@@ -129,7 +131,7 @@ class ScaledEffect:
     """Relative changes of an answer's probability where units are scaled: 0.3 is 30 % more.
 
     Of the fact itself; on average of the others of its relation, and of other relations (None where there are none); and of the fact where
-    as many random units of the same layers are scaled, by draw. `p` is the share of draws that move it as far the same way.
+    as many random units of the same layers that write about as much at the answer's place are scaled, by draw. `p` is the share of draws that move it as far the same way.
     """
 
     units: tuple[UnitAddress, ...]
@@ -249,7 +251,8 @@ def scaled_effect(
     """
     same = [each for each in others if each.fact.relation == asked.fact.relation and each.fact != asked.fact]
     rest = [each for each in others if each.fact.relation != asked.fact.relation]
-    fact, *random_changes = _changes(model, asked, [units, *units_alike(model, units, draws, seed)], factor)
+    written = activations(model, asked).values.mean(0)
+    fact, *random_changes = _changes(model, asked, [units, *units_alike(model, units, draws, seed, written)], factor)
     moved = [_changes(model, each, [units], factor)[0] for each in (*same, *rest)]
     random = torch.tensor(random_changes)
     tail = "less" if factor < 1 else "greater"
@@ -257,13 +260,21 @@ def scaled_effect(
     return ScaledEffect(tuple(units), factor, fact, _mean(moved[: len(same)]), _mean(moved[len(same) :]), random, float(p[0]))
 
 
-def units_alike(model: Model, units: Sequence[UnitAddress], draws: int, seed: int) -> list[tuple[UnitAddress, ...]]:
+def units_alike(
+    model: Model,
+    units: Sequence[UnitAddress],
+    draws: int,
+    seed: int,
+    written: Float[Tensor, "layer unit"] | None = None,
+) -> list[tuple[UnitAddress, ...]]:
     """The control: as many random units of the same layers, none of them among the given, `draws` times.
 
+    Where it is said how much each unit writes, each of the given has one of the 64 that write most nearly as much in its place.
     Errors: `Refusal` for no unit, and for a layer with too few others.
     """
     if not units:
         raise Refusal("random units like none", why="no unit is given", instead="give the units of a fact that has some")
+    _require_units(model, units)
     generator, width = np.random.default_rng(seed), model.shape.d_mlp
     taken: dict[int, set[int]] = {}
     for unit in units:
@@ -271,14 +282,37 @@ def units_alike(model: Model, units: Sequence[UnitAddress], draws: int, seed: in
     if (most := max(map(len, taken.values()))) * 2 > width:
         why = f"{most} of its {width} units are given"
         raise Refusal("random units of a layer", why=why, instead="give fewer units")
-    return [
-        tuple(
-            UnitAddress("neurons", int(index), layer=layer)
-            for layer, own in sorted(taken.items())
-            for index in generator.choice(np.setdiff1d(np.arange(width), list(own)), len(own), replace=False)
-        )
-        for _ in range(draws)
-    ]
+    free = {layer: np.setdiff1d(np.arange(width), list(own)) for layer, own in taken.items()}
+    if written is None:
+        return [
+            tuple(
+                UnitAddress("neurons", int(index), layer=layer)
+                for layer, own in sorted(taken.items())
+                for index in generator.choice(free[layer], len(own), replace=False)
+            )
+            for _ in range(draws)
+        ]
+    near = {}
+    for unit in units:
+        layer = unit.layer or 0
+        far = np.abs(written[layer].double().numpy() - float(written[layer, unit.index]))[free[layer]]
+        pool = free[layer][far.argsort(kind="stable")[: max(_NEAR, 2 * len(taken[layer]))]]
+        near[unit] = [UnitAddress("neurons", int(index), layer=layer) for index in pool]
+    found = []
+    for _ in range(draws):
+        drawn: set[UnitAddress] = set()
+        for pool in near.values():
+            left = [each for each in pool if each not in drawn]
+            drawn.add(left[int(generator.integers(len(left)))])
+        found.append(tuple(sorted(drawn, key=lambda each: (each.layer or 0, each.index))))
+    return found
+
+
+def _require_units(model: Model, units: Sequence[UnitAddress]) -> None:
+    layers, width = model.shape.layers, model.shape.d_mlp
+    for unit in units:
+        if not (0 <= unit.index < width and 0 <= (unit.layer or 0) < layers):
+            raise Refusal(str(unit), why=f"there are {layers} layers of {width} units", instead="name one of these, from 0")
 
 
 def _changes(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress]], factor: float) -> list[float]:
@@ -288,8 +322,6 @@ def _changes(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress
     factors = {layer: torch.ones(1 + len(sets), model.shape.d_mlp, device=asked.batch.ids.device) for layer in layers}
     for number, units in enumerate(sets, 1):
         for unit in units:
-            if not 0 <= unit.index < model.shape.d_mlp:
-                raise Refusal(str(unit), why=f"a layer has {model.shape.d_mlp} units", instead="name one from 0")
             factors[unit.layer or 0][number, unit.index] = factor
     found = torch.zeros(1 + len(sets), windows)
     rows = torch.cartesian_prod(torch.arange(windows), torch.arange(1 + len(sets)))

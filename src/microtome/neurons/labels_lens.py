@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from microtome.capture.lens import Results, Rows, Run, Stage
@@ -24,14 +24,14 @@ from microtome.examples.rows import address_column, word_column
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, neurons_of
 from microtome.neurons.findings import Finding, findings_table
-from microtome.numerics import hash_parts
+from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.probes.cases import Cases
 from microtome.probes.class_moments import ClassMoments, f_statistic, mean_differences
 from microtome.probes.evaluation import control_labels
 from microtome.probes.folds import WordMoments, WordMomentsRecord, WordRows
-from microtome.probes.labels import LabelledText, brown_class, merged, read_labels
+from microtome.probes.labels import LabelledText, brown_class, distinct, merged, read_labels
 from microtome.probes.linear import elastic_probe
-from microtome.probes.sparse import Sparse, SparseProbe, probe_first
+from microtome.probes.sparse import Sparse, SparseProbe, probe_each, probe_first, shifted_p
 from microtome.probes.words import LabelledWords, aligned
 from microtome.store import fingerprint, rows_of
 
@@ -54,7 +54,10 @@ _FEWEST: Final = 50
 _TOGETHER: Final = 150
 """Words of a document that are read together, where the model reads four times as many tokens."""
 _APART: Final = 0.1
+_HIGH: Final = 0.95
+_LARGEST_Q: Final = 0.05
 _RANDOM_UNITS: Final = "as many random units of the layer"
+_RANDOM_UNIT: Final = "95 % of random units of the layer"
 _CONTROL_TASK: Final = "a random label for every word"
 _BROWN: Final = frozenset({"at", "nn", "np", "in", "jj", "vb"})
 
@@ -93,20 +96,21 @@ class LabelsLens:
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
         """One for each layer."""
         if stage == _MOMENTS:
-            control = control_labels(self.words, 0, run.seed)
+            control = torch.stack([control_labels(self.words, draw, run.seed) for draw in range(_DRAWS)])
             return {
                 _named("moments", basis): WordMoments(basis.sites[0], basis.units, self.words, control) for basis in self._bases
             }
         rows = self.sampled(run.seed)
         found = {}
         for basis in self._bases:
-            units = torch.cat(self.chosen(earlier.of(_MOMENTS, _named("moments", basis)), basis, run.seed)).unique()
+            units = self.chosen(earlier.of(_MOMENTS, _named("moments", basis)), basis, run.seed).all
             found[_named("rows", basis)] = WordRows(basis.sites[0], units, self.words, rows)
         return found
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
         """probes, the label of every unit (unit_stats), and findings."""
-        probed = [_Probed.of(self, basis, run, results) for basis in self._bases]
+        best = self._best_layers(results)
+        probed = [_Probed.of(self, basis, run, results, best) for basis in self._bases]
         return {
             "probes": pa.concat_tables([*(each.rows(run.name) for each in probed), self._left_out(run)]),
             "unit_stats": pa.concat_tables([each.unit_rows(run.name) for each in probed]),
@@ -132,49 +136,79 @@ class LabelsLens:
         some = [order[group == each][: _FEWEST // 2] for each in range(len(Half) * len(self.words.classes))]
         return torch.cat([order[:_WORDS], *some]).unique()
 
-    def chosen(self, moments: WordMomentsRecord, basis: Neurons, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Units of each label, (label and place), of all labels, and random ones: numbers of units of the layer."""
+    def chosen(self, moments: WordMomentsRecord, basis: Neurons, seed: int) -> "_Chosen":
+        """The units of a layer that are probed, by what the discover half says."""
         found = moments.task[Half.DISCOVER]
         k = min(max(_KS), basis.units)
         by_label = mean_differences(found).abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
-        by_f = f_statistic(found).sort(descending=True, stable=True).indices[:_BEST]
+        tasks = (found, *(each[Half.DISCOVER] for each in moments.control))
+        by_f = tuple(f_statistic(each).sort(descending=True, stable=True).indices[:_BEST] for each in tasks)
         random = hash_parts(seed, 1 + basis.layer, torch.arange(basis.units)).argsort(stable=True)[:_RANDOM]
-        return by_label.flatten(), by_f, random
+        return _Chosen(by_label, by_f, random)
+
+    def _best_layers(self, results: Results) -> list[int]:
+        """Of each label the layer of the unit that differs most in the discover half."""
+        found = [results.of(_MOMENTS, _named("moments", basis)).task[Half.DISCOVER] for basis in self._bases]
+        differences = torch.stack([mean_differences(each).abs().amax(1) for each in found])
+        return [self._bases[place].layer for place in differences.argmax(0).tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Numbers of units of a layer: the first of each label, those that tell all labels (of the words' own and of each control task), random ones."""
+
+    by_label: Int[Tensor, "label k"]
+    by_task: tuple[Int[Tensor, " unit"], ...]
+    random: Int[Tensor, " unit"]
+
+    @property
+    def all(self) -> Int[Tensor, " unit"]:
+        """Each once."""
+        return torch.cat([self.by_label.flatten(), *self.by_task, self.random]).unique()
 
 
 @dataclass(frozen=True, eq=False)
 class _Probed:
-    """Probes of a layer."""
+    """Probes of a layer.
+
+    `alone` has, for labels whose best unit is in this layer, the F1 that random units reach by themselves, and the p-value of the best.
+    """
 
     basis: Neurons
     classes: tuple[str, ...]
     moments: WordMomentsRecord
     order: Int[Tensor, "label k"]
     probes: tuple[SparseProbe, ...]
+    alone: Mapping[int, tuple[Float64[Tensor, " other"], float]]
     all_units: Int[Tensor, " unit"]
     accuracy: float
     majority: float
     control: tuple[float, ...]
 
     @staticmethod
-    def of(lens: LabelsLens, basis: Neurons, run: Run, results: Results) -> "_Probed":
-        """From what the stages have found."""
+    def of(lens: LabelsLens, basis: Neurons, run: Run, results: Results, best: Sequence[int]) -> "_Probed":
+        """From what the stages have found; `best` is the layer of each label's best unit."""
         words, rows = lens.words, lens.sampled(run.seed)
         moments: WordMomentsRecord = results.of(_MOMENTS, _named("moments", basis))
         chosen = lens.chosen(moments, basis, run.seed)
-        kept = torch.cat(chosen).unique()
-        by_label, by_f, random = (torch.searchsorted(kept, each) for each in chosen)
+        kept = chosen.all
+        order, random = (torch.searchsorted(kept, each) for each in (chosen.by_label, chosen.random))
         x: Float[Tensor, "row unit"] = results.of(_ROWS, _named("rows", basis)).float()
         half, y = words.half[rows], words.y[rows]
-        order = by_label.view(len(words.classes), -1)
         settings = Sparse(_KS, draws=_DRAWS, seed=run.seed)
         others = list(random.split(max(1, len(random) // _DRAWS)))[:_DRAWS]
         probes = tuple(probe_first(x, y == label, half, own, others, settings) for label, own in enumerate(order))
-        cases = Cases(x[:, by_f], y, words.classes, words.document[rows], half, words.kind[rows]).standardised()
-        tasks = (cases.y, *(control_labels(words, draw, run.seed)[rows] for draw in range(_DRAWS)))
-        accuracy, *control = (_accuracy(cases, task) for task in tasks)
-        own = chosen[0].view(len(words.classes), -1)
-        return _Probed(basis, words.classes, moments, own, probes, chosen[1], accuracy, cases.majority, tuple(control))
+        alone = {
+            label: _alone(x, y == label, half, int(order[label, 0]), random, run.seed)
+            for label, layer in enumerate(best)
+            if layer == basis.layer
+        }
+        tasks = (y, *(control_labels(words, draw, run.seed)[rows] for draw in range(_DRAWS)))
+        columns = (x[:, torch.searchsorted(kept, units)] for units in chosen.by_task)
+        cases = [Cases(each, y, words.classes, words.document[rows], half, words.kind[rows]).standardised() for each in columns]
+        accuracy, *control = (_accuracy(each, task) for each, task in zip(cases, tasks, strict=True))
+        own, units = chosen.by_label, chosen.by_task[0]
+        return _Probed(basis, words.classes, moments, own, probes, alone, units, accuracy, cases[0].majority, tuple(control))
 
     def rows(self, run: str) -> pa.Table:
         """Rows of `probes`."""
@@ -202,12 +236,11 @@ class _Probed:
     def unit_rows(self, run: str) -> pa.Table:
         """Of every unit the label that it tells best in the discover half, and by how much in the confirm half, in standard deviations.
 
-        The control is the same with a random label for every word, of the same class.
+        The control is the same search with a random label for every word: the label told best there, in the direction found there.
         """
-        best = mean_differences(self.moments.task[Half.DISCOVER]).abs().argmax(0)
-        value, control = (
-            mean_differences(_confirmed(each)).gather(0, best[None])[0] for each in (self.moments.task, self.moments.control)
-        )
+        best, sign, value = _told(self.moments.task)
+        _, other, beside = _told(self.moments.control[0])
+        control = beside * other * sign
         zeros = np.zeros(self.basis.units, np.int16)
         return pa.table(
             {
@@ -241,7 +274,10 @@ def labels_lens(model: Model, path: Path) -> LabelsLens:
     if not any(count >= _FEWEST for count in _counts(texts).values()):
         why = f"no label has {_FEWEST} words"
         raise Refusal(f"labels in {path.name}", why=why, instead="give more labelled text")
-    texts = merged(texts, min(_TOGETHER, (model.shape.context or 4 * _TOGETHER) // 4))
+    once = distinct(texts)
+    if len(once) < len(texts):
+        _log.warning("%d of %d labelled sentences were there before and are left out", len(texts) - len(once), len(texts))
+    texts = merged(once, min(_TOGETHER, (model.shape.context or 4 * _TOGETHER) // 4))
     words = aligned(model.tokenizer, texts, fewest=_FEWEST)
     if words.rare:
         named = ", ".join(f"{name} ({count})" for name, count in words.rare.items())
@@ -259,22 +295,31 @@ def require_halves(words: LabelledWords) -> None:
                 raise Refusal(f"label {name!r}", why=why, instead="give more documents, or leave the label out")
 
 
+def _told(moments: tuple[ClassMoments, ...]) -> tuple[Int[Tensor, " unit"], Float64[Tensor, " unit"], Float64[Tensor, " unit"]]:
+    """Of each unit the label that it tells best in the discover half, the sign of its difference there, and the difference in the confirm half."""
+    found, confirmed = (mean_differences(moments[half]) for half in (Half.DISCOVER, Half.CONFIRM))
+    best = found.abs().argmax(0)
+    of_best = best[None]
+    return best, found.gather(0, of_best)[0].sign(), confirmed.gather(0, of_best)[0]
+
+
 def _findings(probed: Sequence[_Probed], classes: Sequence[str]) -> Iterator[Finding]:
     """Of each label the unit that tells it best, chosen in the discover half, where it beats random units; and the layer that tells all."""
-    for label, name in enumerate(classes):
-        differences = torch.stack([mean_differences(each.moments.task[Half.DISCOVER])[label].abs().amax() for each in probed])
-        best = probed[int(differences.argmax())]
+    bests = [next(each for each in probed if label in each.alone) for label in range(len(classes))]
+    p = torch.tensor([best.alone[label][1] for label, best in enumerate(bests)])
+    q = benjamini_hochberg(p)
+    for label, (name, best) in enumerate(zip(classes, bests, strict=True)):
         probe = best.probes[label]
-        alone, chance = probe.scores[0].f1, max(draw[0].f1 for draw in probe.random)
-        if alone - chance < _APART:
+        alone, chance = probe.scores[0].f1, float(best.alone[label][0].quantile(_HIGH))
+        if alone - chance < _APART or float(q[label]) > _LARGEST_Q:
             continue
         many = probe.scores[-1].f1
         unit = str(best.basis.address(int(best.order[label, 0])))
         sentence = (
-            f"{unit} tells the label ‘{name}’ by itself: F1 {alone:.2f} on held-out documents (random units of its layer: at most "
+            f"{unit} tells the label ‘{name}’ by itself: F1 {alone:.2f} on held-out documents (95 % of random units of its layer: up to "
             f"{chance:.2f}), {probe.ks[-1]} units of the layer reach {many:.2f}; {100 * probe.base:.0f} % of words have the label"
         )
-        yield Finding("label", unit, sentence, alone, chance, _RANDOM_UNITS)
+        yield Finding("label", unit, sentence, alone, chance, _RANDOM_UNIT, float(q[label]), float(p[label]))
     # no layer is chosen here: the best of many by its own held-out accuracy would be too good
     ordered = sorted(probed, key=lambda each: each.accuracy)
     low, top = ordered[0], ordered[len(ordered) // 2]
@@ -293,8 +338,17 @@ def _accuracy(cases: Cases, y: Int[Tensor, " row"]) -> float:
     return float((probe(cases.x[~mine]) == y[~mine]).double().mean())
 
 
-def _confirmed(moments: tuple[ClassMoments, ...]) -> ClassMoments:
-    return moments[Half.CONFIRM]
+def _alone(
+    x: Float[Tensor, "row unit"],
+    y: Bool[Tensor, " row"],
+    half: Int[Tensor, " row"],
+    unit: int,
+    random: Int[Tensor, " k"],
+    seed: int,
+) -> tuple[Float64[Tensor, " other"], float]:
+    """The F1 of random units by themselves, `unit` left out, and the p-value of `unit`."""
+    others = probe_each(x, y, half, random[random != unit])
+    return torch.tensor([each.f1 for each in others], dtype=torch.float64), shifted_p(x[:, unit], y, half, seed=seed)
 
 
 def _counts(texts: Sequence[LabelledText]) -> dict[str, int]:

@@ -20,8 +20,7 @@ from microtome.examples import Contexts
 from microtome.examples.entries import PAYLOAD, empty_entries, to_device
 from microtome.examples.top import counted_of, insert_extremes, merge_top, top_record
 from microtome.model import Model
-from microtome.numerics import Extremes
-from microtome.numerics.extremes import one_read
+from microtome.numerics import Extremes, moments
 from microtome.numerics.kernels import Counted
 from microtome.store.schemas_units import NEIGHBOURS
 
@@ -158,7 +157,8 @@ def _has(branch: Float[Tensor, "row unit"], sign: str) -> Bool[Tensor, "row unit
 def _ends(size: Float[Tensor, "window token unit"], inside: Bool[Tensor, "window token unit"], counted: Counted) -> Extremes:
     """The largest size and the most negative one of each window where it is `inside`; infinite where none is."""
     x = torch.where(inside, size, 0)
-    _, found = one_read(x, counted, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
+    unused = moments.init(1, x.shape[2], device=x.device)
+    found = moments.sweep(unused, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), counted)
     top, bottom = (
         found.maximum.masked_fill(found.maximum <= 0, -torch.inf),
         found.minimum.masked_fill(found.minimum >= 0, torch.inf),

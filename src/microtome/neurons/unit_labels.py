@@ -23,7 +23,7 @@ from microtome.neurons.ngrams import NgramDetectors
 from microtome.neurons.positional import CRITERIA, VOITA, Positional
 from microtome.neurons.roles import Roles
 from microtome.neurons.statistics import Judged
-from microtome.readout.words import named, run_named
+from microtome.readout.words import gap_of, named, run_named
 from microtome.store import rows_of
 
 __all__ = [
@@ -95,11 +95,12 @@ def run_labels(
     texts: Sequence[str],
 ) -> Iterator[UnitLabel]:
     """Runs of tokens that at least half of a unit's held-out contexts end in, more often than the end of the run alone explains."""
+    gap = gap_of(texts)
     for basis, tests, own in zip(bases, found, q, strict=True):
         share, control = tests.share, expected_share(tests)
         for end, unit in np.argwhere((share.numpy() >= SMALLEST_SHARE) & (own <= LARGEST_Q)).tolist():
             gram = [int(token) for token in tests.gram[end, unit]]
-            address, text = str(basis.address(unit)), run_named([texts[token] for token in gram])
+            address, text = str(basis.address(unit)), run_named([texts[token] for token in gram], gap)
             value, beside = float(share[end, unit]), float(control[end, unit])
             yield UnitLabel(address, tests.ends[end], _RUNS[len(gram)], text, value, beside, RUN_END, float(own[end, unit]))
 

@@ -15,6 +15,7 @@ from microtome.numerics.jit import load as _load
 
 __all__ = [
     "BLOCK",
+    "accompany",
     "balance",
     "collect",
     "enter",
@@ -23,14 +24,15 @@ __all__ = [
     "reservoir",
     "settle",
     "shortlist",
+    "survey",
     "sweep",
     "topk",
 ]
 
-_TILE = 32
-"""Rows of a tile: 32 x 256 float32 fill 32 KiB, a core's L1."""
+_TILE = 64
+"""Rows of a tile: 64 x 256 float32 are 64 KiB, which stay in a core's L2; what is done once a tile is done half as often as with 32."""
 _SPAN = 8
-"""Blocks of a row that are read in one go, because memory is fast in order: a quarter of a megabyte for the tiles of a row."""
+"""Blocks of a row that are read in one go, because memory is fast in order: half a megabyte for the tiles of a row."""
 _AT_ONCE = 4
 """Rows that an inner loop takes together, so that sums so far are read and written once for them."""
 _FULL = 65535
@@ -93,107 +95,161 @@ def _swap(value, arg, w, column, width, best, at):
 
 @_jit
 def _powers(tile, rows, power, mean, positive):
-    """Mean, number of positive values, and sums of the first four powers about the mean, of each unit of the tile."""
-    mean[:] = 0.0
+    """Centre, number of positive values, and sums of the first four powers about the centre, of each unit of the tile.
+
+    In float32, whose rounding a tile is too small to add up; the centre is the rounded mean, and `_join` goes on in float64.
+    """
+    wide, zero = np.uint64(BLOCK), np.float32(0)
+    mean[:] = zero
     positive[:] = 0
-    power[:] = 0.0
+    power[:] = zero
     few = rows - rows % _AT_ONCE
     for i in range(0, few, _AT_ONCE):
-        a, b, c, d = i * BLOCK, (i + 1) * BLOCK, (i + 2) * BLOCK, (i + 3) * BLOCK
-        for u in range(BLOCK):
+        a = np.uint64(i) * wide
+        b, c, d = a + wide, a + np.uint64(2) * wide, a + np.uint64(3) * wide
+        for u in range(wide):
             v0, v1, v2, v3 = tile[a + u], tile[b + u], tile[c + u], tile[d + u]
-            mean[u] += (np.float64(v0) + v1) + (np.float64(v2) + v3)
-            zero = np.float32(0)
+            mean[u] += (v0 + v1) + (v2 + v3)
             positive[u] += np.int32(v0 > zero) + np.int32(v1 > zero) + np.int32(v2 > zero) + np.int32(v3 > zero)
     for i in range(few, rows):
-        k = i * BLOCK
-        for u in range(BLOCK):
-            v = tile[k + u]
-            mean[u] += v
-            positive[u] += v > np.float32(0)
-    for u in range(BLOCK):
-        mean[u] /= rows
+        a = np.uint64(i) * wide
+        for u in range(wide):
+            mean[u] += tile[a + u]
+            positive[u] += np.int32(tile[a + u] > zero)
+    for u in range(wide):
+        mean[u] /= np.float32(rows)
     for i in range(0, few, _AT_ONCE):
-        a, b, c, e = i * BLOCK, (i + 1) * BLOCK, (i + 2) * BLOCK, (i + 3) * BLOCK
-        for u in range(BLOCK):
+        a = np.uint64(i) * wide
+        b, c, d = a + wide, a + np.uint64(2) * wide, a + np.uint64(3) * wide
+        for u in range(wide):
             m = mean[u]
-            d0, d1, d2, d3 = tile[a + u] - m, tile[b + u] - m, tile[c + u] - m, tile[e + u] - m
+            d0, d1, d2, d3 = tile[a + u] - m, tile[b + u] - m, tile[c + u] - m, tile[d + u] - m
             q0, q1, q2, q3 = d0 * d0, d1 * d1, d2 * d2, d3 * d3
             power[u] += (d0 + d1) + (d2 + d3)
-            power[BLOCK + u] += (q0 + q1) + (q2 + q3)
-            power[2 * BLOCK + u] += (q0 * d0 + q1 * d1) + (q2 * d2 + q3 * d3)
-            power[3 * BLOCK + u] += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+            power[wide + u] += (q0 + q1) + (q2 + q3)
+            power[np.uint64(2) * wide + u] += (q0 * d0 + q1 * d1) + (q2 * d2 + q3 * d3)
+            power[np.uint64(3) * wide + u] += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
     for i in range(few, rows):
-        k = i * BLOCK
-        for u in range(BLOCK):
-            d = tile[k + u] - mean[u]
-            q = d * d
-            power[u] += d
-            power[BLOCK + u] += q
-            power[2 * BLOCK + u] += q * d
-            power[3 * BLOCK + u] += q * q
+        a = np.uint64(i) * wide
+        for u in range(wide):
+            d0 = tile[a + u] - mean[u]
+            q0 = d0 * d0
+            power[u] += d0
+            power[wide + u] += q0
+            power[np.uint64(2) * wide + u] += q0 * d0
+            power[np.uint64(3) * wide + u] += q0 * q0
 
 
 @_jit
-def _join(moments, seen, rows, power, mean, column, width):
-    """Chan's and Pebay's formulas: add a tile's central sums to moments[0:4] = mean, M2, M3, M4 of `seen` rows."""
-    total = seen + rows
-    a, b = float(seen), float(rows)
+def _join(state, rows, power, mean, positive, column, width):
+    """Chan's and Pebay's formulas: add a tile's sums to one group's count, positive, mean, M2, M3 and M4."""
+    count, above, means, m2, m3, m4 = state
+    b = float(rows)
     for u in range(width):
         c = column + u
-        d = mean[u] - moments[0, c]
-        s = d / total
-        m2, m3 = power[BLOCK + u], power[2 * BLOCK + u]
+        s1, s2 = np.float64(power[u]), np.float64(power[BLOCK + u])
+        s3, s4 = np.float64(power[2 * BLOCK + u]), np.float64(power[3 * BLOCK + u])
+        e = s1 / b  # from the centre to the mean itself
+        p2 = s2 - b * e * e
+        p3 = s3 - 3 * e * s2 + 2 * b * e * e * e
+        p4 = s4 - 4 * e * s3 + 6 * e * e * s2 - 3 * b * e * e * e * e
+        a = float(count[c])
+        d = np.float64(mean[u]) + e - means[c]
+        s = d / (a + b)
         cross = d * s * a * b
-        moments[3, c] += (
-            power[3 * BLOCK + u]
+        m4[c] += (
+            p4
             + cross * s * s * (a * a - a * b + b * b)
-            + 6 * s * s * (a * a * m2 + b * b * moments[1, c])
-            + 4 * s * (a * m3 - b * moments[2, c])
+            + 6 * s * s * (a * a * p2 + b * b * m2[c])
+            + 4 * s * (a * p3 - b * m3[c])
         )
-        moments[2, c] += m3 + cross * s * (a - b) + 3 * s * (a * m2 - b * moments[1, c])
-        moments[1, c] += m2 + cross
-        moments[0, c] += s * b
+        m3[c] += p3 + cross * s * (a - b) + 3 * s * (a * p2 - b * m2[c])
+        m2[c] += p2 + cross
+        means[c] += s * b
+        count[c] += rows
+        above[c] += positive[u]
 
 
 @_jit
-def sweep(bits, place, begin, group, units, moments, value, arg):
-    """One read of the rows: per window maxima and minima with their tokens, and moments over the windows of each group.
-
-    moments (group x 5 x units: mean, M2, M3, M4, positive) must come in as zeros; value and arg are 2 x window x units,
-    maxima first. Reference: `extremes._reference`.
-    """
+def _sweep_window(rows, w, sums, units, found, room):
+    """The sweep of window w, whose moments are added to `sums`; room is a tile and what is summed up in it."""
+    (bits, place, begin), (value, arg) = rows, found
+    tile_bits, tile, best, at, power, mean, positive = room
+    value[0, w, units[0] : units[1]] = -np.inf
+    value[1, w, units[0] : units[1]] = np.inf
+    arg[:, w, units[0] : units[1]] = -1
     size = _TILE * BLOCK
-    tile_bits = np.zeros(_SPAN * size, np.uint32)
-    tile = tile_bits.view(np.float32)
+    for first in range(begin[w], begin[w + 1], _TILE):
+        last = min(first + _TILE, begin[w + 1])
+        many = last - first
+        for left in range(units[0], units[1], _SPAN * BLOCK):
+            right = min(left + _SPAN * BLOCK, units[1])
+            for i in range(many):  # whole rows first: memory is read in order
+                for column in range(left, right, BLOCK):
+                    start = (column - left) * _TILE + i * BLOCK
+                    _load(bits, place[0, first + i] + column, min(BLOCK, right - column), tile_bits, start)
+            for column in range(left, right, BLOCK):
+                width = min(BLOCK, right - column)
+                part = tile[(column - left) * _TILE : (column - left) * _TILE + size]
+                _swap(value, arg, w, column, width, best, at)
+                _extremes(part, place[1, first:last], best, at)
+                _swap(value, arg, w, column, width, best, at)
+                _powers(part, many, power, mean, positive)
+                _join(sums, many, power, mean, positive, column, width)
+
+
+@_jit
+def _room():
+    """What a sweep works in."""
+    tile_bits = np.zeros(_SPAN * _TILE * BLOCK, np.uint32)
     best, at = np.zeros(2 * BLOCK, np.float32), np.zeros(2 * BLOCK, np.int32)
-    power, mean, positive = np.empty(4 * BLOCK), np.empty(BLOCK), np.empty(BLOCK, np.int32)
-    seen = np.zeros(moments.shape[0], np.int64)
+    power, mean, positive = np.empty(4 * BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    return tile_bits, tile_bits.view(np.float32), best, at, power, mean, positive
+
+
+@_jit
+def sweep(bits, place, begin, group, units, state, value, arg):
+    """One read of the rows: per window maxima and minima with their tokens; moments are added to the state of the window's group.
+
+    state is that of `moments`, each of group x unit: count, positive, mean, m2, m3, m4, minimum, maximum; value and arg are
+    2 x window x units, maxima first. Reference: `extremes._reference`.
+    """
+    room = _room()
+    count, above, means, m2, m3, m4, minimum, maximum = state
     for w in range(begin.shape[0] - 1):
         g = group[w]
-        value[0, w, units[0] : units[1]] = -np.inf
-        value[1, w, units[0] : units[1]] = np.inf
-        arg[:, w, units[0] : units[1]] = -1
-        for first in range(begin[w], begin[w + 1], _TILE):
-            last = min(first + _TILE, begin[w + 1])
-            rows = last - first
-            for left in range(units[0], units[1], _SPAN * BLOCK):
-                right = min(left + _SPAN * BLOCK, units[1])
-                for i in range(rows):  # whole rows first: memory is read in order
-                    for column in range(left, right, BLOCK):
-                        start = (column - left) * _TILE + i * BLOCK
-                        _load(bits, place[0, first + i : first + i + 1], column, min(BLOCK, right - column), tile_bits[start:])
-                for column in range(left, right, BLOCK):
-                    width = min(BLOCK, right - column)
-                    part = tile[(column - left) * _TILE : (column - left) * _TILE + size]
-                    _swap(value, arg, w, column, width, best, at)
-                    _extremes(part, place[1, first:last], best, at)
-                    _swap(value, arg, w, column, width, best, at)
-                    _powers(part, rows, power, mean, positive)
-                    _join(moments[g], seen[g], rows, power, mean, column, width)
-                    for u in range(width):
-                        moments[g, 4, column + u] += positive[u]
-            seen[g] += rows
+        _sweep_window((bits, place, begin), w, (count[g], above[g], means[g], m2[g], m3[g], m4[g]), units, (value, arg), room)
+        _widen(minimum[g], maximum[g], value, w, units)
+
+
+@_jit
+def _widen(minimum, maximum, value, w, units):
+    """The range of a group with that of window w."""
+    for u in range(units[0], units[1]):
+        maximum[u] = max(maximum[u], np.float64(value[0, w, u]))
+        minimum[u] = min(minimum[u], np.float64(value[1, w, u]))
+
+
+@_jit
+def survey(where, told, units, state, found, lists, none):
+    """`sweep`, and each window's extremes inserted, with what goes along, into the sorted lists of its half while the window is in cache.
+
+    where are bits, strides, places and beginnings of the rows; told, of each window key, half (which is the group) and length, and of
+    each token its id and that which follows; found is value and arg of `sweep`; lists the fields of entries, group x unit x k, the lower end
+    negated. Returns whether all activations around are finite. References:
+    `extremes._reference`, `top._insert`.
+    """
+    room = _room()
+    bits, strides, place, begin = where
+    count, above, means, m2, m3, m4, minimum, maximum = state
+    found_bits, fine = np.empty(lists[7].shape[3], np.uint32), True
+    around = found_bits.view(np.float32), found_bits
+    for w in range(begin.shape[0] - 1):
+        g = told[0][1, w]
+        _sweep_window((bits, place, begin), w, (count[g], above[g], means[g], m2[g], m3[g], m4[g]), units, found, room)
+        _widen(minimum[g], maximum[g], found[0], w, units)
+        fine &= _enter_window((bits, strides), told, w, found, units, lists, none, around)
+    return fine
 
 
 @_jit
@@ -215,64 +271,111 @@ def topk(values, keys, units, best, key, source):
 
 
 @_jit
-def _around(bits, base, step, begin, length, none, codes):
-    """Activations at the places from `begin` on of one unit, as codes of one scale, which is returned; NaN if some are not finite."""
-    wide = codes.shape[0]
-    found_bits = np.zeros(wide, np.uint32)
-    found = found_bits.view(np.float32)
+def _around(bits, base, step, place, none, room, codes, to):
+    """Activations around a token of one unit as codes of one scale, into codes[to] and on; the scale, NaN if some are not finite.
+
+    place is the first token around and how many there are in the window; room is as many float32 as there are codes, and their bits.
+    """
+    begin, length = place
+    found, found_bits = room
+    wide, first = np.uint64(found.shape[0]), np.uint64(to)
     shift = np.uint32(16 if bits.itemsize == 2 else 0)
     tiny = np.float32(1.1754943508222875e-38)
+    for j in range(wide):
+        at = begin + np.int64(j)
+        inside = 0 <= at < length
+        found_bits[j] = np.uint32(bits[np.uint64(base + at * step)]) << shift if inside else np.uint32(0)
     largest, fine = np.float32(0), True
     for j in range(wide):
-        at = begin + j
-        if 0 <= at < length:
-            found_bits[j] = np.uint32(bits[base + at * step]) << shift
-            size = abs(found[j])
-            fine &= size < np.float32(np.inf)
-            largest = max(largest, size)
+        size = abs(found[j])
+        fine &= size < np.float32(np.inf)
+        largest = size if size > largest else largest
     scale = max(largest / np.float32(127), tiny) if largest > 0 else np.float32(0)
+    by = max(scale, tiny)
     for j in range(wide):
-        code = min(max(np.rint(found[j] / max(scale, tiny)), np.float32(-127)), np.float32(127))
-        codes[j] = np.int8(code) if 0 <= begin + j < length else none
+        code = np.rint(found[j] / by)
+        code = code if code > np.float32(-127) else np.float32(-127)
+        codes[first + j] = np.int8(code if code < np.float32(127) else np.float32(127))
+    for at in range(begin, min(begin + found.shape[0], 0)):
+        codes[first + np.uint64(at - begin)] = none
+    for at in range(max(begin, length), begin + found.shape[0]):
+        codes[first + np.uint64(at - begin)] = none
     return scale if fine else np.float32(np.nan)
 
 
 @_jit
-def enter(bits, strides, extremes, windows, texts, units, lists, none):
-    """Insert each window's extremes with what goes along with them into the sorted lists of its half that they belong in.
-
-    extremes are values and tokens, 2 x window x unit each; windows are key, half and length of each, texts the ids and those that follow, lists the fields of
-    entries, group x unit x k, the lower end negated. Returns whether all activations around are finite. Reference: `top._insert`.
-    """
-    best, arg = extremes
+def _enter_window(tensor, told, w, extremes, units, lists, none, room):
+    """Insert the extremes of window w."""
+    (bits, strides), (windows, texts), (best, arg) = tensor, told, extremes
     value, key, position, token, following, half, scale, codes = lists
-    groups, k, wide = value.shape[0], value.shape[2], codes.shape[3]
-    fine = True
-    for w in range(best.shape[1]):
-        label = windows[0, w]
-        for end in range(groups // 2):
-            g = 2 * end + windows[1, w]
-            for u in range(units[0], units[1]):
-                v = best[0, w, u] if end == 0 else -best[1, w, u]
-                if not (v > value[g, u, k - 1] or (v == value[g, u, k - 1] and label < key[g, u, k - 1] and v > -np.inf)):
-                    continue
-                slot = k - 1
-                while slot > 0 and (v > value[g, u, slot - 1] or (v == value[g, u, slot - 1] and label < key[g, u, slot - 1])):
-                    value[g, u, slot], key[g, u, slot] = value[g, u, slot - 1], key[g, u, slot - 1]
-                    position[g, u, slot], token[g, u, slot] = position[g, u, slot - 1], token[g, u, slot - 1]
-                    following[g, u, slot], half[g, u, slot] = following[g, u, slot - 1], half[g, u, slot - 1]
-                    scale[g, u, slot] = scale[g, u, slot - 1]
-                    for j in range(wide):
-                        codes[g, u, slot, j] = codes[g, u, slot - 1, j]
-                    slot -= 1
-                at = arg[end, w, u]
-                value[g, u, slot], key[g, u, slot] = v, label
-                position[g, u, slot], half[g, u, slot] = at, windows[1, w]
-                token[g, u, slot], following[g, u, slot] = texts[0, w, at], texts[1, w, at]
-                base = w * strides[0] + u * strides[2]
-                one = _around(bits, base, strides[1], at - wide // 2, windows[2, w], none, codes[g, u, slot])
-                scale[g, u, slot] = one
-                fine &= one == one
+    k, wide, fine = value.shape[2], codes.shape[3], True
+    label = windows[0, w]
+    for end in range(value.shape[0] // 2):
+        g = 2 * end + windows[1, w]
+        for u in range(units[0], units[1]):
+            v = best[0, w, u] if end == 0 else -best[1, w, u]
+            if not (v > value[g, u, k - 1] or (v == value[g, u, k - 1] and label < key[g, u, k - 1] and v > -np.inf)):
+                continue
+            slot = k - 1
+            while slot > 0 and (v > value[g, u, slot - 1] or (v == value[g, u, slot - 1] and label < key[g, u, slot - 1])):
+                value[g, u, slot], key[g, u, slot] = value[g, u, slot - 1], key[g, u, slot - 1]
+                position[g, u, slot], token[g, u, slot] = position[g, u, slot - 1], token[g, u, slot - 1]
+                following[g, u, slot], half[g, u, slot] = following[g, u, slot - 1], half[g, u, slot - 1]
+                scale[g, u, slot] = scale[g, u, slot - 1]
+                for j in range(wide):
+                    codes[g, u, slot, j] = codes[g, u, slot - 1, j]
+                slot -= 1
+            at = arg[end, w, u]
+            value[g, u, slot], key[g, u, slot] = v, label
+            position[g, u, slot], half[g, u, slot] = at, windows[1, w]
+            token[g, u, slot], following[g, u, slot] = texts[0, w, at], texts[1, w, at]
+            base = w * strides[0] + u * strides[2]
+            one = _around(bits, base, strides[1], (at - wide // 2, windows[2, w]), none, room, codes[g, u, slot], 0)
+            scale[g, u, slot] = one
+            fine &= one == one
+    return fine
+
+
+@_jit
+def enter(tensor, told, extremes, units, lists, none):
+    """Insert extremes that were found before, as `survey` does those that it finds. Reference: `top._insert`."""
+    found_bits, fine = np.empty(lists[7].shape[3], np.uint32), True
+    room = found_bits.view(np.float32), found_bits
+    for w in range(told[0].shape[1]):
+        fine &= _enter_window(tensor, told, w, extremes, units, lists, none, room)
+    return fine
+
+
+@_jit
+def accompany(tensor, told, source, units, lists, none):
+    """Bring what goes along with entries to where a selection put them, and fill in that of new ones.
+
+    source is unit x list x slot: below the number of slots the slot that an entry had, which is never behind where it is now; above it
+    that number plus the row (window * tokens + token) that it came from. told is as in `survey`, lists
+    the fields of entries but for value and key. Returns whether all activations around are finite. Reference: `top.settle`.
+    """
+    (bits, strides), (windows, texts) = tensor, told
+    position, token, following, half, scale, codes = lists
+    slots, wide = source.shape[2], codes.shape[3]
+    tokens, found_bits, fine = texts.shape[2], np.empty(wide, np.uint32), True
+    room = found_bits.view(np.float32), found_bits
+    for u in range(units[0], units[1]):
+        for d in range(source.shape[1]):
+            for slot in range(slots - 1, -1, -1):
+                came = source[u, d, slot]
+                if came >= slots:
+                    w, at = (came - slots) // tokens, (came - slots) % tokens
+                    position[u, d, slot], half[u, d, slot] = at, windows[1, w]
+                    token[u, d, slot], following[u, d, slot] = texts[0, w, at], texts[1, w, at]
+                    base = w * strides[0] + u * strides[2]
+                    one = _around(bits, base, strides[1], (at - wide // 2, windows[2, w]), none, room, codes[u, d, slot], 0)
+                    scale[u, d, slot] = one
+                    fine &= one == one
+                elif came != slot:
+                    position[u, d, slot], half[u, d, slot] = position[u, d, came], half[u, d, came]
+                    token[u, d, slot], following[u, d, slot] = token[u, d, came], following[u, d, came]
+                    scale[u, d, slot] = scale[u, d, came]
+                    codes[u, d, slot] = codes[u, d, came]
     return fine
 
 
@@ -317,7 +420,7 @@ def reservoir(bits, place, index, labels, by_unit, units, lists, source):
                 hits += score[u] < highest[u]
             if hits == 0:
                 continue
-            _load(bits, place[r : r + 1], column, width, tile_bits)
+            _load(bits, place[r] + column, width, tile_bits, 0)
             for u in range(width):
                 if score[u] < highest[u] and tile[u] == tile[u]:
                     c = column + u
@@ -343,7 +446,7 @@ def histogram(bits, place, units, edges, counts):
         for r in range(begin, min(begin + _FULL, place.shape[0])):
             for column in range(units[0], units[1], BLOCK):
                 width = min(BLOCK, units[1] - column)
-                _load(bits, place[r : r + 1], column, width, tile_bits)
+                _load(bits, place[r] + column, width, tile_bits, 0)
                 for u in range(width):
                     b = np.floor((tile[u] - edges[0, column + u]) / edges[1, column + u])
                     at = np.int32(min(max(b, np.float32(-1)), top)) + 1

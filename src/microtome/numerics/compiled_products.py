@@ -272,21 +272,20 @@ def collect(bits, columns, rows, reach, classes, corner, found, progress):
     """
     (row_class, column_class), (threshold, sign) = classes, reach
     bits_here = np.zeros(_PART, np.uint32)
-    here, place, one = bits_here.view(np.float32), np.zeros(1, np.int64), np.zeros(1, np.float32)
+    here, one = bits_here.view(np.float32), np.zeros(1, np.float32)
     bits_of_one = one.view(np.int32)
     parts, flip = (columns + _PART - 1) // _PART, np.int32(0 if sign > 0 else -1)
     count, skipped = progress[0], progress[1] % parts
     for r in range(rows[0] + progress[1] // parts, rows[1]):
         level = np.int32(_code(threshold[r], one, bits_of_one, bits.itemsize == 2) - 1)  # as zeros have two codes
-        place[0] = r * columns
         for begin in range(skipped * _PART, columns, _PART):
             width = min(_PART, columns - begin)
-            if _reaching(bits[place[0] + begin : place[0] + begin + width], flip, level) == 0:
+            if _reaching(bits[r * columns + begin : r * columns + begin + width], flip, level) == 0:
                 continue
             if count + _PART > found.shape[1]:
                 progress[0], progress[1] = count, (r - rows[0]) * parts + begin // _PART
                 return
-            load(bits, place, begin, width, bits_here)
+            load(bits, r * columns + begin, width, bits_here, 0)
             for c in range(width):
                 row, column = corner[0] + r, corner[1] + begin + c
                 if sign * here[c] >= threshold[r] and _allowed(row_class, column_class, row, column):

@@ -27,10 +27,12 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 @jit
-def load(bits, place, column, width, tile):
-    """Copy rows of units column .. column + width into the tile, as bits of float32."""
+def load(bits, begin, width, tile, to):
+    """Copy `width` values from bits[begin] on into the tile from `to` on, as bits of float32.
+
+    Indices are unsigned: a signed one may count from the end, which keeps a loop from becoming vector instructions.
+    """
     shift = np.uint32(16 if bits.itemsize == 2 else 0)
-    for i in range(place.shape[0]):
-        at = place[i] + column
-        for u in range(width):
-            tile[i * BLOCK + u] = np.uint32(bits[at + u]) << shift
+    begin, to = np.uint64(begin), np.uint64(to)
+    for u in range(np.uint64(width)):
+        tile[to + u] = np.uint32(bits[begin + u]) << shift

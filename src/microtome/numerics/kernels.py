@@ -5,7 +5,7 @@ not on the CPU, and inside `reference()`, the references run: same results to ro
 execution class of a run. The kernels themselves are in `compiled`, which is the only module that imports numba; nothing here
 knows what they compute.
 
-Threads are Python's: a kernel releases the interpreter lock and works on a range of units, as many ranges as torch has threads.
+A kernel releases the interpreter lock and works on a range of units, as many ranges as torch has threads (`team`).
 Ranges begin at multiples of a block, and a unit's arithmetic does not depend on its range, so results do not depend on threads.
 """
 
@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+
+from microtome.numerics.team import each
 
 __all__ = ["Counted", "Rows", "apart", "available", "compiled_for", "memory", "name", "reference", "rows_of", "spread"]
 
@@ -135,11 +137,8 @@ def spread(units: int, block: int, work: Callable[[int, int], None]) -> None:
             work(0, units)
         return
     blocks = -(-units // block)
-    ends = [min(units, block * (blocks * (part + 1) // threads)) for part in range(threads)]
-    others = [_pool(threads - 1, os.getpid()).submit(work, begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
-    work(0, ends[0])
-    for other in others:
-        other.result()
+    ends = [min(units, block * (blocks * part // threads)) for part in range(threads + 1)]
+    each(threads, lambda part: work(ends[part], ends[part + 1]))
 
 
 def apart(work: Callable[[_Part], _Found], parts: Sequence[_Part]) -> list[_Found]:
@@ -168,9 +167,3 @@ def apart(work: Callable[[_Part], _Found], parts: Sequence[_Part]) -> list[_Foun
 def _lone_pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads in each of which torch has one; threads made anew would each keep the memory they free."""
     return ThreadPoolExecutor(threads, f"apart-{process}", initializer=functools.partial(torch.set_num_threads, 1))
-
-
-@functools.lru_cache(maxsize=4)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One pool per size and process: a forked child must not use its parent's threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"kernels-{process}")

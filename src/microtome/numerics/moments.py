@@ -13,10 +13,10 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from microtome.core import Refusal, State
-from microtome.numerics.extremes import Extremes, combine, one_read
+from microtome.numerics.extremes import NAMES, Extremes, merge, one_read
 from microtome.numerics.kernels import Counted
 
-__all__ = ["Moments", "init", "merge", "result", "sweep", "update"]
+__all__ = ["NAMES", "Moments", "init", "merge", "result", "sweep", "update"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,41 +61,18 @@ def init(*shape: int, device: torch.device | str = "cpu") -> State:
 def update(state: State, x: Float[Tensor, "row unit"] | Float[Tensor, "window token unit"], counted: Counted = None) -> None:
     """Add rows, or the counted tokens of windows, in place. Reads any float dtype and any strided view without a copy of it.
 
-    Cost: one read; about 1 ns (bfloat16) to 1.5 ns (float32) a value and core with compiled kernels, 6 ns without.
+    Cost: one read; about .7 ns (bfloat16) to 1.2 ns (float32) a value and core with compiled kernels, 6 ns without.
     """
     x = x if x.ndim == 3 else x.unsqueeze(0)
-    part, _ = one_read(x, counted, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
-    _store(state, merge(state, {name: value[0] for name, value in part.items()}))
+    one = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
+    sweep(one, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), counted)
 
 
 def sweep(
     state: State, x: Float[Tensor, "window token unit"], group: Integer[Tensor, " window"], counted: Counted = None
 ) -> Extremes:
     """Add each window to the row `group[window]` of a state over groups and units; its extremes, from the same read of `x`."""
-    part, extremes = one_read(x, counted, group, len(state["mean"]))
-    _store(state, merge(state, part))
-    return extremes
-
-
-def merge(state: State, later: State) -> State:
-    """The state of both streams, as a new one.
-
-    Source: Pebay 2008, SAND2008-6212, equations 2.1 to 2.5 (Chan's formulas for mean and M2).
-    """
-    later = {name: value.to(state["mean"].device) for name, value in later.items()}
-    names = ("count", "mean", "m2", "m3", "m4", "positive")
-    both = torch.stack([torch.stack([side[name].to(torch.float64) for side in (state, later)]) for name in names])
-    mean, m2, m3, m4, positive = combine(both)
-    return {
-        "count": state["count"] + later["count"],
-        "positive": positive.to(torch.int64),
-        "mean": mean,
-        "m2": m2,
-        "m3": m3,
-        "m4": m4,
-        "minimum": torch.minimum(state["minimum"], later["minimum"]),
-        "maximum": torch.maximum(state["maximum"], later["maximum"]),
-    }
+    return one_read(state, x, group, counted)
 
 
 def result(state: State) -> Moments:
@@ -124,8 +101,3 @@ def result(state: State) -> Moments:
         minimum=state["minimum"] + nothing,
         maximum=state["maximum"] + nothing,
     )
-
-
-def _store(state: State, values: State) -> None:
-    for name, value in values.items():
-        state[name].copy_(value)

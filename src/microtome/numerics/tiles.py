@@ -54,12 +54,15 @@ def row_tiles(
 ) -> Iterator[tuple[Float[Tensor, "part unit"], Int[Tensor, " part"]]]:
     """The counted rows of `x` in order, as matrices of about `room` values, and the flat index window * tokens + token of each."""
     x = x if x.ndim == 3 else x.unsqueeze(0)
+    if isinstance(counted, Tensor):  # few of many rows, perhaps: the others are not touched
+        window, token = counted.nonzero(as_tuple=True)
+        size = max(1, (room or (_CPU_TILE if x.device.type == "cpu" else _GPU_TILE)) // max(1, x.shape[2]))
+        for row, place in zip(window.split(size), token.split(size), strict=True):
+            if len(row):
+                yield x[row, place].to(torch.float32), row * x.shape[1] + place
+        return
     for tile in tiles(x, counted, room):
         windows, tokens, units = tile.values.shape
         window = torch.arange(tile.window, tile.window + windows, device=x.device).unsqueeze(1)
         index = window * x.shape[1] + torch.arange(tile.token, tile.token + tokens, device=x.device)
-        if tile.mask is None:
-            yield tile.values.reshape(windows * tokens, units), index.flatten()
-        else:
-            row, token = tile.mask.nonzero(as_tuple=True)
-            yield tile.values[row, token], index[row, token]
+        yield tile.values.reshape(windows * tokens, units), index.flatten()

@@ -37,6 +37,7 @@ from microtome.probes.gaussian import greedy_units as greedy_units
 from microtome.probes.gaussian import held_out_information as held_out_information
 from microtome.probes.labels import LabelledText as LabelledText
 from microtome.probes.labels import brown_class as brown_class
+from microtome.probes.labels import distinct as distinct
 from microtome.probes.labels import merged as merged
 from microtome.probes.labels import read_columns as read_columns
 from microtome.probes.labels import read_labels as read_labels

@@ -23,23 +23,26 @@ _PARTS: Final = ("count", "mean", "squares")
 
 @dataclass(frozen=True, eq=False)
 class WordMomentsRecord:
-    """Class moments of the words as they are labelled, and under the labels of a control task, by half."""
+    """Class moments of the words as they are labelled, and under the labels of each control task, by half."""
 
     task: tuple[ClassMoments, ...]
-    control: tuple[ClassMoments, ...]
+    control: tuple[tuple[ClassMoments, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class WordMoments:
-    """`WordMomentsRecord` of a site. `control` has another label for each word. Memory: 32 bytes a class and unit, and half."""
+    """`WordMomentsRecord` of a site. `control` has, of each control task, a label for each word.
+
+    Memory: 32 bytes a class, unit and task.
+    """
 
     kind: ClassVar[str] = "probes.word_moments"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     site: Site
     units: int
     words: LabelledWords
-    control: Int[Tensor, " row"]
+    control: Int[Tensor, "draw row"]
     pooling: Pooling = "last"
 
     @property
@@ -49,7 +52,7 @@ class WordMoments:
 
     def init(self) -> State:
         """No word."""
-        shape = (2, len(Half), len(self.words.classes))
+        shape = (1 + len(self.control), len(Half), len(self.words.classes))
         sizes = {"count": shape, "mean": (*shape, self.units), "squares": (*shape, self.units)}
         return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
@@ -58,7 +61,7 @@ class WordMoments:
         mine, x = _vectors(self.words, values[self.site], batch, self.pooling)
         if not len(mine):
             return
-        for number, labels in enumerate((self.words.y, self.control)):
+        for number, labels in enumerate((self.words.y, *self.control)):
             for half in Half:
                 y = torch.where(self.words.half[mine] == half, labels[mine], -1)
                 found = class_moments(x, y.to(x.device), len(self.words.classes))
@@ -66,7 +69,7 @@ class WordMoments:
 
     def merge(self, state: State, later: State) -> State:
         """Moments of both."""
-        for number in range(2):
+        for number in range(1 + len(self.control)):
             for half in Half:
                 place = number, int(half)
                 _add(state, place, ClassMoments(*(later[name][place] for name in _PARTS)))
@@ -74,10 +77,11 @@ class WordMoments:
 
     def result(self, state: State) -> WordMomentsRecord:
         """The record."""
-        task, control = (
-            tuple(ClassMoments(*(state[name][number, half] for name in _PARTS)) for half in Half) for number in range(2)
+        task, *control = (
+            tuple(ClassMoments(*(state[name][number, half] for name in _PARTS)) for half in Half)
+            for number in range(1 + len(self.control))
         )
-        return WordMomentsRecord(task, control)
+        return WordMomentsRecord(task, tuple(control))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Final
 
 from microtome.core import Refusal
 
-__all__ = ["LabelledText", "brown_class", "merged", "read_columns", "read_labels", "read_tagged"]
+__all__ = ["LabelledText", "brown_class", "distinct", "merged", "read_columns", "read_labels", "read_tagged"]
 
 _CLOSING: Final = frozenset(",.;:?!)]}%")
 _OPENING: Final = frozenset("([{")
@@ -105,6 +105,14 @@ def read_tagged(path: Path, *, separator: str = "/", relabel: Callable[[str], st
             words = [pair[0] for pair in pairs]
             texts.append(_text(path.name, words, [relabel(pair[2]) for pair in pairs], _closed_up(words)))
     return _some(texts, path)
+
+
+def distinct(texts: Iterable[LabelledText]) -> list[LabelledText]:
+    """Texts without those whose words were all there before: the same sentence in both halves would be held out from nothing."""
+    first: dict[tuple[str, ...], LabelledText] = {}
+    for each in texts:
+        first.setdefault(tuple(word.casefold() for word in each.words), each)
+    return list(first.values())
 
 
 def merged(texts: Iterable[LabelledText], words: int = 150) -> list[LabelledText]:

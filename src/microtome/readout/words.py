@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["is_whole", "named", "quoted", "run_named", "texts_of"]
+__all__ = ["gap_of", "is_whole", "named", "quoted", "run_named", "texts_of"]
 
 _BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
 _BYTE_SPACE: Final = "\u0120"
@@ -49,14 +49,22 @@ def named(text: str) -> str:
     return f"‘{len(text)} spaces’" if len(text) > 1 and not text.strip(" ") else f"‘{text.encode('unicode_escape').decode()}’"
 
 
-def run_named(texts: Sequence[str]) -> str:
+def run_named(texts: Sequence[str], gap: str = "") -> str:
     r"""Tokens that follow each other as a sentence shows them: as they stand, but for a space in front, white space of other kinds made visible.
 
-    >>> run_named([" United", " States"]) + run_named(["\n", " in"])
-    '‘United States’‘\\n in’'
+    `gap` is what stands before a token that begins a word where the tokens themselves do not say so (`gap_of`).
+
+    >>> run_named([" United", " States"]) + run_named(["\n", " in"]) + run_named(["find", "##s", "the"], " ")
+    '‘United States’‘\\n in’‘finds the’'
     """
-    run = "".join(texts).removeprefix(" ")
+    parts = [text.removeprefix("##") if gap and text.startswith("##") else gap + text for text in texts]
+    run = "".join(parts).removeprefix(" ")
     return "‘" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in run) + "’"
+
+
+def gap_of(texts: Sequence[str]) -> str:
+    """What stands between the words of a vocabulary that marks the continuation of a word and not its beginning (WordPiece): a space."""
+    return " " if any(text.startswith("##") for text in texts) and not any(text.startswith(" ") for text in texts) else ""
 
 
 def quoted(texts: Sequence[str], most: int = 3) -> str:

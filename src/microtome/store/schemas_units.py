@@ -124,9 +124,9 @@ UNITS: Final = (
         "a fact that a model was asked for: `known` is the share of its prompts that are answered right, `probability` the mean of the "
         "answer; `units` know it, the one worth most first, found in at least a share `prompts` of the prompts, which was moved `rounds` times; "
         "`explained` is the share of the probability that is attributed to those of one layer, `error` the most that attributions are off "
-        "by. Relative changes of the probability: suppressed and amplified, where units are set to 0 and doubled; of other facts of the "
-        "relation and of other relations, where they are set to 0; random, with as many random units of the same layers, 95 % of which lie "
-        "between random_lo and random_hi; p, q are for suppressed. Where a fact was not asked, undefined says why",
+        "by (neither where no prompt is answered right). Relative changes of the probability: suppressed and amplified, where units are set to "
+        "0 and doubled; of other facts of the relation and of other relations, where they are set to 0; random, with as many random units of "
+        "the same layers that write as much, 95 % of which lie between random_lo and random_hi; p, q are for suppressed. Where a fact was not asked, undefined says why",
         "run fact",
         run=WORD,
         fact=pa.int32(),

@@ -113,6 +113,9 @@ def test_a_query_that_fails_says_what_to_do(built: Path) -> None:
             "from read_parquet('nowhere.parquet')",
             "nowhere.*; run the same `microtome build` again, or check the files it names",
         ),
+        ("select 1; select 2", "it is 2 queries; ask one at a time"),
+        ("copy units to 'units.csv'", "COPY is more than reading"),
+        ("create table other as select 1", "CREATE is more than reading"),
         (" ", "it is empty; write for example: select"),
     ]:
         with pytest.raises(Refusal, match=f"(?s)the query: .*{message}"):

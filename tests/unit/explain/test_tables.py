@@ -64,6 +64,8 @@ def test_texts_name_what_is_there() -> None:
     ids = torch.tensor([[1, 3, 2, 3, 5, 4, 4, 4]])
     found = fitted(ids, torch.tensor([[0.0, 8.0, 0.0, 3.0, 2.6, 2.6, 2.6, 2.6]]), torch.ones(1, 8, dtype=torch.bool), 2)
     assert found.text(name) == "active at t1 t3 (8.0), t3 (5.5), t4 (2.6), t5 (2.6)"
+    weak = fitted(torch.tensor([[1, 2]]), torch.tensor([[0.1, 1.2]]), torch.ones(1, 2, dtype=torch.bool), 1)
+    assert weak.text(name) == "weakly active at t2 (1.2)"
     silent = fitted(torch.tensor([[1, 2]]), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), 2)
     assert silent.text(name) == "no token that it was seen at makes it active"
 

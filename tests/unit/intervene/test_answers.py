@@ -50,6 +50,8 @@ def test_without_a_tokenizer_words_and_masks_are_refused() -> None:
     model = opened("bert")
     with pytest.raises(Refusal, match="bert has no tokenizer"):
         single_token(model, "Paris")
+    with pytest.raises(Refusal, match="it has no letter"):
+        single_token(model, " ")
     with pytest.raises(Refusal, match="fills in masks, and there are 0 in it"):
         asked(model, batch_for(model), 8)
     with pytest.raises(Refusal, match="the model has no tokenizer"):

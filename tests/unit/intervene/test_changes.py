@@ -1,5 +1,6 @@
 """Changes and choices of tokens, each against numbers worked out by hand or by numpy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -149,3 +150,9 @@ def test_choices_of_tokens() -> None:
     ):
         with pytest.raises(Refusal, match=why):
             tokens.mask(batch, None)
+
+
+@pytest.mark.parametrize("deviation", [-1.0, math.nan, math.inf])
+def test_noise_without_a_size_is_refused(deviation: float) -> None:
+    with pytest.raises(Refusal, match="it is not 0 or more"):
+        Noise(deviation)

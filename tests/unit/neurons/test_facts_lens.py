@@ -49,7 +49,7 @@ def test_planted_units_are_found_and_facts_fall_without_them(built: tuple[FactMo
         assert row["units"] == [str(unit) for unit in planted.units[row["relation"], row["subject"]]]
         assert row["suppressed"] < -0.5
         assert abs(row["same_relation"]) < 0.05 > abs(row["other_relations"])
-        assert row["random_lo"] <= row["random"] <= row["random_hi"]
+        assert row["random_lo"] - 1e-3 <= row["random"] <= row["random_hi"] + 1e-3  # a mean of draws of which one counts
         assert row["q"] <= 0.05
 
 

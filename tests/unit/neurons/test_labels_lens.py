@@ -69,6 +69,22 @@ def test_all_labels_together_beside_a_control_task(built: Atlas) -> None:
     assert "random labels for words" in sentence["sentence"]
 
 
+def test_only_units_that_tell_a_label_better_than_random_ones_are_findings(built: Atlas) -> None:
+    rows = built.sql("select * from findings where lens = 'labels' and kind = 'label'").to_pylist()
+    assert "neurons.0/3" in {row["subject"] for row in rows}
+    for row in rows:
+        assert 1e-3 <= row["q"] <= 0.05
+        assert row["value"] > row["control"]
+
+
+def test_a_unit_of_no_label_tells_random_labels_as_well(built: Atlas) -> None:
+    rows = built.sql("select * from unit_stats where stat like 'tells %'").to_pylist()
+    told = [row for row in rows if abs(row["value"]) > 1]
+    assert {row["unit"] for row in told} >= {"neurons.0/3", "neurons.0/6", "neurons.0/7"}
+    for row in told:
+        assert abs(row["control"]) < abs(row["value"])
+
+
 def test_labels_of_few_words_are_left_out_and_named(built: Atlas) -> None:
     (row,) = built.sql("select * from probes where label = 'rare'").to_pylist()
     assert row["undefined"] == "it has 3 words, and 50 are needed"

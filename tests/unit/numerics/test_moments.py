@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.numerics import kernels, moments
+from microtome.numerics import moments
 from tests.unit.numerics.kernel_sets import kernel_set
 
 pytestmark = pytest.mark.usefixtures(kernel_set.__name__)
@@ -104,7 +104,7 @@ def test_any_split_is_one_pass(sizes: list[int], seed: int, offset: float):
         merged = moments.merge(merged, state)
     for name in ("count", "positive", "minimum", "maximum"):
         assert torch.equal(whole[name], merged[name])
-    rounding = 2e-7 if kernels.name() == "torch" else 1e-12
+    rounding = 2e-7  # of float32, within a tile
     for power, name in enumerate(("mean", "m2", "m3", "m4"), 1):
         scale = (whole["m2"] / whole["count"].clamp(min=1)).sqrt() ** power * (1 if power == 1 else whole["count"])
         assert bool(((whole[name] - merged[name]).abs() <= 40 * rounding * scale + 1e-13 * abs(offset)).all())

@@ -68,7 +68,7 @@ def test_random_labels_have_no_selectivity() -> None:
     assert real.task > 0.85
     assert random.task > 0.85, "the probe remembers the words"
     assert abs(random.value) < 0.1
-    low, high = random.interval
+    low, high = random.extremes
     assert low <= random.value <= high
     noise = torch.randint(2, (3000,), generator=torch.Generator().manual_seed(5))
     assert selectivity(cases.relabelled(noise), draws=4).value < -0.2

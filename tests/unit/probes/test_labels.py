@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from microtome.core import Refusal
-from microtome.probes import LabelledText, brown_class, merged, read_columns, read_labels, read_tagged
+from microtome.probes import LabelledText, brown_class, distinct, merged, read_columns, read_labels, read_tagged
 
 
 def written(folder: Path, text: str, name: str = "labels.txt") -> Path:
@@ -91,6 +91,14 @@ def test_bad_columns_are_refused(tmp_path: Path) -> None:
     bad.write_bytes(b"caf\xe9 X\n")
     with pytest.raises(Refusal, match="byte 3 is not valid UTF-8"):
         read_columns(bad)
+
+
+def test_a_sentence_that_was_there_before_is_left_out() -> None:
+    once, again, other, cased = (
+        LabelledText(document, " ".join(words), words, tuple("x" * len(words)), ((0, 1),))
+        for document, words in (("a", ("It", "is")), ("b", ("It", "is")), ("b", ("It", "was")), ("c", ("it", "IS")))
+    )
+    assert distinct([once, again, other, cased]) == [once, other]
 
 
 def test_merging_keeps_words_where_they_are(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from microtome.core import Refusal
 from microtome.probes import Sparse, adaptive_probe, balanced_logistic, monosemantic, sparse_probe
-from microtome.probes.sparse import best_sets
+from microtome.probes.sparse import best_sets, shifted_p
 from tests.unit.probes.planted import planted_rows
 
 
@@ -136,6 +136,19 @@ def test_monosemantic_units_beat_the_same_search_on_shifted_labels() -> None:
     assert float(found.p[0]) == pytest.approx(1 / 20)
     assert float(found.p[1:].min()) > 0.05
     assert float(found.null.max()) < 0.5
+
+
+def test_a_unit_that_knows_nothing_agrees_as_well_with_shifted_labels() -> None:
+    generator = torch.Generator().manual_seed(4)
+    row = torch.arange(2000)
+    y, half = torch.repeat_interleave(torch.rand(400, generator=generator) < 0.25, 5), row // 500 % 2
+    told = y + 0.5 * torch.randn(2000, generator=generator)
+    assert shifted_p(told, y, half) == pytest.approx(1e-3)
+    blind = [shifted_p(torch.randn(2000, generator=generator), y, half, draws=199, seed=draw) for draw in range(20)]
+    assert 0.25 < sum(blind) / 20 < 0.75
+    assert sum(p <= 0.05 for p in blind) <= 4
+    runs = torch.repeat_interleave(torch.randn(400, generator=generator), 5)  # as slow as the labels, and of nothing
+    assert shifted_p(runs, y, half) > 0.02
 
 
 def test_halves_without_the_label_are_refused() -> None:

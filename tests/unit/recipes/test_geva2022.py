@@ -44,7 +44,7 @@ def test_everything_is_measured_beside_its_control(decoder: Found) -> None:
     assert all(len(each.random) == 9 for each in decoder.switched)
     assert len(decoder.exits) == 3
     assert all(0 <= each.saved <= each.most + 2 for each in decoder.exits)
-    assert all(each.control for each in claims(decoder))
+    assert all(each.promoted.shape[1] == 2 and not each.promoted[:, 0].equal(each.promoted[:, 1]) for each in decoder.events)
 
 
 def test_everything_is_printed_with_what_the_paper_has(decoder: Found) -> None:
