@@ -47,14 +47,19 @@ class Picked:
 def pick(effects: Effects, written: Float[Tensor, "layer unit"], *, most: int = MOST, seed: int = 0) -> Picked:
     """The `most` units of largest absolute effect in the discover half, and for each a unit of its layer that is not among them.
 
-    The matched one is drawn by hash from the ten that write most nearly as much (`written`: root mean square of |h| |v|).
-    Errors: `Refusal` where the discover half has no window, or a layer too few units.
+    The matched one is drawn by hash from the ten that write most nearly as much (`written`: root mean square of |h| |v|). Of a layer at most
+    a third of the units are chosen, so that others are left to match.
+    Errors: `Refusal` where the discover half has no window, or a layer fewer than three units.
     """
     value = effects.value[Half.DISCOVER].abs()
     if bool(value.isnan().all()):
         raise Refusal("units to be ablated", why="no window is in the discover half", instead="build with more text")
     units = value.shape[1]
-    flat = value.flatten().argsort(descending=True, stable=True)[: min(most, value.numel() // 2)]
+    own_rank = value.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    order = value.masked_fill(own_rank >= units // 3, -1.0).flatten().argsort(descending=True, stable=True)
+    flat = order[: min(most, len(value) * (units // 3))]
+    if not len(flat):
+        raise Refusal("units to be ablated", why=f"a layer has {units} units", instead="name a model with three or more")
     layer, index = flat // units, flat % units
     taken = torch.zeros_like(value, dtype=torch.bool)
     taken[layer, index] = True
@@ -184,7 +189,7 @@ def _q(change: Float[Tensor, "window unit"], beside: Float[Tensor, "window unit"
 
 def _spearman(one: Float[Tensor, " unit"], other: Float[Tensor, " unit"]) -> float:
     kept: Bool[Tensor, " unit"] = one.isfinite() & other.isfinite()
-    if int(kept.sum()) < 3:
+    if int(kept.sum()) < 3 or any(bool((each[kept] == each[kept][0]).all()) for each in (one, other)):
         return float("nan")
     ranks = [scipy.stats.rankdata(each[kept].numpy()) for each in (one, other)]
     return float(np.corrcoef(ranks)[0, 1])

@@ -5,8 +5,8 @@ the next token, and what fires with what. Each has a module of its own; here the
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import torch
@@ -19,7 +19,7 @@ from microtome.examples import UnitSurveyRecord, in_order_of_text
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name
 from microtome.neurons.coactivation import SampledRows, coactivation_operations, coactivation_rows, coactivations
-from microtome.neurons.cohesion import WIDTH, cohesion, enough_before, places_of
+from microtome.neurons.cohesion import WIDTH, Cohesion, cohesion, enough_before, places_of
 from microtome.neurons.deeper_rows import (
     agreement_findings,
     cohesion_rows,
@@ -31,18 +31,20 @@ from microtome.neurons.deeper_rows import (
     run_rows,
 )
 from microtome.neurons.detectors import q_values
-from microtome.neurons.families import FamilyMoments, families, spelling_tests
+from microtome.neurons.families import Families, FamilyMoments, families, spelling_tests
 from microtome.neurons.findings import Finding
 from microtome.neurons.links import AFFORDED
 from microtome.neurons.memories import value_agreement, value_tokens
 from microtome.neurons.ngrams import ngram_detectors
-from microtome.neurons.positional import PositionalActivity, positional
+from microtome.neurons.positional import Positional, PositionalActivity, positional
 from microtome.neurons.roles import role_names, write_roles
 from microtome.neurons.unit_labels import UnitLabel, place_labels, question_labels, role_labels, run_labels
 from microtome.readout import output_reader
 from microtome.readout.words import texts_of
 
 __all__ = ["Deeper", "deeper", "deeper_folds", "why_no_agreement", "why_not_alike", "why_not_deeper", "why_not_together"]
+
+_Tested = TypeVar("_Tested", Families, Positional, Cohesion)
 
 _TOGETHER: Final = 2048
 """Tokens, about, whose activations say which units fire alike."""
@@ -160,7 +162,7 @@ def _orientation(run: Run, survey: UnitSurveyRecord) -> Float64[Tensor, " unit"]
 
 
 def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
-    found = [families(results.of(MAIN, fold_name("families", basis))) for basis in bases]
+    found = _over_layers([families(results.of(MAIN, fold_name("families", basis))) for basis in bases])
     rows = [family_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
     return Deeper(rows, list(question_labels(bases, found)), family_findings(bases, found), {})
 
@@ -168,16 +170,15 @@ def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
 def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     """Of windows whose tokens are all in one place nothing can be said."""
     assert run.corpus is not None, "folds are of a text"
-    width, rows, labels = _place_width(run.corpus.window), [], []
-    for basis in bases:
-        activity = results.of(MAIN, fold_name("places", basis))
-        if int((activity.seen > 0).sum()) < 2:
-            continue
-        found = positional(activity)
+    window, rows, labels = run.corpus.window, [], []
+    activities = {basis: results.of(MAIN, fold_name("places", basis)) for basis in bases}
+    activities = {basis: each for basis, each in activities.items() if int((each.seen > 0).sum()) > 1}
+    tests = _over_layers([positional(each) for each in activities.values()])
+    for (basis, activity), found in zip(activities.items(), tests, strict=True):
         most = activity.share.nan_to_num(-1.0).max(1)
         mean = activity.active.sum(1).double() / activity.seen.sum().clamp_min(1)
         where = [
-            [_place_named(*each, width) for each in zip(*own, strict=True)]
+            [_place_named(*each, window) for each in zip(*own, strict=True)]
             for own in zip(most.indices.tolist(), most.values.tolist(), mean.tolist(), strict=True)
         ]
         rows.append(place_rows(basis, found, run.name))
@@ -185,8 +186,9 @@ def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     return Deeper(rows, labels, [], {})
 
 
-def _place_named(place: int, share: float, mean: float, width: int) -> str:
-    first, last = place * width + 1, (place + 1) * width
+def _place_named(place: int, share: float, mean: float, window: int) -> str:
+    width = _place_width(window)
+    first, last = place * width + 1, min((place + 1) * width, window)
     tokens = f"token {first}" if first == last else f"tokens {first} to {last}"
     return f"{tokens}: {100 * share:.0f} % there, {100 * mean:.0f} % over all"
 
@@ -209,9 +211,8 @@ def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     if why_not_alike(run):
         return Deeper([], [], [], {})
     places = places_of(_batches(run), run.model.weights.get("W_E"))
-    rows = [
-        cohesion_rows(basis, cohesion(_survey(results, basis).contexts, places, seed=run.seed), run.name) for basis in bases
-    ]
+    found = _over_layers([cohesion(_survey(results, basis).contexts, places, seed=run.seed) for basis in bases])
+    rows = [cohesion_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
     return Deeper(rows, [], [], {})
 
 
@@ -242,6 +243,14 @@ def _together(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
     by_layer = {basis.layer: fold_name("tokens", basis) for basis in bases}
     found = coactivations(lambda layer: results.of(MAIN, by_layer[layer]).values, half, layers, sorted(layers), seed=run.seed)
     return Deeper([], [], [], {"coactivations": (coactivation_rows(each, run.name) for each in found)})
+
+
+def _over_layers(found: Sequence[_Tested]) -> list[_Tested]:
+    """The same tests, with q over those of all layers together."""
+    if not found:
+        return []
+    q = q_values([each.p.double().numpy() for each in found])
+    return [replace(each, q=torch.from_numpy(own)) for each, own in zip(found, q, strict=True)]
 
 
 def _survey(results: Results, basis: Neurons) -> UnitSurveyRecord:

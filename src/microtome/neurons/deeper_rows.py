@@ -60,7 +60,7 @@ def role_rows(bases: Sequence[Neurons], found: Sequence[Roles], run: str) -> pa.
             "vocab_kurtosis": (each.moments.kurtosis, each.control.kurtosis, each.kurtosis_q),
             "vocab_variance": (each.moments.variance, each.control.variance, each.variance_q),
             "vocab_skewness": (each.moments.skewness, each.control.skewness, None),
-            "logit_variance": (each.logit_variance, torch.tensor([each.logit_control]), each.scale_q),
+            "logit_variance": (each.logit_variance, torch.tensor([each.logit_control], dtype=torch.float64), each.scale_q),
         }
         for name, (value, control, q) in columns.items():
             beside = {"control": np.full(basis.units, float(control))} | ({} if q is None else {"q": q.numpy()})
@@ -82,10 +82,11 @@ def role_findings(bases: Sequence[Neurons], found: Sequence[Roles], names: Seque
         first = sorted(units, key=lambda pair: -float(strength[at[pair[0]]][pair[1]]))[:_MOST]
         named = ", ".join(str(basis.address(unit)) for basis, unit in first)
         where = ", ".join(f"{layer} ({count})" for layer, count in layers)
+        mostly = "mostly " if len({basis for basis, _ in units}) > _MOST else ""
         verb = "has" if len(units) == 1 else "have"
         sentence = (
             f"{len(units):,} of {total:,} units {verb} weights that {_ROLES[role]} (q at most {SETTINGS.q:g} against {RANDOM_DIRECTIONS}: of these, about "
-            f"{SETTINGS.q * len(units):.1g} by chance), in layers {where}: {named}"
+            f"{SETTINGS.q * len(units):.1g} by chance), {mostly}in layers {where}: {named}"
         )
         findings.append(
             Finding(

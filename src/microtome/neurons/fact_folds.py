@@ -108,15 +108,15 @@ class PromptWorth:
 class FactEffects:
     """Relative changes of answers, by fact tested and factor of `FACTORS`: `ScaledEffect` as tensors, NaN where there was no other fact.
 
-    `fact` says which facts were tested: those that have units.
+    `fact` says which facts were tested: those that have units. Random units are suppressed alone, and `p` is for that.
     """
 
     fact: Int[Tensor, " fact"]
     own: Float64[Tensor, "fact factor"]
     same: Float64[Tensor, "fact factor"]
     other: Float64[Tensor, "fact factor"]
-    random: Float64[Tensor, "fact factor draw"]
-    p: Float64[Tensor, "fact factor"]
+    random: Float64[Tensor, "fact draw"]
+    p: Float64[Tensor, " fact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class FactTests:
 
     def init(self) -> State:
         """No fact."""
-        shapes = {name: (0, len(FACTORS)) for name in ("own", "same", "other", "p")} | {"random": (0, len(FACTORS), self.draws)}
+        shapes = {name: (0, len(FACTORS)) for name in ("own", "same", "other")} | {"random": (0, self.draws), "p": (0,)}
         found: State = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         return found | {"fact": torch.zeros(0, dtype=torch.int64)}
 
@@ -153,20 +153,19 @@ class FactTests:
             if not self.units[fact]:
                 continue
             rest = self._others(fact)
+            own = self.asked[fact], self.units[fact]
             effects = [
-                scaled_effect(
-                    self.model, self.asked[fact], self.units[fact], factor, rest, draws=self.draws, seed=self.seed + fact
-                )
-                for factor in FACTORS
+                scaled_effect(self.model, *own, factor, rest, draws=0 if number else self.draws, seed=self.seed + fact)
+                for number, factor in enumerate(FACTORS)
             ]
             parts = {
                 "own": [each.fact for each in effects],
                 "same": [_number(each.same_relation) for each in effects],
                 "other": [_number(each.other_relations) for each in effects],
-                "p": [each.p for each in effects],
             }
             found: State = {name: torch.tensor([part], dtype=torch.float64) for name, part in parts.items()}
-            found |= {"random": torch.stack([each.random.double() for each in effects])[None], "fact": torch.tensor([fact])}
+            found |= {"random": effects[0].random.double()[None], "fact": torch.tensor([fact])}
+            found["p"] = torch.tensor([effects[0].p], dtype=torch.float64)
             for name, part in found.items():
                 state[name] = torch.cat([state[name], part])
 

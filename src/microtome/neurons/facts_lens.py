@@ -208,7 +208,7 @@ def facts_lens(model: Model, path: str | Path) -> FactsLens:
 
 def _tested(effects: FactEffects, facts: int) -> dict[str, Float64[Tensor, " fact"]]:
     """Columns of `facts` from the tests; NaN for facts that were not tested."""
-    drawn = effects.random[:, 0]
+    drawn = effects.random
     lowest, highest = (drawn.quantile(level, 1) if len(drawn) else drawn.mean(1) for level in (0.025, 0.975))
     columns = {
         "suppressed": effects.own[:, 0],
@@ -218,8 +218,8 @@ def _tested(effects: FactEffects, facts: int) -> dict[str, Float64[Tensor, " fac
         "random": drawn.mean(1),
         "random_lo": lowest,
         "random_hi": highest,
-        "p": effects.p[:, 0],
-        "q": benjamini_hochberg(effects.p[:, 0]),
+        "p": effects.p,
+        "q": benjamini_hochberg(effects.p),
     }
     empty = torch.full((facts,), torch.nan, dtype=torch.float64)
     return {name: empty.index_put((effects.fact,), column) for name, column in columns.items()}

@@ -142,13 +142,14 @@ class Families:
     """Of each unit the question that explains most in the discover half (-1: none), and what it explains in the confirm half.
 
     `correlation` is that of activation and answer, `explained` its square, the share of variance; `control` is the mean share that the
-    shifted answers explain. `q` is over units. NaN where the activation or the answer is constant in a half.
+    shifted answers explain. `q` is over units, from `p`. NaN where the activation or the answer is constant in a half.
     """
 
     test: Int64[Tensor, " unit"]
     correlation: Float64[Tensor, " unit"]
     control: Float64[Tensor, " unit"]
     q: Float64[Tensor, " unit"]
+    p: Float64[Tensor, " unit"]
 
     @property
     def explained(self) -> Float64[Tensor, " unit"]:
@@ -182,6 +183,7 @@ def families(found: Answered) -> Families:
         confirm[0, test, unit] + nothing,
         confirm[1:, test, unit].square().mean(0) + nothing,
         benjamini_hochberg(p[test, unit] + nothing),
+        p[test, unit] + nothing,
     )
 
 

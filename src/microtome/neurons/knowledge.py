@@ -245,19 +245,21 @@ def scaled_effect(
 ) -> ScaledEffect:
     """What becomes of an answer's probability where units are scaled at the answer's place: 0 suppresses, 2 amplifies.
 
-    The change is that of the mean probability over a fact's prompts, which one improbable prompt cannot decide. Those of several facts are averaged.
+    The change is that of the mean probability over a fact's prompts, and of other facts over all of theirs, which one improbable prompt
+    cannot decide.
     Errors: `Refusal` for no unit, and for a layer with too few others to draw from.
     Cost: two passes over the prompts of each fact, and one for each draw; of a decoder over their last tokens. Not inside `edited`.
     """
     same = [each for each in others if each.fact.relation == asked.fact.relation and each.fact != asked.fact]
     rest = [each for each in others if each.fact.relation != asked.fact.relation]
     written = activations(model, asked).values.mean(0)
-    fact, *random_changes = _changes(model, asked, [units, *units_alike(model, units, draws, seed, written)], factor)
-    moved = [_changes(model, each, [units], factor)[0] for each in (*same, *rest)]
+    before, *after = _probabilities(model, asked, [units, *units_alike(model, units, draws, seed, written)], factor)
+    fact, *random_changes = (each / before - 1 for each in after)
+    alike, unlike = (_together([_probabilities(model, each, [units], factor) for each in some]) for some in (same, rest))
     random = torch.tensor(random_changes)
     tail = "less" if factor < 1 else "greater"
     p = permutation_p(torch.tensor([fact]), random[:, None], tail)
-    return ScaledEffect(tuple(units), factor, fact, _mean(moved[: len(same)]), _mean(moved[len(same) :]), random, float(p[0]))
+    return ScaledEffect(tuple(units), factor, fact, alike, unlike, random, float(p[0]))
 
 
 def units_alike(
@@ -315,8 +317,8 @@ def _require_units(model: Model, units: Sequence[UnitAddress]) -> None:
             raise Refusal(str(unit), why=f"there are {layers} layers of {width} units", instead="name one of these, from 0")
 
 
-def _changes(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress]], factor: float) -> list[float]:
-    """Relative change of the mean probability of a fact's answer with each set of units scaled."""
+def _probabilities(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress]], factor: float) -> list[float]:
+    """The mean probability of a fact's answer as it is, and with each set of units scaled."""
     windows, subject = len(asked.texts), asking(model, asked.batch, asked.question)
     layers = sorted({unit.layer or 0 for units in sets for unit in units})
     factors = {layer: torch.ones(1 + len(sets), model.shape.d_mlp, device=asked.batch.ids.device) for layer in layers}
@@ -329,8 +331,7 @@ def _changes(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitAddress
         window, number = some.T
         changes = {Site("mlp_act", layer): _scaling(factors[layer][number]) for layer in layers}
         found[number.cpu(), window.cpu()] = subject.answers(window, changes).float().cpu()
-    mean = found.double().mean(1)
-    return (mean[1:] / mean[0] - 1).tolist()
+    return found.double().mean(1).clamp_min(torch.finfo(torch.float32).tiny).tolist()
 
 
 def _scaling(factors: Float[Tensor, "row unit"]) -> Callable[[Tensor], Tensor]:
@@ -359,8 +360,10 @@ def _named(score: Attributed, kept: Bool[Tensor, "window layer unit"], chosen: B
     return FactUnits(score.asked, tuple(units), tuple(share[order].tolist()), tuple(worth[order].tolist()), explained, error)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _together(found: Sequence[Sequence[float]]) -> float | None:
+    """Relative change of what facts have in the mean, each as it is and with units scaled; None where there is no fact."""
+    before, after = (sum(each[place] for each in found) for place in range(2))
+    return after / before - 1 if found else None
 
 
 def _require_dense(model: Model) -> None:

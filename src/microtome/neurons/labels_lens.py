@@ -192,7 +192,7 @@ class _Probed:
         moments: WordMomentsRecord = results.of(_MOMENTS, _named("moments", basis))
         chosen = lens.chosen(moments, basis, run.seed)
         kept = chosen.all
-        order, random = (torch.searchsorted(kept, each) for each in (chosen.by_label, chosen.random))
+        order, random = (torch.searchsorted(kept, each.contiguous()) for each in (chosen.by_label, chosen.random))
         x: Float[Tensor, "row unit"] = results.of(_ROWS, _named("rows", basis)).float()
         half, y = words.half[rows], words.y[rows]
         settings = Sparse(_KS, draws=_DRAWS, seed=run.seed)

@@ -99,7 +99,7 @@ def value_agreement(
     reader: Reader,
     *,
     half: Half = Half.CONFIRM,
-    draws: int = 1000,
+    draws: int = 4000,
     seed: int = 0,
 ) -> Agreement:
     """Compare each unit's value with the token that follows its leading trigger.

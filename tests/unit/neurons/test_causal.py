@@ -36,6 +36,18 @@ def test_the_largest_are_picked_and_beside_each_one_of_its_layer_that_writes_as_
     assert len(set(chosen.index.tolist())) == 40
 
 
+def test_of_a_narrow_layer_a_third_is_picked_at_most_so_that_others_are_left_to_match() -> None:
+    value = torch.zeros(2, 12)
+    value[0] = torch.arange(12.0, 0.0, -1.0)
+    value[1, :3] = torch.tensor([0.3, 0.2, 0.1])
+    found = pick(effects(value), torch.ones(2, 12), most=24)
+    assert found.layer[: found.chosen].tolist() == [0] * 4 + [1] * 4
+    assert found.index[: found.chosen].tolist()[:7] == [0, 1, 2, 3, 0, 1, 2]
+    assert len(set(zip(found.layer.tolist(), found.index.tolist(), strict=True))) == 16
+    with pytest.raises(Refusal, match="a layer has 2 units"):
+        pick(effects(torch.ones(3, 2)), torch.ones(3, 2))
+
+
 def test_without_a_discover_half_nothing_is_picked() -> None:
     with pytest.raises(Refusal, match="no window is in the discover half"):
         pick(effects(torch.full((2, 6), torch.nan)), torch.ones(2, 6))
