@@ -210,7 +210,8 @@ def _of_events(found: Found) -> list[Claim]:
             "elimination is not explicit",
             f"the old token: {old}; below 0 in {len(eliminating)} of {len(found.events)} layers" + _listed(eliminating),
             f"as many other active units: {other_old}",
-            old.low > -new.value / 2,  # even at its lowest less than half of what promotion does: not merely too little data to say
+            old.low
+            > -new.value / 2,  # even at its lowest less than half of what promotion does: not merely too little data to say
         ),
     ]
 

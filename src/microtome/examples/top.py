@@ -57,11 +57,11 @@ def surveyed(sums: State, lists: State, x: Float[Tensor, "window token unit"], b
 
     Errors: `Refusal` for NaN or infinities around an extreme.
     """
-    to_device(lists, x.device)
     compiled = kernels.compiled_for(x)
     if compiled is None:
         _insert(lists, x, moments.sweep(sums, x, batch.half, counted), batch)
         return
+    x = x if x.stride(2) == 1 else x.contiguous()  # so that its strides are those of what is read
     rows, told = kernels.rows_of(x, counted), _told(batch)
     where = rows.bits, np.array(x.stride()), rows.place, rows.begin
     shape = (len(_ENDS), len(batch.window), x.shape[2])

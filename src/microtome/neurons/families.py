@@ -142,7 +142,7 @@ class Families:
     """Of each unit the question that explains most in the discover half (-1: none), and what it explains in the confirm half.
 
     `correlation` is that of activation and answer, `explained` its square, the share of variance; `control` is the mean share that the
-    shifted answers explain. `q` is over units, from `p`. NaN where the activation or the answer is constant in a half.
+    shifted answers explain. `q` is over units of the layer, from `p`. NaN where the activation or the answer is constant in a half.
     """
 
     test: Int64[Tensor, " unit"]

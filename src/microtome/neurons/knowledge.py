@@ -49,9 +49,11 @@ __all__ = [
 
 _DOUBLINGS: Final = 4
 _AT_ONCE: Final = 64
+"""Prompts that go through the model together."""
 _NEAR: Final = 64
 """Units of a layer that count as writing as much as one: enough for its share of draws to mean something."""
-"""Prompts that go through the model together."""
+_NOTHING: Final = 1e-30
+"""A probability of which no change is told."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Refined:
 class ScaledEffect:
     """Relative changes of an answer's probability where units are scaled: 0.3 is 30 % more.
 
-    Of the fact itself; on average of the others of its relation, and of other relations (None where there are none); and of the fact where
+    Of the fact itself; of the others of its relation together, and of other relations (None where there are none); and of the fact where
     as many random units of the same layers that write about as much at the answer's place are scaled, by draw. `p` is the share of draws that move it as far the same way.
     """
 
@@ -248,13 +250,13 @@ def scaled_effect(
     The change is that of the mean probability over a fact's prompts, and of other facts over all of theirs, which one improbable prompt
     cannot decide.
     Errors: `Refusal` for no unit, and for a layer with too few others to draw from.
-    Cost: two passes over the prompts of each fact, and one for each draw; of a decoder over their last tokens. Not inside `edited`.
+    Cost: three passes over the prompts of each fact, and one for each draw; of a decoder over their last tokens. Not inside `edited`.
     """
     same = [each for each in others if each.fact.relation == asked.fact.relation and each.fact != asked.fact]
     rest = [each for each in others if each.fact.relation != asked.fact.relation]
     written = activations(model, asked).values.mean(0)
     before, *after = _probabilities(model, asked, [units, *units_alike(model, units, draws, seed, written)], factor)
-    fact, *random_changes = (each / before - 1 for each in after)
+    fact, *random_changes = (_relative(each, before) for each in after)
     alike, unlike = (_together([_probabilities(model, each, [units], factor) for each in some]) for some in (same, rest))
     random = torch.tensor(random_changes)
     tail = "less" if factor < 1 else "greater"
@@ -294,20 +296,22 @@ def units_alike(
             )
             for _ in range(draws)
         ]
-    near = {}
-    for unit in units:
-        layer = unit.layer or 0
-        far = np.abs(written[layer].double().numpy() - float(written[layer, unit.index]))[free[layer]]
-        pool = free[layer][far.argsort(kind="stable")[: max(_NEAR, 2 * len(taken[layer]))]]
-        near[unit] = [UnitAddress("neurons", int(index), layer=layer) for index in pool]
+    near = [_nearest(written[unit.layer or 0], unit, free[unit.layer or 0]) for unit in units]
     found = []
     for _ in range(draws):
         drawn: set[UnitAddress] = set()
-        for pool in near.values():
+        for pool in near:
             left = [each for each in pool if each not in drawn]
             drawn.add(left[int(generator.integers(len(left)))])
         found.append(tuple(sorted(drawn, key=lambda each: (each.layer or 0, each.index))))
     return found
+
+
+def _nearest(written: Float[Tensor, " unit"], unit: UnitAddress, free: np.ndarray) -> list[UnitAddress]:
+    """The free units of a layer that write most nearly as much as one, and as many more as may be drawn before."""
+    far = np.abs(written.double().numpy() - float(written[unit.index]))[free]
+    pool = free[far.argsort(kind="stable")[: max(_NEAR, 2 * (len(written) - len(free)))]]
+    return [UnitAddress("neurons", int(index), layer=unit.layer or 0) for index in pool]
 
 
 def _require_units(model: Model, units: Sequence[UnitAddress]) -> None:
@@ -331,7 +335,7 @@ def _probabilities(model: Model, asked: AskedFact, sets: Sequence[Sequence[UnitA
         window, number = some.T
         changes = {Site("mlp_act", layer): _scaling(factors[layer][number]) for layer in layers}
         found[number.cpu(), window.cpu()] = subject.answers(window, changes).float().cpu()
-    return found.double().mean(1).clamp_min(torch.finfo(torch.float32).tiny).tolist()
+    return found.double().mean(1).tolist()
 
 
 def _scaling(factors: Float[Tensor, "row unit"]) -> Callable[[Tensor], Tensor]:
@@ -363,7 +367,12 @@ def _named(score: Attributed, kept: Bool[Tensor, "window layer unit"], chosen: B
 def _together(found: Sequence[Sequence[float]]) -> float | None:
     """Relative change of what facts have in the mean, each as it is and with units scaled; None where there is no fact."""
     before, after = (sum(each[place] for each in found) for place in range(2))
-    return after / before - 1 if found else None
+    return _relative(after, before) if found else None
+
+
+def _relative(after: float, before: float) -> float:
+    """NaN where there was nothing to change."""
+    return after / before - 1 if before > _NOTHING else float("nan")
 
 
 def _require_dense(model: Model) -> None:

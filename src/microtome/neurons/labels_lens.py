@@ -271,12 +271,12 @@ def labels_lens(model: Model, path: Path) -> LabelsLens:
     tags = {label for text in texts for label in text.labels}
     if tags >= _BROWN:
         texts = read_labels(path, brown_class)
-    if not any(count >= _FEWEST for count in _counts(texts).values()):
-        why = f"no label has {_FEWEST} words"
-        raise Refusal(f"labels in {path.name}", why=why, instead="give more labelled text")
     once = distinct(texts)
     if len(once) < len(texts):
         _log.warning("%d of %d labelled sentences were there before and are left out", len(texts) - len(once), len(texts))
+    if not any(count >= _FEWEST for count in _counts(once).values()):
+        why = f"no label has {_FEWEST} words"
+        raise Refusal(f"labels in {path.name}", why=why, instead="give more labelled text")
     texts = merged(once, min(_TOGETHER, (model.shape.context or 4 * _TOGETHER) // 4))
     words = aligned(model.tokenizer, texts, fewest=_FEWEST)
     if words.rare:

@@ -44,8 +44,8 @@ def one_read(
 ) -> Extremes:
     """Add each window to the row `group[window]` of a state of `moments` over groups and units, in place; extremes of each window.
 
-    Errors: none for NaN, which is never selected where kernels are compiled and always selected where they are not; it shows in
-    the means, and `moments.result` refuses it.
+    Errors: none for NaN, which is never an extreme (where kernels are not compiled, nor is anything else of its tile); it shows in the means,
+    and `moments.result` refuses it.
     """
     group = group.to(device=x.device, dtype=torch.int64)
     compiled = kernels.compiled_for(x)
@@ -55,6 +55,7 @@ def one_read(
             state[name].copy_(value)
         return extremes
     rows, of = kernels.rows_of(x, counted), group.numpy()
+    assert not len(of) or 0 <= of.min() <= of.max() < len(state["mean"]), "a kernel writes where it is told"
     windows, _, units = x.shape
     value, place = np.empty((2, windows, units), np.float32), np.empty((2, windows, units), np.int32)
     sums = tuple(state[name].numpy() for name in NAMES)

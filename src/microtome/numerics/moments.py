@@ -7,6 +7,7 @@ slices of one expert; `sweep` fills one state for each group of windows in the s
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -18,13 +19,17 @@ from microtome.numerics.kernels import Counted
 
 __all__ = ["NAMES", "Moments", "init", "merge", "result", "sweep", "update"]
 
+_LEAST: Final = 1 - 1e-4
+"""M4 count / M2^2 is 1 at least; what is less has lost its fourth powers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """What a stream's distribution looks like, per unit, in float64.
 
     `variance` is M2 / count (of the stream itself, not an estimate of a population's), `skewness` sqrt(count) M3 / M2^1.5, and
-    `kurtosis` count M4 / M2^2 - 3, both NaN for a constant unit. Everything but the counts is NaN where nothing was counted.
+    `kurtosis` count M4 / M2^2 - 3, both NaN for a constant unit, and the latter where fourth powers leave the range of float32. Everything
+    but the counts is NaN where nothing was counted.
     """
 
     count: Int[Tensor, " unit"]
@@ -91,13 +96,14 @@ def result(state: State) -> Moments:
     count = state["count"].to(torch.float64)
     nothing = torch.where(count > 0, 0.0, torch.nan)
     m2 = torch.where(state["m2"] > 0, state["m2"], torch.nan)
+    fourth = count * state["m4"] / m2**2
     return Moments(
         count=state["count"].clone(),
         positive=state["positive"].clone(),
         mean=state["mean"] + nothing,
         variance=state["m2"] / count,
         skewness=count.sqrt() * state["m3"] / m2**1.5,
-        kurtosis=count * state["m4"] / m2**2 - 3,
+        kurtosis=torch.where(fourth.isfinite() & (fourth > _LEAST), fourth - 3, torch.nan),
         minimum=state["minimum"] + nothing,
         maximum=state["maximum"] + nothing,
     )

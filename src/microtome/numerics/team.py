@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
@@ -24,26 +24,38 @@ _REGION: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def each(parts: int, work: Callable[[int], None]) -> None:
-    """Call `work` with 0 to `parts` - 1, each on a thread of its own; an error of one is raised when all have ended."""
+    """Call `work` with 0 to `parts` - 1, on as many threads as there are; an error of one is raised when all have ended.
+
+    Not in a forked child of a process that has called it or any operation of torch's on several threads: such a team is lost in a fork.
+    """
     runtime = _runtime()
     if runtime is None:
-        others = [_pool(parts - 1, os.getpid()).submit(work, part) for part in range(1, parts)]
-        work(0)
+        others = [_pool(parts, os.getpid()).submit(work, part) for part in range(1, parts)]
+        try:
+            if parts:
+                work(0)
+        finally:
+            wait(others)
         for other in others:
             other.result()
         return
     errors: list[BaseException] = []
+    done: list[int] = []
 
     def region(_: int | None) -> None:
         try:  # a runtime may give fewer threads than it is asked for
             for part in range(runtime.omp_get_thread_num(), parts, runtime.omp_get_num_threads()):
                 work(part)
+                done.append(part)
         except BaseException as error:  # noqa: BLE001 - would be lost on its way through the runtime
             errors.append(error)
 
-    runtime.GOMP_parallel(_REGION(region), None, parts, 0)
+    # all of torch's threads, even if some have nothing to do: a smaller team would end the others
+    runtime.GOMP_parallel(_REGION(region), None, max(parts, torch.get_num_threads()), 0)
     if errors:
         raise errors[0]
+    if len(done) < parts:
+        raise KeyboardInterrupt
 
 
 @functools.cache

@@ -244,7 +244,7 @@ def _by_f(x: Float[Tensor, "row unit"], labels: Bool[Tensor, "label row"]) -> In
     Of two classes F grows with the square of the sum of the rows that have the label, over the squares of all, about the mean.
     """
     centred = x.float() - x.float().mean(0)
-    between, squares = (labels.float() @ centred).double().square(), centred.double().square().sum(0)
+    between, squares = (labels.float() @ centred).double().square(), centred.square().sum(0, dtype=torch.float64)
     return torch.where(squares > 0, between / squares, 0.0).sort(dim=1, descending=True, stable=True).indices
 
 

@@ -116,6 +116,8 @@ def test_a_query_that_fails_says_what_to_do(built: Path) -> None:
         ("select 1; select 2", "it is 2 queries; ask one at a time"),
         ("copy units to 'units.csv'", "COPY is more than reading"),
         ("create table other as select 1", "CREATE is more than reading"),
+        ("explain analyze copy units to 'units.csv'", "EXPLAIN is more than reading"),
+        ("import database 'other'", "is more than reading"),
         (" ", "it is empty; write for example: select"),
     ]:
         with pytest.raises(Refusal, match=f"(?s)the query: .*{message}"):

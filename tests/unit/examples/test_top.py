@@ -170,6 +170,22 @@ def test_both_kernel_sets_keep_the_same_lists_to_the_bit(dtype: torch.dtype) -> 
         assert torch.equal(compiled[name], plain[name]), name
 
 
+def test_activations_that_lie_otherwise_in_memory_are_read_alike() -> None:
+    windows = plant(3, 4, units=40)
+    values, batch = batch_of(windows)
+    fold = UnitSurvey(Plain(40), k=3, neighbours=2)
+    (site,) = fold.sites
+    x = values[site]
+    assert isinstance(x, torch.Tensor)
+    turned = {site: x.transpose(1, 2).contiguous().transpose(1, 2)}
+    assert turned[site].stride(2) != 1
+    states = fold.init(), fold.init()
+    fold.update(states[0], values, batch)
+    fold.update(states[1], turned, batch)
+    for name, expected in states[0].items():
+        assert torch.equal(states[1][name], expected), name
+
+
 def test_what_is_not_finite_around_an_extreme_is_refused(kernel_set: str) -> None:
     windows = plant(8, 4, units=3)
     windows[1].values[2, 1] = torch.inf

@@ -143,3 +143,21 @@ def test_values_that_are_no_numbers_are_refused_at_the_end():
         Refusal, match=r"moments of 1 of 3 units \(the first is unit 1\): values that are NaN or infinite came in"
     ):
         moments.result(state)
+
+
+def test_a_constant_unit_has_no_shape_however_its_batches_are_cut() -> None:
+    constants = torch.linspace(-3, 3, 301)
+    state = moments.init(301)
+    for rows in (49, 64, 33, 57):
+        moments.update(state, constants.expand(rows, 301))
+    found = moments.result(state)
+    assert bool(found.kurtosis.isnan().all())
+    assert bool(found.skewness.isnan().all())
+    torch.testing.assert_close(found.mean, constants.double(), rtol=1e-12, atol=1e-15)
+
+
+def test_fourth_powers_out_of_range_are_no_kurtosis() -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e-12, 1.0, 1e10])
+    found = moments_of(x)
+    assert found.kurtosis.isnan().tolist() == [True, False, True]
+    assert bool((found.variance > 0).all())

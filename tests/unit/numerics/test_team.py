@@ -49,6 +49,16 @@ def test_an_error_of_any_part_is_raised_when_all_have_ended() -> None:
     with pytest.raises(ValueError, match="part 1"):
         team.each(2, work)
     assert done == [0]
+    done.clear()
+
+    def other(part: int) -> None:
+        if part == 0:
+            raise ValueError("part 0")
+        work(2)
+
+    with pytest.raises(ValueError, match="part 0"):
+        team.each(2, other)
+    assert done == [2]
 
 
 def test_torch_goes_on_with_its_own_threads() -> None:
