@@ -63,7 +63,7 @@ def test_few_units_carry_a_probe_of_parts_of_speech(brown: Path, name: str, basi
     assert found.minimal.full > 0.85
     assert found.minimal.size < found.units
     assert found.minimal.accuracy > found.minimal.majority + 0.5
-    assert found.whole.interval[0] > 0.2
+    assert found.whole.extremes[0] > 0.2
     assert said(durrani2020.claims(found))["of a trained probe the first units carry most"]
     if basis == "outputs":
         assert float(found.crossed.accuracy[:, :, 0].min()) > float(found.crossed.random[:, :, 0].mean()), "of every ranking"
