@@ -100,6 +100,9 @@ def test_bad_labels_are_refused(tmp_path: Path) -> None:
         labels_lens(opened("mixtral"), short)
     one = tmp_path / "one"
     one.write_text("\n".join(["w3/a w4/a"] * 60))
+    with pytest.raises(Refusal, match="no label has 50 words"):  # the same sentence is read once
+        labels_lens(model, one)
+    one.write_text("\n".join(f"w{3 + number % 7}/a w{3 + number // 7}/a" for number in range(49)))
     with pytest.raises(Refusal, match="there is one class only"):
         labels_lens(model, one)
     halves = labelled(tmp_path / "whole", documents=1)
