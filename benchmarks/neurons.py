@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.neurons [--parts rate memory attribution probing]
 Rate: all statistics of all 46,080 units, with 20 contexts at both ends, beside the bare forward, by the torch references and by the
-compiled kernels, batch by batch in turns over a text of about 100,000 tokens. Memory: that pass in a process of its own, what came behind the loading of the model told apart. Attribution: how much the value of a
-unit for an answer changes, as a share of the answer's probability, when its prompt is asked in a batch of longer ones. Probing: one
-label, all layers, 100,000 tokens, forward pass apart.
+compiled kernels, batch by batch in turns over sixteen speeches. Memory: that pass in a process of its own, what came behind the loading of the model told
+apart. Attribution: how much the value of a unit for an answer changes, as a share of the answer's probability, when its prompt is asked
+in a batch of longer ones. Probing: one label, all layers, 100,000 tokens, forward pass apart.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from microtome.store import stream_table
 
 RESULTS: Final = Path(__file__).with_name("results.json")
 TOKENS: Final = 4096
+"""As many as a build on a CPU reads at once."""
 SPEECHES: Final = 16
 TOP: Final = 20
 ROWS: Final = 100_000

@@ -43,8 +43,7 @@ def survey(where, told, units, state, found, lists, none):
 
     where are bits, strides, places and beginnings of the rows; told, of each window key, half (which is the group) and length, and of
     each token its id and that which follows; found is value and arg of `sweep`; lists the fields of entries, group x unit x k, the lower end
-    negated. Returns whether all activations around are finite. References:
-    `extremes._reference`, `top._insert`.
+    negated. Returns whether all activations around are finite. References: `extremes._reference`, `top._insert`.
     """
     room = _room()
     bits, strides, place, begin = where
