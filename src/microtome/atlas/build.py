@@ -27,6 +27,7 @@ from microtome.readout.words import texts_of
 from microtome.store import (
     TABLES,
     RunCard,
+    committed,
     digest,
     write_manifest,
     write_table,
@@ -166,7 +167,7 @@ def _observe(output: Path, run: Run, lenses: Sequence[Lens], watch: Watched) -> 
     """Run the stages of lenses and write their tables."""
     results = run_stages(run, lenses, output / "work" / run.name, watch)
     watch.step("writing tables")
-    files = _write_lenses(output, run, lenses, results)
+    files = [*_write_lenses(output, run, lenses, results), *_kept(output, results)]
     _drop_stages(output, run.name)
     return files
 
@@ -186,10 +187,23 @@ def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Resul
     return files
 
 
+def _kept(output: Path, results: Results) -> list[Path]:
+    """What stages have made, in the atlas."""
+    files = []
+    for name, made in results.made.items():
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with committed(path) as temporary:
+            shutil.copyfile(made, temporary)
+        files.append(path)
+    return files
+
+
 def _drop_stages(output: Path, run: str) -> None:
     """States whose results are in tables: the next stages of this name may be of another depth."""
     for work in (output / "work" / run).glob("*/work.json"):
         shutil.rmtree(work.parent, ignore_errors=True)
+    shutil.rmtree(output / "work" / run / "made", ignore_errors=True)
 
 
 def _drop_work(output: Path, run: str) -> None:

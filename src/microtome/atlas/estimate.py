@@ -4,6 +4,7 @@ Nothing is written outside a temporary folder. The lenses' folds are the real on
 estimate dearer by itself.
 """
 
+import functools
 import resource
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +23,7 @@ from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, mater
 from microtome.capture.execution import flops_per_token
 from microtome.capture.lens import sampled_windows, windows_of
 from microtome.capture.run import masked
-from microtome.core import Fold, Refusal, State
+from microtome.core import Fold, Refusal, RowFold, State
 from microtome.corpus import Corpus, Reading, Source
 from microtome.model import Model, Shape
 from microtome.neurons.links import link_operations, why_no_links
@@ -97,7 +98,7 @@ def estimate(
         if output is not None:
             card_for(run, settings, manifest_for(model, Path(output)), every)
         lenses = [lens for lens in every if lens.name in settings.asked]
-        results = Results()
+        results = Results(folder / "work")
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
         if not stages:
             names = ", ".join(lens.name for lens in lenses)
@@ -125,7 +126,7 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
     """Fold the first batches of the text as the stage would; later stages' folds read what the trial found."""
     model, over = run.model, windows_of(run, stage)
     assert isinstance(model, Model), "a trial needs a model that was built"
-    folds: dict[str, Fold] = {}
+    folds: dict[str, Fold | RowFold] = {}
     for lens in lenses:
         if stage in lens.stages(run):
             folds |= lens.folds(stage, run, results)
@@ -144,10 +145,14 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
         fold_batch(model, seen, folds, states)
         taken.append((time.perf_counter() - begin, len(batch.ids)))
     for name, fold in folds.items():
-        results.add(stage, name, lambda fold=fold, state=states[name]: fold.result(state))
+        results.add(stage, name, functools.partial(_result, fold, states[name]))
     size = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
     seconds, counted = (sum(column) for column in zip(*taken[len(taken) > 1 :], strict=True))  # the first is slow
     return _Trial(seconds / counted, size)
+
+
+def _result(fold: Fold | RowFold, state: State) -> Any:
+    return fold.result(state) if isinstance(fold, Fold) else fold.appended([state])
 
 
 def _read_vectors(shape: Shape, settings: Settings) -> int:

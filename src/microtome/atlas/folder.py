@@ -80,7 +80,7 @@ def claimed(output: Path, run: str) -> Iterator[Path]:
     try:
         with locked(output):
             known = manifest_path(output).exists() and run in read_manifest(output).runs
-            for part in ("work", "tables"):
+            for part in ("work", "tables", "dictionaries"):
                 sweep(output / part)
             try:
                 yield output
@@ -127,8 +127,8 @@ def _make(output: Path) -> bool:
 def _forget(output: Path, run: str) -> None:
     """Remove a run that has just begun, and the manifest where it was the only one."""
     shutil.rmtree(output / "work" / run, ignore_errors=True)
-    for table in (output / "tables").glob(f"*/*.{run}.parquet"):
-        table.unlink()
+    for file in (*(output / "tables").glob(f"*/*.{run}.parquet"), *(output / "dictionaries").glob(f"*.{run}.safetensors")):
+        file.unlink()
     if not manifest_path(output).exists():
         return
     manifest = read_manifest(output)

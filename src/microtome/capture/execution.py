@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from microtome.core import Fold
+from microtome.core import Fold, RowFold
 from microtome.model import Model
 from microtome.numerics import kernels
 
@@ -50,7 +50,7 @@ def flops_per_token(model: Model) -> float:
     return 2.0 * sum(p.numel() for p in model.module.parameters() if p.ndim >= 2 and id(p) not in embeddings)
 
 
-def windows_per_unit(model: Model, folds: Iterable[Fold], window: int) -> int:
+def windows_per_unit(model: Model, folds: Iterable[Fold | RowFold], window: int) -> int:
     """The fewest windows whose forward pass takes 20 times as long as writing the states of `folds`."""
     device = model.device.type
     state = sum(tensor.numel() * tensor.element_size() for fold in folds for tensor in fold.init().values())

@@ -7,15 +7,16 @@ writing an atlas in `atlas`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import torch
 
-from microtome.core import Batch, Fold, Site
+from microtome.core import Batch, Fold, RowFold, Site
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
-from microtome.store import Depth
+from microtome.store import Depth, committed, fingerprint
 
 __all__ = [
     "MAIN",
@@ -116,12 +117,29 @@ def windows_of(run: Run, stage: Stage) -> Windows:
 class Results:
     """Results of the folds of finished stages, computed from their states each time they are asked for, so that none is held."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._thunks: dict[tuple[str, str], Callable[[], Any]] = {}
+        self._folder = folder
+        self.made: dict[str, Path] = {}
 
     def add(self, stage: Stage, name: str, result: Callable[[], Any]) -> None:
         """Register the result of the fold `name` of `stage`."""
         self._thunks[stage.name, name] = result
+
+    def make(self, name: str, identity: object, write: Callable[[Path], None]) -> Path:
+        """A file that is dear to make, that later stages need and that the atlas keeps under `name`: `write` makes it, once for an identity.
+
+        It stays beside the states until the run is complete, so that a run that goes on finds it. The identity is all that decides about
+        its bytes, as `store.fingerprint` takes it.
+        """
+        assert self._folder is not None, "what is made has a place"
+        path = self._folder / "made" / fingerprint(identity)[:16] / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with committed(path) as temporary:
+                write(temporary)
+        self.made[name] = path
+        return path
 
     def of(self, stage: Stage, name: str) -> Any:
         """The result of the fold that `folds` called `name`."""
@@ -145,7 +163,7 @@ class Lens(Protocol):
         """The passes this lens wants over this run; none for a lens that reads weights only, or without a corpus."""
         ...
 
-    def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold]:
+    def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold | RowFold]:
         """Its folds in `stage`, each under a name of its own that begins with the lens's name."""
         ...
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from microtome.capture.execution import execution_class, tokens_per_batch, windows_per_unit
 from microtome.capture.lens import Lens, Results, Run, Stage, Windows, sampled_windows, windows_of
 from microtome.capture.progress import Progress
-from microtome.core import Batch, ExpertRows, Fold, Refusal, Site, State
-from microtome.engine import States
+from microtome.core import Batch, ExpertRows, Fold, Refusal, RowFold, Site, State
+from microtome.engine import Parts, States
 from microtome.engine import run as run_units
 from microtome.model import Model, observe
 from microtome.model.allocator import give_back_freed_memory
@@ -35,9 +35,9 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
     """
     if isinstance(run.model, Model) and run.model.device.type == "mps":
         raise Refusal("device mps", why="statistics are kept in float64, which it does not have", instead="use cpu or cuda")
-    results = Results()
+    results = Results(folder)
     for stage in sorted({stage for lens in lenses for stage in lens.stages(run)}):
-        folds: dict[str, Fold] = {}
+        folds: dict[str, Fold | RowFold] = {}
         for lens in lenses:
             if stage in lens.stages(run):
                 folds |= lens.folds(stage, run, results)
@@ -47,7 +47,11 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
         progress.begin(stage.name, len(work.windows))
         states = run_units(work, folder / stage.name, work.note)
         for name, fold in folds.items():
-            results.add(stage, name, functools.partial(_result, fold, states, name))
+            if isinstance(fold, Fold):
+                results.add(stage, name, functools.partial(_result, fold, states, name))
+            else:
+                parts = Parts(folder / stage.name, name, work.units)
+                results.add(stage, name, functools.partial(fold.appended, parts))
         give_back_freed_memory()
     return results
 
@@ -62,7 +66,7 @@ class StageWork:
 
     of: Run
     stage: Stage
-    folds: Mapping[str, Fold]
+    folds: Mapping[str, Fold | RowFold]
     windows: tuple[int, ...]
     progress: Progress
     _computed: set[int] = field(default_factory=set)
@@ -95,6 +99,11 @@ class StageWork:
             **execution_class(self._model),
         }
 
+    @property
+    def appended(self) -> frozenset[str]:
+        """Folds of rows."""
+        return frozenset(name for name, fold in self.folds.items() if not isinstance(fold, Fold))
+
     def _slice(self, unit: int) -> tuple[int, ...]:
         return self.windows[unit * self._per_unit : (unit + 1) * self._per_unit]
 
@@ -112,7 +121,9 @@ class StageWork:
 
     def merge(self, fold: str, state: State, later: State) -> State:
         """As the fold says."""
-        return self.folds[fold].merge(state, later)
+        merging = self.folds[fold]
+        assert isinstance(merging, Fold), "rows are appended"
+        return merging.merge(state, later)
 
     def note(self, unit: int) -> None:
         """Tell the watcher of units that were found done."""
@@ -127,7 +138,7 @@ def masked(run: Run, batch: Batch) -> Batch:
     return run.corpus.mask(batch, run.model.tokenizer.mask_token_id, run.seed)
 
 
-def fold_batch(model: Model, batch: Batch, folds: Mapping[str, Fold], states: Mapping[str, State]) -> None:
+def fold_batch(model: Model, batch: Batch, folds: Mapping[str, Fold | RowFold], states: Mapping[str, State]) -> None:
     """One forward pass over `batch`; every fold is updated as soon as the last of its sites has been computed.
 
     Errors: `Refusal` for NaN or infinite activations, naming the first site and window that have them.

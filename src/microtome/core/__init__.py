@@ -10,6 +10,7 @@ from microtome.core.batches import Half as Half
 from microtome.core.batches import Role as Role
 from microtome.core.errors import Refusal as Refusal
 from microtome.core.folds import Fold as Fold
+from microtome.core.folds import RowFold as RowFold
 from microtome.core.folds import State as State
 from microtome.core.sites import SITES as SITES
 from microtome.core.sites import Site as Site

@@ -2,10 +2,11 @@
 
 A fold is a frozen dataclass: its fields are its parameters and, with `kind` and `version`, its identity on disk. Its state
 is a dict of tensors that the fold creates, updates in place and merges; it is written as safetensors and never pickled.
+Rows that have to be read again (states to train on) are no statistic: a `RowFold` appends them as shards, which are never held together.
 Numerics of states belong in `numerics`, running folds over a model in `capture`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from microtome.core.bases import ExpertRows
 from microtome.core.batches import Batch
 from microtome.core.sites import Site
 
-__all__ = ["Fold", "State"]
+__all__ = ["Fold", "RowFold", "State"]
 
 State = dict[str, Tensor]
 
@@ -53,4 +54,34 @@ class Fold(Protocol):
 
     def result(self, state: State) -> Any:
         """What the fold was made for: a frozen record."""
+        ...
+
+
+@runtime_checkable
+class RowFold(Protocol):
+    """Rows of the tensors at `sites` that are kept as they are: the parts of a stream stay apart, one file for each unit of work.
+
+    Law: the parts' rows in order are those of one pass. `update` copies what it keeps.
+    """
+
+    kind: ClassVar[str]
+    """Name of the rows on disk."""
+    version: ClassVar[int]
+    """Raised whenever a part's meaning changes."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The tensors `update` needs, all from one forward pass."""
+        ...
+
+    def init(self) -> State:
+        """A part without rows."""
+        ...
+
+    def update(self, state: State, values: Mapping[Site, Tensor | ExpertRows], batch: Batch) -> None:
+        """Append the rows of a batch."""
+        ...
+
+    def appended(self, parts: Sequence[State]) -> Any:
+        """What reads the rows. A part is mapped into memory when it is asked for, and gone with its tensors."""
         ...

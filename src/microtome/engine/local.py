@@ -1,21 +1,22 @@
 """Units of work, one after another in this process, so that being killed costs one unit.
 
 A unit's fold states are merged in memory along the fixed tree as far as finished neighbours allow, and committed as one
-subtree; what it replaces is removed after that. Running again continues. What a unit does belongs in `capture`, how states
+subtree; what it replaces is removed after that. Rows that a unit appends are committed before it, in a file of its own. Running again continues. What a unit does belongs in `capture`, how states
 look on disk in `store.states`.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
 from microtome.core import Refusal, State
 from microtome.engine.tree import Node, root
-from microtome.store import Damaged, committed, delete_states, has_states, read_states, write_states
+from microtome.store import Damaged, committed, delete_states, has_states, map_states, read_states, write_states
 
-__all__ = ["States", "Work", "run"]
+__all__ = ["Parts", "States", "Work", "run"]
 
 States = Mapping[str, State]
 
@@ -36,6 +37,11 @@ class Work(Protocol):
         """What determines the states' bytes, by name: model, corpus, folds, execution class. Resuming needs all unchanged."""
         ...
 
+    @property
+    def appended(self) -> frozenset[str]:
+        """Names of the folds whose states are rows: kept apart, and never merged."""
+        ...
+
     def run(self, unit: int) -> dict[str, State]:
         """The states of one unit."""
         ...
@@ -43,6 +49,30 @@ class Work(Protocol):
     def merge(self, fold: str, state: State, later: State) -> State:
         """The states of one fold in two neighbouring subtrees together. May reuse the memory of both."""
         ...
+
+
+@dataclass(frozen=True)
+class Parts(Sequence[State]):
+    """The rows that the units of finished work in `folder` have appended for one fold, in order; each is mapped when it is asked for."""
+
+    folder: Path
+    fold: str
+    units: int
+
+    @overload
+    def __getitem__(self, index: int) -> State: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[State]: ...
+    def __getitem__(self, index: int | slice) -> State | Sequence[State]:
+        """The rows of one unit."""
+        chosen = range(self.units)[index]
+        if isinstance(chosen, range):
+            return [self[unit] for unit in chosen]
+        return map_states(self.folder / _rows(chosen))[self.fold]
+
+    def __len__(self) -> int:
+        """How many units there are."""
+        return self.units
 
 
 def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
@@ -53,7 +83,7 @@ def run(work: Work, folder: Path, done: Callable[[int], None]) -> States:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(work, folder)
-    finished = _finished(folder, work.units)
+    finished = _finished(folder, work.units, _lost(work, folder))
     for node in finished:
         for unit in node.units(work.units):
             done(unit)
@@ -70,7 +100,7 @@ def _claim(work: Work, folder: Path) -> None:
     path, identity = folder / "work.json", dict(work.identity)
     recorded = _recorded(path)
     if recorded is None:
-        for stem in _stems(folder):
+        for stem in (*_stems(folder), *map(_rows, range(work.units))):
             delete_states(folder / stem)
         with committed(path) as temporary:
             temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
@@ -105,13 +135,35 @@ def _stems(folder: Path) -> list[str]:
     return sorted({path.stem for end in ("json", "safetensors") for path in folder.glob(f"[0-9][0-9]-[0-9]*.{end}")})
 
 
-def _finished(folder: Path, units: int) -> set[Node]:
-    """Committed subtrees, the largest that hold each unit; damaged ones are named, deleted and computed again."""
+def _rows(unit: int) -> str:
+    """The name of the file of the rows that a unit has appended."""
+    return f"rows-{unit:08d}"
+
+
+def _lost(work: Work, folder: Path) -> set[int]:
+    """Units whose rows are not there as they were written."""
+    if not work.appended:
+        return set()
+    lost = set()
+    for unit in range(work.units):
+        stem = folder / _rows(unit)
+        if not has_states(stem):
+            lost.add(unit)
+        elif isinstance(read_states(stem), Damaged):
+            _log.warning("%s is damaged (its bytes are not those written); its unit is computed again", stem)
+            delete_states(stem)
+            lost.add(unit)
+    return lost
+
+
+def _finished(folder: Path, units: int, lost: set[int]) -> set[Node]:
+    """Committed subtrees, the largest that hold each unit; those that are damaged, or whose rows are, are deleted and computed again."""
     kept: set[Node] = set()
     for node in sorted(map(Node.parse, _stems(folder)), reverse=True):
         stem = folder / str(node)
         inside = any(node.units(units).start in other.units(units) for other in kept)
-        damage = None if inside or not has_states(stem) else read_states(stem)
+        gone = inside or not lost.isdisjoint(node.units(units))
+        damage = None if gone or not has_states(stem) else read_states(stem)
         if isinstance(damage, Damaged):
             _log.warning("%s is damaged (its bytes are not those written); its units are computed again", stem)
         if damage is None or isinstance(damage, Damaged):
@@ -126,6 +178,9 @@ def _climb(work: Work, folder: Path, finished: set[Node], node: Node, states: di
 
     Nothing is kept in memory.
     """
+    rows = {fold: states.pop(fold) for fold in work.appended}
+    if rows:
+        write_states(folder / _rows(node.index), rows)
     replaced: list[Node] = []
     while node != root(work.units):
         sibling = node.sibling

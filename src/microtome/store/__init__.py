@@ -22,6 +22,7 @@ from microtome.store.schemas_units import NEIGHBOURS as NEIGHBOURS
 from microtome.store.states import Damaged as Damaged
 from microtome.store.states import delete_states as delete_states
 from microtome.store.states import has_states as has_states
+from microtome.store.states import map_states as map_states
 from microtome.store.states import read_states as read_states
 from microtome.store.states import write_states as write_states
 from microtome.store.table_spec import TableSpec as TableSpec

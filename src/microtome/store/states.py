@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from microtome.core import State
 from microtome.store.files import committed, digest
 
-__all__ = ["Damaged", "StoredStates", "delete_states", "has_states", "read_states", "write_states"]
+__all__ = ["Damaged", "StoredStates", "delete_states", "has_states", "map_states", "read_states", "write_states"]
 
 _SEPARATOR = "|"
 
@@ -77,17 +77,25 @@ def read_states(stem: Path) -> StoredStates | Damaged:
     data, marker = _files(stem)
     try:
         recorded = json.loads(marker.read_bytes())
-        written, folds = recorded["sha256"], list(recorded["folds"])
+        written = recorded["sha256"]
+        list(recorded["folds"])
     except (ValueError, KeyError, TypeError):
         return Damaged(marker)
     if digest(data) != written:
         return Damaged(data)
-    keys: dict[str, list[str]] = {fold: [] for fold in folds}
+    try:
+        return map_states(stem)
+    except KeyError:
+        return Damaged(marker)
+
+
+def map_states(stem: Path) -> StoredStates:
+    """The states committed under `stem`, whose bytes have been looked at before. Cost: one read of the file's header."""
+    data, marker = _files(stem)
+    keys: dict[str, list[str]] = {fold: [] for fold in json.loads(marker.read_bytes())["folds"]}
     with safe_open(data, "pt") as file:
         for name in file.keys():  # noqa: SIM118  # it is no mapping
             fold, _, key = name.rpartition(_SEPARATOR)
-            if fold not in keys:
-                return Damaged(marker)
             keys[fold].append(key)
     return StoredStates(data, {fold: tuple(names) for fold, names in keys.items()})
 

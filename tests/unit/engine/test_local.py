@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microtome.core import Refusal, State
-from microtome.engine import Node, States, root, run
+from microtome.engine import Node, Parts, States, root, run
 
 
 class _Killed(BaseException):
@@ -26,6 +26,7 @@ class _Concatenation:
     name: str = "a"
     ran: list[int] = field(default_factory=list)
     merges: int = 0
+    appended: frozenset[str] = frozenset()
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -36,7 +37,8 @@ class _Concatenation:
             raise _Killed
         self.ran.append(unit)
         value = torch.sin(torch.tensor([float(unit)])) * 10 ** (unit % 7)
-        return {"fold": {"sum": value.float(), "order": torch.tensor([unit])}}
+        rows = {name: {"row": torch.full((unit + 1,), unit)} for name in self.appended}
+        return {"fold": {"sum": value.float(), "order": torch.tensor([unit])}, **rows}
 
     def merge(self, fold: str, state: State, later: State) -> State:
         assert fold == "fold"
@@ -75,6 +77,34 @@ def test_a_finished_run_computes_nothing_and_reports_every_unit(tmp_path: Path) 
     assert _bytes(run(again, tmp_path, seen.append)) == _bytes(first)
     assert again.ran == []
     assert sorted(seen) == list(range(5))
+
+
+@pytest.mark.parametrize("units", [1, 3, 8])
+def test_appended_rows_are_those_of_every_unit_in_order_after_any_interruption(tmp_path: Path, units: int) -> None:
+    rows = frozenset({"rows"})
+    for moment in range(units):
+        folder = tmp_path / f"cut{moment}"
+        with pytest.raises(_Killed):
+            run(_Concatenation(units, die_before=moment, appended=rows), folder, lambda _: None)
+        again = _Concatenation(units, appended=rows)
+        states = run(again, folder, lambda _: None)
+        assert again.ran == list(range(moment, units))
+        assert "rows" not in states
+        parts = Parts(folder, "rows", units)
+        assert [part["row"].tolist() for part in parts] == [[unit] * (unit + 1) for unit in range(units)]
+        assert len(parts[1:]) == units - 1
+
+
+def test_a_unit_whose_rows_are_damaged_or_gone_is_computed_again_with_all_that_was_merged_with_it(tmp_path: Path) -> None:
+    rows = frozenset({"rows"})
+    undisturbed = run(_Concatenation(5, appended=rows), tmp_path, lambda _: None)
+    damaged, gone = tmp_path / "rows-00000001.safetensors", tmp_path / "rows-00000004.json"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    gone.unlink()
+    again = _Concatenation(5, appended=rows)
+    assert _bytes(run(again, tmp_path, lambda _: None)) == _bytes(undisturbed)
+    assert again.ran == list(range(5))
+    assert [len(part["row"]) for part in Parts(tmp_path, "rows", 5)] == [1, 2, 3, 4, 5]
 
 
 def test_one_file_per_finished_subtree_is_kept(tmp_path: Path) -> None:
