@@ -154,7 +154,7 @@ class Dictionary:
         Cost: for each state 2 d_model units FLOP by an encoder; for the others see `coding`.
         """
         wanted = self.reads if self.arrangement == "crosscoder" else tuple(values)[:1]
-        if set(values) != set(wanted):
+        if not values or set(values) != set(wanted):
             why = f"states are given of {', '.join(map(str, values)) or 'no site'}"
             instead = f"give those of {', '.join(map(str, self.reads))}" + (", one at a time" if len(wanted) == 1 else "")
             raise Refusal(f"codes of dictionary {self.name}", why=why, instead=instead)
