@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Fold
-from microtome.examples import UnitSurvey, UnitSurveyRecord
+from microtome.examples import TokenCounts, UnitSurvey, UnitSurveyRecord
+from microtome.examples.counts import Counts
+from microtome.examples.detectors import Detectors, q_values, token_detectors
 from microtome.model import Model
-from microtome.neurons import Neurons, TokenCounts
-from microtome.neurons.counts import Counts
-from microtome.neurons.detectors import Detectors, q_values, token_detectors
+from microtome.neurons import Neurons
 from microtome.neurons.findings import DEAD
 from microtome.neurons.ngrams import NgramDetectors, ngram_detectors
 from microtome.neurons.positional import (
@@ -37,8 +37,8 @@ from microtome.neurons.positional import (
 )
 from microtome.neurons.promotion import Values, shifts
 from microtome.neurons.sparsity import SparseActivity, Sparsity, gaussian_share
-from microtome.neurons.words import spellings
 from microtome.readout import texts_of
+from microtome.readout.spellings import spellings
 from recipes.claims import Claim, Estimate, layers_table, mean_of, page, share_of
 from recipes.windows import Windows, asked, folded, some_layers, values_of_layers, windows_of
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from microtome.capture import SiteGram
 from microtome.core import Batch, ExpertRows, Fold, Role, Site, UnitAddress
-from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey
+from microtome.examples import DecileContexts, PilotQuantiles, TokenCounts, UnitSurvey
 from microtome.explain import ExcerptSurvey, Selection
+from microtome.factors.importance import TopCodes
 from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
@@ -24,7 +25,7 @@ from microtome.geometry.identity import TokenIdentity
 from microtome.geometry.sample import WindowSample
 from microtome.model import Model, Norm
 from microtome.model.scoring import Scoring, Turn
-from microtome.neurons import Neurons, TokenCounts
+from microtome.neurons import Neurons
 from microtome.neurons.aggregation import Aggregation
 from microtome.neurons.coactivation import SampledRows
 from microtome.neurons.effects import FirstOrderEffects, UnitAblations
@@ -141,7 +142,14 @@ CASES: tuple[FoldCase, ...] = (
     FoldCase("unit survey of an expert", lambda: UnitSurvey(Neurons(2, SIZES["unit"], expert=0), k=3), experts=True),
     FoldCase("pilot quantiles", lambda: PilotQuantiles(_DENSE, rows=20, seed=3)),
     FoldCase("decile contexts", lambda: DecileContexts(_DENSE, _EDGES, per_decile=2, rate=0.5, seed=3, neighbours=4)),
+    FoldCase(
+        "contexts of active tokens",
+        lambda: DecileContexts(
+            _DENSE, _EDGES.abs().sort(dim=0).values, per_decile=2, rate=0.8, seed=3, neighbours=4, of="active"
+        ),
+    ),
     FoldCase("second moments", lambda: SiteGram(_RESID, torch.full((SIZES["d_model"],), 0.1), rate=0.6, seed=3)),
+    FoldCase("top codes", lambda: TopCodes(_DENSE, n=3)),
     FoldCase("token counts", lambda: TokenCounts(SIZES["vocab"])),
     FoldCase("centre", lambda: Centre(_RESID, SIZES["d_model"])),
     FoldCase("decomposition", lambda: Decomposition(_RESID, torch.full((SIZES["d_model"],), 0.1), LONGEST)),

@@ -15,7 +15,7 @@ from typing import Final, get_args
 from microtome.atlas.cards import absent, card_for, manifest_for
 from microtome.atlas.folder import claimed, prune, require_usable
 from microtome.atlas.read import Atlas, damaged
-from microtome.atlas.settings import GIVEN, Settings, lenses_of, names_of, sites_of
+from microtome.atlas.settings import Settings, lenses_of, names_of, sites_of
 from microtome.atlas.texts import adopt, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, material_of, run_stages
@@ -93,7 +93,8 @@ def _build(
     run = Run(settings.run, subject, corpus, settings.seed, settings.depth, sites)
     lenses = lenses_of(subject, settings)
     card = card_for(run, settings, manifest, lenses)
-    ours = {file for file in card.files if _writer(file) not in set(GIVEN) - set(names_of(lenses))}
+    others = set(card.depths) - set(names_of(lenses))  # made of files, or of plans, that this command does not name
+    ours = {file for file in card.files if _writer(file) not in others}
     spoilt = [file for file in damaged(output) if file in ours] if card.status == "complete" else []
     plan = _plan(card, settings, names_of(lenses), anew=bool(spoilt))
     if not plan:
@@ -102,7 +103,7 @@ def _build(
         return Atlas(output)
     for file in spoilt:
         _log.warning("%s is missing or damaged (not the bytes that were written); it is made anew", file)
-    stay = (set(card.depths) - set(plan)) & set(GIVEN if spoilt else card.depths)
+    stay = (set(card.depths) - set(plan)) & (others if spoilt else set(card.depths))
     kept = {file: sha for file, sha in card.files.items() if _writer(file) in stay}
     card = card.model_copy(update={"status": "building", "pending": plan, "files": kept})
     manifest.runs[settings.run] = card

@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from microtome.atlas.settings import GIVEN, LENSES, Settings
 from microtome.atlas.texts import corpus_card
@@ -17,9 +17,6 @@ from microtome.model import Checkpoint, Model
 from microtome.store import Fingerprinted, Manifest, ModelCard, RunCard, fingerprint, manifest_path, read_manifest
 
 __all__ = ["absent", "card_for", "manifest_for"]
-
-_NOT_YET: Final = {"factors": "sparse dictionaries of hidden states are not part of this version"}
-
 
 def manifest_for(subject: Model | Checkpoint, output: Path) -> Manifest:
     """The manifest in folder `output`, which must be of this model, or a new one.
@@ -65,7 +62,8 @@ def card_for(run: Run, settings: Settings, manifest: Manifest, lenses: Sequence[
     if settings.protocol != "clean":
         parts["protocol"] = settings.protocol
     identity = fingerprint((run.model.fingerprint, parts))
-    given = {lens.name: lens.fingerprint for lens in lenses if isinstance(lens, Fingerprinted)}
+    asked = [lens for lens in lenses if lens.name in settings.asked]
+    given = {lens.name: lens.fingerprint for lens in asked if isinstance(lens, Fingerprinted)}
     card = RunCard(
         status="building",
         identity=identity,
@@ -106,7 +104,7 @@ def absent(run: Run, depths: Mapping[str, Depth]) -> dict[str, str]:
             missing |= lens.absent(replace(run, depth=depths[lens.name]))
         else:
             missing[lens.name] = "not part of this run: microtome build MODEL TEXT -o ATLAS, with the same text"
-    return missing | _NOT_YET
+    return missing
 
 
 def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:

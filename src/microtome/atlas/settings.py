@@ -12,6 +12,9 @@ from microtome.atlas.folder import require_run_name
 from microtome.capture import Depth, Lens
 from microtome.core import Refusal, Site
 from microtome.corpus import Joined
+from microtome.factors.dictionary import Dictionary
+from microtome.factors.lens import FactorsLens
+from microtome.factors.plan import Plan
 from microtome.geometry import GeometryLens
 from microtome.geometry.asked import require_depth, require_seed, require_window
 from microtome.model import Checkpoint, Model, sites_named
@@ -22,8 +25,10 @@ from microtome.vocabulary import VocabularyLens
 
 __all__ = ["GIVEN", "LENSES", "Settings", "lenses_of", "names_of", "sites_of"]
 
-LENSES: Final[tuple[Lens, ...]] = (GeometryLens(), NeuronsLens(), VocabularyLens())
+LENSES: Final[tuple[Lens, ...]] = (GeometryLens(), NeuronsLens(), VocabularyLens(), FactorsLens())
 """Every lens that a build runs. A new lens is a new entry."""
+
+_FACTORS: Final = "factors"
 
 GIVEN: Final[Mapping[str, Callable[[Model, Path], Lens]]] = {"facts": facts_lens, "labels": labels_lens}
 """Lenses of a file that is given to them, by the name of the setting. A new one is a new entry, and a field of `Settings`."""
@@ -36,7 +41,8 @@ class Settings:
     `lenses` are those to run, by name: none named is all. `sites` are the hidden states that lenses of hidden states look at, as
     `model.sites_named` reads them: none named is the residual stream. With `protocol` "paper" windows are drawn as Song & Zhong drew
     them, see `corpus.Joined`, whatever `window` says; with "clean" each is within a document, and there once. `facts` is a file of
-    facts whose units are looked for (`shipped`: those that come along), `labels` a file or folder of labelled words.
+    facts whose units are looked for (`shipped`: those that come along), `labels` a file or folder of labelled words. `dictionary` is what the
+    factors lens trains, or one that is there.
     """
 
     run: str = "main"
@@ -48,6 +54,7 @@ class Settings:
     protocol: Literal["clean", "paper"] = "clean"
     facts: str | Path | None = None
     labels: str | Path | None = None
+    dictionary: Plan | Dictionary = Plan()
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
@@ -65,7 +72,13 @@ class Settings:
     @property
     def asked(self) -> dict[str, Depth]:
         """The depth that each lens is asked for."""
-        return dict.fromkeys((*(self.lenses or names_of(LENSES)), *self.given), self.depth)
+        own = {name: name for name in names_of(LENSES)} | {_FACTORS: self.factors.name}
+        return dict.fromkeys((*(own[name] for name in self.lenses or own), *self.given), self.depth)
+
+    @property
+    def factors(self) -> FactorsLens:
+        """The lens of the dictionary."""
+        return FactorsLens(self.dictionary) if isinstance(self.dictionary, Plan) else FactorsLens(given=self.dictionary)
 
     @property
     def given(self) -> dict[str, Path]:
@@ -85,12 +98,13 @@ def lenses_of(subject: Model | Checkpoint, settings: Settings) -> tuple[Lens, ..
     Errors: `Refusal` where a file is no such file or not for this model, or where there is no text.
     """
     given = settings.given
+    lenses = tuple(settings.factors if lens.name == _FACTORS else lens for lens in LENSES)
     if not given:
-        return LENSES
+        return lenses
     if not isinstance(subject, Model):
         why = "the model must be built for it, and without a text only its weights are read"
         raise Refusal(f"--{next(iter(given))}", why=why, instead="name a text as well: `sample` is a small one")
-    return (*LENSES, *(GIVEN[name](subject, file) for name, file in given.items()))
+    return (*lenses, *(GIVEN[name](subject, file) for name, file in given.items()))
 
 
 def sites_of(subject: Model | Checkpoint, settings: Settings) -> tuple[Site, ...]:

@@ -4,6 +4,7 @@ Question: on what text does a unit act? Call `UnitSurvey` as a fold, and `contex
 `PilotQuantiles`, then `DecileContexts`, show the middle of the distribution.
 """
 
+from microtome.examples.counts import TokenCounts as TokenCounts
 from microtome.examples.deciles import DecileContexts as DecileContexts
 from microtome.examples.deciles import DecileRecord as DecileRecord
 from microtome.examples.deciles import PilotQuantiles as PilotQuantiles

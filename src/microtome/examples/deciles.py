@@ -9,7 +9,7 @@ first, on a few windows, and says where the tenths lie. An additional axis, `dec
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -115,6 +115,7 @@ class DecileContexts:
     A token is looked at if its hash of (seed, window, token), as a fraction of all hashes, is below `rate`. Its activation x of
     a unit is in decile #{inner edges <= x}. Of a unit's tokens in a decile those with the lowest hash of (seed, basis, unit,
     window, token) are kept. Histogram: bin 0 is below the lowest edge, bins 1 to 64 divide the pilot's range equally, bin 65 is above.
+    `of` "active": tokens at which a unit is not above 0 belong to none of its deciles, and to no bin: of a sparse code they are nearly all.
 
     Cost: per sampled token and unit one hash, two searches. Not: weighted by activation, see `UnitSurvey` for extremes.
     """
@@ -129,6 +130,7 @@ class DecileContexts:
     seed: int = 0
     neighbours: int = NEIGHBOURS
     roles: frozenset[Role] = CONTENT
+    of: Literal["all", "active"] = "all"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -154,8 +156,9 @@ class DecileContexts:
         to_device(state, x.device)
         chosen, keys = chosen.to(x.device), ((batch.window[:, None] << _PLACE_BITS) + place).to(x.device)
         state["sampled"] += chosen.sum()
-        histogram.update(self._histogram(state), x, chosen)
-        source = reservoir.update(self._samples(state), x, keys, self._list_seed, chosen)
+        offered = x if self.of == "all" else x.masked_fill(x <= 0, torch.nan)
+        histogram.update(self._histogram(state), offered, chosen)
+        source = reservoir.update(self._samples(state), offered, keys, self._list_seed, chosen)
         accompany({name: state[name] for name in PAYLOAD if name not in _KEPT_AS}, source, x, batch)
 
     def merge(self, state: State, later: State) -> State:

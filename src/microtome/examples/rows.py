@@ -5,8 +5,8 @@ in `store`.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,9 @@ import pyarrow as pa
 from microtome.core import Basis, Half
 from microtome.examples.entries import Contexts
 
-__all__ = ["address_column", "contexts_table", "in_order_of_text", "units_table", "word_column"]
+__all__ = ["address_column", "contexts_table", "in_order_of_text", "stat_rows", "units_table", "word_column"]
+
+_COLUMNS: Final = ("control", "lo", "hi", "q")
 
 _Kind = TypeVar("_Kind", bound=Basis)
 
@@ -61,6 +63,26 @@ def _addresses(basis: Basis) -> pa.Array:
 def word_column(words: Sequence[str], codes: np.ndarray) -> pa.DictionaryArray:
     """A column whose rows are `words[code]`, and null where the code is -1."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int16), mask=codes < 0), pa.array(list(words), pa.string()))
+
+
+def stat_rows(
+    basis: Basis, stat: str, values: np.ndarray, run: str, columns: Mapping[str, np.ndarray], control: str
+) -> pa.Table:
+    """One row per unit; what `columns` lacks, and what is NaN, is missing."""
+    units = np.arange(basis.units)
+    zeros = np.zeros(len(units), np.int16)
+    missing = np.full(len(units), np.nan)
+    return pa.table(
+        {
+            "unit": address_column(basis, units),
+            "site": word_column([str(basis.sites[0])], zeros),
+            "stat": word_column([stat], zeros),
+            "value": pa.array(values.astype(np.float64), from_pandas=True),
+            "control_kind": word_column([control], zeros if columns else zeros - 1),
+            **{name: pa.array(columns.get(name, missing), pa.float64(), from_pandas=True) for name in _COLUMNS},
+            "run": word_column([run], zeros),
+        }
+    )
 
 
 def _words(texts: Sequence[str | None]) -> pa.DictionaryArray:

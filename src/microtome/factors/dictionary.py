@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal, Site
-from microtome.factors.coding import Greedy, Lasso, coded, greedily, steepness
+from microtome.factors.coding import Greedy, Lasso, Prepared, coded, greedily
 from microtome.factors.scaling import Scaling
 from microtome.store import fingerprint
 
@@ -123,8 +123,8 @@ class Dictionary:
         return fingerprint((self.name, self.model, *parts, self.target_scaling, self.skip))
 
     @cached_property
-    def _steepness(self) -> float:
-        return steepness(self.directions[0])
+    def _prepared(self) -> dict[torch.dtype, Prepared]:
+        return {}
 
     def place(self, site: Site) -> int:
         """The number of a site among those that are read.
@@ -174,11 +174,11 @@ class Dictionary:
 
     def _searched(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row unit"]:
         x = rows - self.offset[0].to(rows.dtype)
-        phi = self.directions[0].to(rows.dtype)
+        phi = self._prepared.setdefault(rows.dtype, Prepared(self.directions[0].to(rows.dtype)))
         if isinstance(self.coder, Greedy):
             return greedily(phi, x, self.coder)
         assert isinstance(self.coder, Lasso), "an encoder is no search"
-        return coded(phi, x, self.coder, steep=self._steepness).values
+        return coded(phi, x, self.coder).values
 
     def decode(
         self, codes: Float[Tensor, "*row unit"], site: Site, state: Float[Tensor, "*row d_model"] | None = None

@@ -19,7 +19,7 @@ from microtome.factors.scaling import Normalisation, Scaling, measured
 from microtome.model import Model
 from microtome.numerics import hash_parts, quantise
 
-__all__ = ["Form", "Harvest", "Harvested", "Rows", "Source", "live", "of_half", "scaling_of"]
+__all__ = ["Form", "Harvest", "Harvested", "Live", "Rows", "Source", "of_half", "scaling_of"]
 
 Form = Literal["bfloat16", "int8"]
 """bfloat16: each number is off by at most 1/256 of itself, and not at all where the model computes in it; int8: by at most 1/254 of the largest
@@ -139,16 +139,25 @@ def of_half(source: Source, half: Half) -> Source:
     return rows
 
 
-def live(model: Model, windows: Windows, harvest: Harvest) -> Source:
-    """Rows as the model reads them, pass by pass, nothing being kept. Each pass is a forward pass over all windows."""
+@dataclass(frozen=True, eq=False)
+class Live:
+    """Rows as the model reads them, nothing being kept: every turn is a forward pass over all windows."""
 
-    def rows(turn: int) -> Iterator[Rows]:
-        for batch in windows.batches(_order(windows.windows, turn, 0), tokens_per_batch(model), model.device):
-            state = harvest.init()
-            fold_batch(model, batch, {harvest.kind: harvest}, {harvest.kind: state})
-            yield from harvest.appended([state]).rows(0)
+    harvest: Harvest
+    model: Model
+    windows: Windows
 
-    return rows
+    def rows(self, turn: int) -> Iterator[Rows]:
+        """All rows once; turn 0 is in the order of the text."""
+        order = _order(self.windows.windows, turn, 0)
+        for batch in self.windows.batches(order, tokens_per_batch(self.model), self.model.device):
+            state = self.harvest.init()
+            fold_batch(self.model, batch, {self.harvest.kind: self.harvest}, {self.harvest.kind: state})
+            yield from self.harvest.appended([state]).rows(0)
+
+    def noise(self) -> float:
+        """Nothing is changed by keeping."""
+        return 0.0
 
 
 def scaling_of(rows: Iterable[Rows], normalisation: Normalisation) -> Scaling:

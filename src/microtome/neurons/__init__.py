@@ -11,7 +11,6 @@ from microtome.neurons.basis import Neurons as Neurons
 from microtome.neurons.basis import neurons_of as neurons_of
 from microtome.neurons.conditioning import clamps as clamps
 from microtome.neurons.conditioning import conditioned as conditioned
-from microtome.neurons.counts import TokenCounts as TokenCounts
 from microtome.neurons.experts import expertise as expertise
 from microtome.neurons.experts import experts as experts
 from microtome.neurons.experts import responses as responses

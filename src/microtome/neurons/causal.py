@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.core import Half, Refusal
+from microtome.examples.findings import Finding
 from microtome.examples.rows import address_column, word_column
 from microtome.neurons.basis import Neurons
 from microtome.neurons.effects import SHIFTED, Ablations, Effects
-from microtome.neurons.findings import Finding
 from microtome.numerics import benjamini_hochberg, hash_parts, uniform
 
 __all__ = ["MATCHED", "Picked", "ablation_rows", "effect_findings", "effect_rows", "pick"]

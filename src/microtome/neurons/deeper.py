@@ -16,6 +16,9 @@ from torch import Tensor
 from microtome.capture.lens import MAIN, Results, Rows, Run
 from microtome.core import Batch, Fold, Half
 from microtome.examples import UnitSurveyRecord, in_order_of_text
+from microtome.examples.detectors import q_values
+from microtome.examples.findings import Finding
+from microtome.examples.labels import UnitLabel
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name
 from microtome.neurons.coactivation import SampledRows, coactivation_operations, coactivation_rows, coactivations
@@ -30,15 +33,13 @@ from microtome.neurons.deeper_rows import (
     role_rows,
     run_rows,
 )
-from microtome.neurons.detectors import q_values
 from microtome.neurons.families import Families, FamilyMoments, families, spelling_tests
-from microtome.neurons.findings import Finding
 from microtome.neurons.links import AFFORDED
 from microtome.neurons.memories import value_agreement, value_tokens
 from microtome.neurons.ngrams import ngram_detectors
 from microtome.neurons.positional import Positional, PositionalActivity, positional
 from microtome.neurons.roles import role_names, write_roles
-from microtome.neurons.unit_labels import UnitLabel, place_labels, question_labels, role_labels, run_labels
+from microtome.neurons.unit_labels import place_labels, question_labels, role_labels, run_labels
 from microtome.readout import output_reader
 from microtome.readout.words import texts_of
 

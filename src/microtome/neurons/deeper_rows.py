@@ -13,16 +13,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from microtome.examples.rows import address_column, word_column
+from microtome.examples.findings import Finding
+from microtome.examples.rows import address_column, stat_rows, word_column
 from microtome.neurons.basis import Neurons
 from microtome.neurons.cohesion import Cohesion
 from microtome.neurons.families import Families, question_names
-from microtome.neurons.findings import Finding
 from microtome.neurons.memories import SHUFFLED, Agreement
 from microtome.neurons.ngrams import NgramDetectors
 from microtome.neurons.positional import CRITERIA, Positional
 from microtome.neurons.roles import SETTINGS, Roles
-from microtome.neurons.statistics import stat_rows
 from microtome.neurons.unit_labels import ANSWERS_TURNED, PLACES_TURNED, RANDOM_DIRECTIONS, RUN_END, expected_share
 from microtome.numerics import benjamini_hochberg
 

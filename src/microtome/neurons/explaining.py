@@ -16,6 +16,7 @@ from torch import Tensor
 
 from microtome.capture.lens import Results, Stage
 from microtome.core import ExpertRows, Site, UnitAddress
+from microtome.examples.findings import Finding
 from microtome.explain import (
     ByRule,
     End,
@@ -38,7 +39,6 @@ from microtome.explain.tables import STRONG, Table, fitted
 from microtome.neurons.basis import Neurons
 from microtome.neurons.causal import Picked
 from microtome.neurons.explained import Turned
-from microtome.neurons.findings import Finding
 from microtome.numerics import benjamini_hochberg
 from microtome.readout.words import named
 

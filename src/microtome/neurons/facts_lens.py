@@ -20,12 +20,12 @@ from torch import Tensor
 from microtome.capture.lens import Results, Rows, Run, Stage
 from microtome.core import Fold, Refusal
 from microtome.corpus import Prompts, prompt_batch
+from microtome.examples.findings import Finding, findings_table
 from microtome.model import Model
 from microtome.neurons.basis import neurons_of
 from microtome.neurons.effects import why_no_effects
 from microtome.neurons.fact_folds import FactEffects, FactTests, PromptWorth, PromptWorths
 from microtome.neurons.facts import AskedFact, Fact, askable, read_facts
-from microtome.neurons.findings import Finding, findings_table
 from microtome.neurons.knowledge import DAI, Attributed, FactUnits, Refined, refined
 from microtome.numerics import benjamini_hochberg
 from microtome.store import fingerprint, rows_of

@@ -20,10 +20,10 @@ from torch import Tensor
 from microtome.capture.lens import Results, Rows, Run, Stage
 from microtome.core import Fold, Half, Refusal
 from microtome.corpus import Prompts, prompt_batch
+from microtome.examples.findings import Finding, findings_table
 from microtome.examples.rows import address_column, word_column
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, neurons_of
-from microtome.neurons.findings import Finding, findings_table
 from microtome.numerics import benjamini_hochberg, hash_parts
 from microtome.probes.cases import Cases
 from microtome.probes.class_moments import ClassMoments, f_statistic, mean_differences

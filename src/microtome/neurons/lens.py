@@ -14,12 +14,14 @@ import torch
 from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage
 from microtome.core import Fold, Half
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
+from microtome.examples.counts import Counts, TokenCounts, token_counts_table
+from microtome.examples.detectors import next_detectors, token_detectors, untested
+from microtome.examples.findings import findings_table
+from microtome.examples.labels import labels_table
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name, neurons_of
 from microtome.neurons.causal import Picked, ablation_rows, effect_findings, effect_rows, pick
-from microtome.neurons.counts import Counts, TokenCounts, token_counts_table
 from microtome.neurons.deeper import deeper, deeper_folds, why_no_agreement, why_not_alike, why_not_deeper, why_not_together
-from microtome.neurons.detectors import next_detectors, token_detectors, untested
 from microtome.neurons.effects import Effects, FirstOrderEffects, UnitAblations, why_no_effects
 from microtome.neurons.explaining import (
     EXPLAINED,
@@ -29,12 +31,12 @@ from microtome.neurons.explaining import (
     explanation_findings,
     explanation_rows,
 )
-from microtome.neurons.findings import findings_table, judged_findings
+from microtome.neurons.findings import judged_findings
 from microtome.neurons.links import link_rows, linked_kinds, weight_links, why_no_links
 from microtome.neurons.statistics import judge, survey_of, unit_stats_table, write_norms, written_stats_table
-from microtome.neurons.unit_labels import labels_table, token_labels
-from microtome.neurons.words import spellings
+from microtome.readout.detected import token_labels
 from microtome.readout.sample import Target
+from microtome.readout.spellings import spellings
 from microtome.readout.words import texts_of
 
 __all__ = ["ABLATED", "EFFECTS", "NeuronsLens"]
@@ -136,7 +138,7 @@ class NeuronsLens:
             explained = explain_layers(explained_layers(results, picked), texts, seed=run.seed)
             more = [*effect_findings(bases, effects, picked, ablations), *explanation_findings(explained)]
             others["explanations"] = explanation_rows(explained, run.name)
-        labels = list(token_labels(judged, texts))
+        labels = list(token_labels([each.detected for each in judged], texts))
         if not why_not_deeper(run):
             asked = deeper(bases, run, results, spelling, texts)
             stats, labels, more = [*stats, *asked.stats], [*labels, *asked.labels], [*more, *asked.findings]
@@ -149,7 +151,7 @@ class NeuronsLens:
             "unit_labels": labels_table(labels, run.name),
             **_links(run),
             **others,
-            "findings": findings_table([*judged_findings(judged, texts), *more], run.name),
+            "findings": findings_table([*judged_findings(judged, texts), *more], run.name, "neurons"),
         }
 
     def absent(self, run: Run) -> Mapping[str, str]:

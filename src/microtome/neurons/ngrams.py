@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microtome.core import Batch, Half, Refusal, Role
 from microtome.examples import Contexts
-from microtome.neurons.detectors import dominant_token
+from microtome.examples.detectors import dominant_token
 
 __all__ = ["NgramDetectors", "gram_counts", "grams_at", "ngram_detectors"]
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from microtome.core import Half
 from microtome.examples import UnitSurveyRecord
-from microtome.examples.rows import address_column, word_column
+from microtome.examples.detectors import CONTROL, Detectors, q_values
+from microtome.examples.rows import stat_rows
 from microtome.model import Weights
 from microtome.neurons.basis import Neurons
-from microtome.neurons.detectors import CONTROL, Detectors, q_values
 from microtome.neurons.peaks import Peaks, peaks_of
 from microtome.numerics import Moments
+from microtome.readout.detected import Detected
 
 __all__ = ["PEERS", "Judged", "Surveyed", "judge", "survey_of", "unit_stats_table", "write_norms", "written_stats_table"]
 
 PEERS: Final = "median unit of the block"
-_COLUMNS = ("control", "lo", "hi", "q")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,11 @@ class Judged:
     token_q: Float64[np.ndarray, "... unit"]
     following_q: Float64[np.ndarray, "... unit"]
     peak_q: Float64[np.ndarray, " unit"]
+
+    @property
+    def detected(self) -> Detected:
+        """The tests for tokens, as they are told."""
+        return Detected(self.found.basis, self.found.tokens, self.found.following, self.token_q, self.following_q)
 
 
 def survey_of(
@@ -119,23 +124,3 @@ def written_stats_table(bases: Sequence[Neurons], norms: Sequence[Float[Tensor, 
 def _free(basis: Neurons, stats: Mapping[str, np.ndarray], run: str) -> pa.Table:
     """Statistics without a control."""
     return pa.concat_tables(stat_rows(basis, stat, values, run, {}, "") for stat, values in stats.items())
-
-
-def stat_rows(
-    basis: Neurons, stat: str, values: np.ndarray, run: str, columns: Mapping[str, np.ndarray], control: str
-) -> pa.Table:
-    """One row per unit; what `columns` lacks, and what is NaN, is missing."""
-    units = np.arange(basis.units)
-    zeros = np.zeros(len(units), np.int16)
-    missing = np.full(len(units), np.nan)
-    return pa.table(
-        {
-            "unit": address_column(basis, units),
-            "site": word_column([str(basis.sites[0])], zeros),
-            "stat": word_column([stat], zeros),
-            "value": pa.array(values.astype(np.float64), from_pandas=True),
-            "control_kind": word_column([control], zeros if columns else zeros - 1),
-            **{name: pa.array(columns.get(name, missing), pa.float64(), from_pandas=True) for name in _COLUMNS},
-            "run": word_column([run], zeros),
-        }
-    )

@@ -6,25 +6,21 @@ The tests have modules of their own (`detectors`, `ngrams`, `families`, `positio
 `explaining`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float64
 
+from microtome.examples.labels import UnitLabel
 from microtome.neurons.basis import Neurons
-from microtome.neurons.detectors import CONTROL
 from microtome.neurons.families import Families, question_names
-from microtome.neurons.findings import LARGEST_Q, SMALLEST_SHARE
 from microtome.neurons.ngrams import NgramDetectors
 from microtome.neurons.positional import CRITERIA, VOITA, Positional
 from microtome.neurons.roles import Roles
-from microtome.neurons.statistics import Judged
-from microtome.readout.words import gap_of, named, run_named
-from microtome.store import rows_of
+from microtome.readout.detected import LARGEST_Q, SMALLEST_SHARE
+from microtome.readout.words import gap_of, run_named
 
 __all__ = [
     "ANSWERS_TURNED",
@@ -33,13 +29,10 @@ __all__ = [
     "PLACES_TURNED",
     "RANDOM_DIRECTIONS",
     "RUN_END",
-    "UnitLabel",
-    "labels_table",
     "place_labels",
     "question_labels",
     "role_labels",
     "run_labels",
-    "token_labels",
 ]
 
 ANSWERS_TURNED: Final = "answers turned round in their windows"
@@ -56,36 +49,6 @@ _WRITES: Final = {
     "partition": "divides the vocabulary in two",
     "scale": "scales all logits alike",
 }
-
-
-@dataclass(frozen=True)
-class UnitLabel:
-    """A row of the table `unit_labels`; `end` is that of the unit's contexts, empty for labels of the whole unit."""
-
-    unit: str
-    end: str
-    kind: str
-    text: str
-    value: float
-    control: float
-    control_kind: str
-    q: float
-
-
-def token_labels(judged: Sequence[Judged], texts: Sequence[str]) -> Iterator[UnitLabel]:
-    """Words that at least half of a unit's held-out contexts are at (kind token), or before (kind next token)."""
-    for each in judged:
-        sides = (
-            (each.found.tokens, each.token_q, "token", ""),
-            (each.found.following, each.following_q, "next token", "before "),
-        )
-        for tests, q, kind, before in sides:
-            share = tests.share.numpy()
-            for end, unit in np.argwhere((share >= SMALLEST_SHARE) & (q <= LARGEST_Q)).tolist():
-                text = before + named(texts[int(tests.token[end, unit])])
-                address, side = str(each.found.basis.address(unit)), tests.ends[end]
-                value, beside = float(share[end, unit]), float(q[end, unit])
-                yield UnitLabel(address, side, kind, text, value, tests.chance, CONTROL, beside)
 
 
 def run_labels(
@@ -153,8 +116,3 @@ def role_labels(bases: Sequence[Neurons], found: Sequence[Roles], names: Sequenc
                 yield UnitLabel(
                     address, "", "role", _WRITES[name], float(value[unit]), control, RANDOM_DIRECTIONS, float(q[unit])
                 )
-
-
-def labels_table(found: Iterable[UnitLabel], run: str) -> pa.Table:
-    """Rows of the table `unit_labels`."""
-    return rows_of("unit_labels", ({**vars(label), "run": run} for label in found))

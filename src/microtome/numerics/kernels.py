@@ -28,7 +28,19 @@ from torch import Tensor
 
 from microtome.numerics.team import each
 
-__all__ = ["Counted", "Rows", "apart", "available", "compiled_for", "memory", "name", "reference", "rows_of", "spread"]
+__all__ = [
+    "Counted",
+    "Rows",
+    "apart",
+    "available",
+    "compiled_for",
+    "compiled_lasso_for",
+    "memory",
+    "name",
+    "reference",
+    "rows_of",
+    "spread",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +94,12 @@ def compiled_for(*tensors: Tensor) -> ModuleType | None:
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype not in readable):
             return None
     return _compiled() if available() else None
+
+
+def compiled_lasso_for(*tensors: Tensor) -> ModuleType | None:
+    """The compiled kernels of sparse codes if they can read all `tensors`, else None: float32 or float64 on the CPU."""
+    readable = all(each.device.type == "cpu" and each.dtype in (torch.float32, torch.float64) for each in tensors)
+    return importlib.import_module("microtome.numerics.compiled_lasso") if readable and available() else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from microtome.store.schemas_factors import FACTORS
 from microtome.store.schemas_geometry import GEOMETRY
 from microtome.store.schemas_units import UNITS
 from microtome.store.table_spec import ADDRESS, WORD, TableSpec, table_spec
@@ -16,6 +17,7 @@ __all__ = ["TABLES", "empty_table"]
 
 _ROWS: Final = (
     *UNITS,
+    *FACTORS,
     *GEOMETRY,
     table_spec(
         "tokens",

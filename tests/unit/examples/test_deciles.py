@@ -1,5 +1,7 @@
 """Pilot quantiles, decile contexts and histograms against brute force over hashes, for any cut."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -51,17 +53,25 @@ def list_hash(unit: int, token: tuple[Window, int]) -> int:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 9), min_size=1), rate=st.sampled_from([0.3, 1.0]))
-def test_lists_hold_the_lowest_hashes_of_each_decile(seed: int, sizes: list[int], rate: float) -> None:
+@given(
+    seed=st.integers(0, 1000),
+    sizes=st.lists(st.integers(1, 9), min_size=1),
+    rate=st.sampled_from([0.3, 1.0]),
+    of=st.sampled_from(["all", "active"]),
+)
+def test_lists_hold_the_lowest_hashes_of_each_decile(
+    seed: int, sizes: list[int], rate: float, of: Literal["all", "active"]
+) -> None:
     windows = plant(seed, 25, units=2, levels=30)
     edges = edges_of(windows)
-    fold = DecileContexts(Plain(2), edges, per_decile=2, rate=rate, seed=11, neighbours=2)
+    fold = DecileContexts(Plain(2), edges, per_decile=2, rate=rate, seed=11, neighbours=2, of=of)
     found = fold.result(folded(fold, cut(windows, sizes)))
     sampled = [t for t in tokens_of(windows) if float(uniform(hash_parts(11, 2, t[0].index, torch.tensor(t[1])))) < rate]
     assert found.sampled == len(sampled)
     for unit in range(2):
         for decile in range(10):
-            mine = [t for t in sampled if int((edges[1:-1, unit] <= t[0].values[t[1], unit]).sum()) == decile]
+            looked_at = [t for t in sampled if of == "all" or float(t[0].values[t[1], unit]) > 0]
+            mine = [t for t in looked_at if int((edges[1:-1, unit] <= t[0].values[t[1], unit]).sum()) == decile]
             ranked = sorted(mine, key=lambda t: list_hash(unit, t))[:2]
             windows_found = found.contexts.window[decile, unit].tolist()
             expected = [window.index for window, _ in ranked]

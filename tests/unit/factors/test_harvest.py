@@ -12,7 +12,7 @@ from microtome.capture.lens import Rows as Tables
 from microtome.capture.lens import Stage
 from microtome.core import CONTENT, Half, Refusal, RowFold, Site
 from microtome.corpus import Corpus, Cutting, prepare
-from microtome.factors.harvest import Form, Harvest, Harvested, Rows, live, of_half, scaling_of
+from microtome.factors.harvest import Form, Harvest, Harvested, Live, Rows, of_half, scaling_of
 from microtome.model import Model, inputs_of
 from microtome.store import stream_table
 from tests import toys
@@ -106,7 +106,7 @@ def test_a_sample_is_the_same_tokens_in_any_cut(decoder: Model, tmp_path: Path) 
     corpus = corpus_of(decoder, tmp_path)
     harvest = Harvest(SITES, rate=0.3, seed=5)
     kept = whole(harvested(decoder, corpus, harvest, tmp_path / "work").rows(0))
-    streamed = whole(live(decoder, corpus, harvest)(1))
+    streamed = whole(Live(harvest, decoder, corpus).rows(1))
     assert torch.equal(streamed.id, kept.id)
     torch.testing.assert_close(streamed.states.float(), kept.states.float(), rtol=0.01, atol=0.01)
     assert 0.2 < len(kept.id) / corpus.tokens < 0.4

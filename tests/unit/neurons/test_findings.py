@@ -1,5 +1,6 @@
 """Statistics rows and findings from planted records: numbers, controls, order, sentences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,16 +9,22 @@ import torch
 
 from microtome.core import Half
 from microtome.examples import Contexts, UnitSurveyRecord
+from microtome.examples.detectors import next_detectors, token_detectors
+from microtome.examples.findings import Finding, findings_table
 from microtome.neurons import Neurons
-from microtome.neurons.detectors import next_detectors, token_detectors
-from microtome.neurons.findings import dead_units, detectors, findings_table, judged_findings, peaked_units
+from microtome.neurons.findings import dead_units, judged_findings, peaked_units
 from microtome.neurons.statistics import Judged, Surveyed, judge, survey_of, unit_stats_table, written_stats_table
 from microtome.numerics import moments
+from microtome.readout.detected import detector_findings
 from microtome.store.tables import write_table
 from tests.unit.neurons.planted import contexts_at
 
 WORDS = ["the", "his", "up", "pick", "set", "turn"]
 COUNTS = torch.tensor([[897, 60, 40, 1, 1, 1]] * 2)
+
+
+def detectors(judged: Sequence[Judged], texts: Sequence[str]) -> list[Finding]:
+    return detector_findings([each.detected for each in judged], texts)
 
 
 def record(contexts: Contexts, halves: tuple[torch.Tensor, ...]) -> UnitSurveyRecord:
@@ -130,7 +137,7 @@ def test_where_both_are_as_often_the_token_itself_is_the_finding() -> None:
 
 
 def test_findings_become_rows_in_order(surveyed: list[Judged], tmp_path: Path) -> None:
-    write_table(tmp_path, "findings", "neurons", findings_table(judged_findings(surveyed, WORDS), "main"))
+    write_table(tmp_path, "findings", "neurons", findings_table(judged_findings(surveyed, WORDS), "main", "neurons"))
     rows = pq.read_table(tmp_path / "tables" / "findings" / "neurons.parquet").to_pylist()
     assert [row["rank"] for row in rows] == list(range(len(rows)))
     assert rows[0]["kind"] == "token detector"

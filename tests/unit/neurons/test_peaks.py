@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from microtome.neurons.detectors import q_values
+from microtome.examples.detectors import q_values
 from microtome.neurons.peaks import peaks_of
 from microtome.numerics import Moments, moments
 

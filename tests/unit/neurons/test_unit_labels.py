@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from microtome.atlas import Atlas, Settings, build
+from microtome.examples.labels import labels_table
 from microtome.neurons.basis import Neurons
 from microtome.neurons.families import Families, question_names
 from microtome.neurons.ngrams import NgramDetectors
@@ -16,14 +17,13 @@ from microtome.neurons.roles import role_names, write_roles
 from microtome.neurons.statistics import judge
 from microtome.neurons.unit_labels import (
     UnitLabel,
-    labels_table,
     place_labels,
     question_labels,
     role_labels,
     run_labels,
-    token_labels,
 )
 from microtome.readout import output_reader
+from microtome.readout.detected import token_labels
 from microtome.store import TABLES
 from tests.unit.neurons.planted import contexts_at
 from tests.unit.neurons.planted_models import Cell, Previous, Stream, dictionary_model
@@ -128,7 +128,7 @@ def test_words_of_two_layers_stay_with_their_units_and_are_one_family_of_tests()
     his, up, the = [1] * 10, [2] * 10, [0] * 10
     layers = [(24, [[his, the, the]] * 2), (5, [[the, the, up]] * 2)]
     judged = judge([found_at(contexts_at(lists, signed=False), layer) for layer, lists in layers])
-    found = list(token_labels(judged, WORDS))
+    found = list(token_labels([each.detected for each in judged], WORDS))
     assert [(each.unit, each.end, each.kind, each.text, each.value) for each in found] == [
         ("neurons.24/0", "top", "token", "‘his’", 1.0),
         ("neurons.5/2", "top", "token", "‘up’", 1.0),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microtome.core import Half
-from microtome.neurons import TokenCounts
+from microtome.examples import TokenCounts
 from microtome.neurons.promotion import values_of
 from recipes.windows import Windows, asked, folded, some_layers, surveyed, text_of, values_of_layers, windows_of
 from tests import toys

@@ -5,8 +5,8 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from microtome.core import UnitAddress
+from microtome.examples.labels import UnitLabel, labels_table
 from microtome.neurons.explaining import ExplainedEnd, explanation_rows
-from microtome.neurons.unit_labels import UnitLabel, labels_table
 from microtome.store import write_table
 from microtome.web import create_app
 from tests.unit.web.planted import plant

@@ -2,9 +2,9 @@
 
 A unit's token is chosen in the discover half and counted in the confirm half, against two nulls: the exact binomial tail of that
 token's frequency, and the share that chance contexts reach when their token is chosen the same way. Spellings of one word count
-as one token, the commonest of them (`words.spellings`). Contexts at one word are often followed by one word too (`United
+as one token, the commonest of them (`readout.spellings`). Contexts at one word are often followed by one word too (`United
 States`), which says nothing of the unit; so of what follows, a word that contexts are at counts once. Which of the two a unit is
-said to detect is the business of `findings`.
+said to detect is the business of `readout.detected`.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from microtome.neurons.detectors import dominant_token, next_detectors, q_values, share_null, token_detectors
+from microtome.examples.detectors import dominant_token, next_detectors, q_values, share_null, token_detectors
 from tests.unit.neurons.planted import contexts_at
 
 EACH = torch.arange(4)

@@ -2,7 +2,7 @@
 
 import torch
 
-from microtome.neurons.words import spellings
+from microtome.readout.spellings import spellings
 
 
 def test_spellings_are_equal_but_for_case_and_spaces() -> None:

@@ -3,8 +3,8 @@
 import torch
 
 from microtome.core import Batch, Half, Role
-from microtome.neurons import TokenCounts
-from microtome.neurons.counts import token_counts_table
+from microtome.examples import TokenCounts
+from microtome.examples.counts import token_counts_table
 
 
 def test_counts_are_of_counted_tokens_by_half() -> None:

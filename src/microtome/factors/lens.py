@@ -1,0 +1,205 @@
+"""The factors lens: a dictionary is trained on states that the first pass keeps, and a second pass sees each of its factors at each of its sites.
+
+What is said of factors has modules of its own (`importance`, ...), their rows `tables`; evaluation belongs in `evaluation`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microtome.capture.lens import MAIN, Results, Rows, Run, Stage
+from microtome.core import Fold, Refusal, RowFold, Site
+from microtome.examples import DecileContexts, TokenCounts, UnitSurvey, units_table
+from microtome.examples.counts import Counts
+from microtome.factors.basis import Factors, factors_of
+from microtome.factors.dictionary import Dictionary
+from microtome.factors.harvest import Harvest, Harvested, Live
+from microtome.factors.importance import TopCodes
+from microtome.factors.plan import SMALLEST, Plan, default_units, sites_of, trained
+from microtome.factors.stored import open_dictionary, write_dictionary
+from microtome.factors.tables import Seen, factor_tables
+from microtome.model import Model
+from microtome.readout.words import texts_of
+from microtome.store import fingerprint
+
+__all__ = ["FACTORS", "FactorsLens", "active_edges"]
+
+FACTORS: Final = Stage(8, "factors")
+_ROWS: Final = 4096
+"""Tokens on which tenths of the active codes of a factor are found."""
+
+
+@dataclass(frozen=True)
+class FactorsLens:
+    """One dictionary: trained by `plan`, or `given`, and what its factors are active on at every site.
+
+    `k` contexts per half of the documents, `per_decile` contexts per tenth of each factor's active codes, importance from the `top` largest codes
+    of each half.
+    Source: Yun et al. 2021, arXiv:2103.15949, sections 2 and 3.
+    """
+
+    plan: Plan = Plan()
+    given: Dictionary | None = None
+    k: int = 10
+    per_decile: int = 2
+    top: int = 100
+
+    @property
+    def name(self) -> str:
+        """Writer of the tables: `factors`, or with the name of a dictionary that was asked for by name."""
+        name = self.plan.name if self.given is None else self.given.name
+        return f"factors-{name}" if name else "factors"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the plan, or of the dictionary."""
+        return fingerprint((self.plan, self.given, self.k, self.per_decile, self.top))
+
+    def stages(self, run: Run) -> tuple[Stage, ...]:
+        """A pass that keeps states, and one that codes them. None where there is no text, or too little of it."""
+        return (MAIN, FACTORS) if run.corpus is not None and not self._why_not(run) else ()
+
+    def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold | RowFold]:
+        """States in the first pass; then for every site statistics, contexts and the largest codes."""
+        vocab = run.model.shape.vocab
+        if stage == MAIN:
+            counts: dict[str, Fold | RowFold] = {self._fold("tokens"): TokenCounts(vocab)} if vocab else {}
+            states = {} if self.plan.keep == "nothing" else {self._fold("states"): self._harvest(run)}
+            return {**states, **counts}
+        dictionary = self.dictionary(run, earlier)
+        harvested = self._harvested(run, earlier)
+        found: dict[str, Fold | RowFold] = {}
+        for basis in factors_of(dictionary):
+            edges = active_edges(basis, harvested)
+            rate = min(1.0, self.plan.tokens / max(1, _corpus_tokens(run)))
+            found[self._fold("survey", basis.site)] = UnitSurvey(basis, self.k)
+            found[self._fold("deciles", basis.site)] = DecileContexts(
+                basis, edges, self.per_decile, rate, run.seed, of="active"
+            )
+            found[self._fold("top", basis.site)] = TopCodes(basis, self.top)
+        return found
+
+    def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
+        """dictionaries, units, unit_stats, unit_labels, contexts, tokens, links and findings."""
+        if run.corpus is None or self._why_not(run):
+            return {}
+        dictionary = self.dictionary(run, results)
+        vocab = run.model.shape.vocab
+        none = torch.zeros((2, 0), dtype=torch.int64)
+        counts = results.of(MAIN, self._fold("tokens")) if vocab else Counts(none, none)
+        seen = [
+            Seen(
+                basis,
+                results.of(FACTORS, self._fold("survey", basis.site)),
+                results.of(FACTORS, self._fold("deciles", basis.site)).contexts,
+                results.of(FACTORS, self._fold("top", basis.site)),
+            )
+            for basis in factors_of(dictionary)
+        ]
+        texts = texts_of(run.model.tokenizer, vocab)
+        model = run.model
+        assert isinstance(model, Model), "a text is read by a model that was built"
+        return factor_tables(dictionary, seen, counts, texts, model, run, self.name) | {
+            f"units.{dictionary.name}": units_table([seen[0].basis])
+        }
+
+    def absent(self, run: Run) -> Mapping[str, str]:
+        """What needs text, or more of it."""
+        if run.corpus is None:
+            return {self.name: "needs text: run `microtome build MODEL TEXT -o ATLAS`"}
+        why = self._why_not(run)
+        return {self.name: why} if why else {}
+
+    def dictionary(self, run: Run, earlier: Results) -> Dictionary:
+        """The dictionary of this run: the one that was given, or one trained on the states that were kept, once."""
+        name = self.given.name if self.given is not None else self.plan.name or run.name
+
+        def write(path: Path) -> None:
+            made = self.given
+            if made is None:
+                model = run.model
+                assert isinstance(model, Model), "states are of a model that was built"
+                made = trained(self.plan, name, self._units(run), self._harvested(run, earlier), model, seed=run.seed)
+            write_dictionary(made, path)
+
+        corpus = run.corpus
+        assert corpus is not None, "states are of a text"
+        identity = (self.fingerprint, name, run.model.fingerprint, corpus.fingerprint, run.seed)
+        return open_dictionary(earlier.make(f"dictionaries/{self.name}.{run.name}.safetensors", identity, write))
+
+    def _fold(self, what: str, site: Site | None = None) -> str:
+        return f"{self.name}.{what}" + ("" if site is None else f".{site}")
+
+    def _harvest(self, run: Run) -> Harvest:
+        rate = min(1.0, self.plan.tokens / max(1, _corpus_tokens(run)))
+        return Harvest(self.sites(run), rate, run.seed, "bfloat16" if self.plan.keep == "nothing" else self.plan.keep)
+
+    def _harvested(self, run: Run, earlier: Results) -> Harvested | Live:
+        if self.plan.keep == "nothing":
+            model, corpus = run.model, run.corpus
+            assert isinstance(model, Model), "a text is read by a model that was built"
+            assert corpus is not None, "there is a text"
+            return Live(self._harvest(run), model, corpus)
+        found = earlier.of(MAIN, self._fold("states"))
+        assert isinstance(found, Harvested), "what the first pass keeps"
+        return found
+
+    def sites(self, run: Run) -> tuple[Site, ...]:
+        """Where states are kept."""
+        model = run.model
+        assert isinstance(model, Model), "states are of a model that was built"
+        if self.given is not None:
+            self.given.require_for(model.fingerprint, model.name)
+            return tuple(dict.fromkeys((*self.given.reads, *self.given.writes)))
+        return sites_of(self.plan, model)
+
+    def _states(self, run: Run) -> int:
+        """About how many states there are to learn from."""
+        return (
+            min(self.plan.tokens, _corpus_tokens(run)) // 2 * (len(self.sites(run)) if self.plan.arrangement == "shared" else 1)
+        )
+
+    def _units(self, run: Run) -> int:
+        return default_units(self._states(run)) if self.plan.units is None else self.plan.units
+
+    def _why_not(self, run: Run) -> str:
+        """Why a text is too short for a dictionary; empty where it is not, or where the size was told."""
+        if self.given is not None or self._units(run):
+            return ""
+        states, (units, needed) = self._states(run), SMALLEST
+        return f"the text has about {states:,} states to learn from, and a dictionary of {units} factors needs {needed:,}: give more text"
+
+
+def _corpus_tokens(run: Run) -> int:
+    if run.corpus is None:
+        raise Refusal("states of a model", why="there is no text", instead="name one")
+    return run.corpus.tokens
+
+
+def active_edges(basis: Factors, harvested: Harvested | Live, rows: int = _ROWS) -> Float[Tensor, "decile_edge unit"]:
+    """The quantiles 0, 0.1, ..., 1 of each factor's codes above 0, on the first `rows` tokens that were kept; zeros for one that is never active."""
+    taken, states = 0, []
+    for each in harvested.rows(1):
+        states.append(each.states[: rows - taken])
+        taken += len(states[-1])
+        if taken >= rows:
+            break
+    place = {site: harvested.harvest.sites.index(site) for site in basis.sites}
+    joined = torch.cat(states)
+    codes = basis.dictionary.encode({site: joined[:, index] for site, index in place.items()})
+    return _quantiles_above_zero(codes)
+
+
+def _quantiles_above_zero(codes: Float[Tensor, "row unit"]) -> Float[Tensor, "decile_edge unit"]:
+    ordered = codes.sort(dim=0, descending=True).values
+    count = (codes > 0).sum(0)
+    tenth = torch.linspace(1, 0, 11, dtype=torch.float64)[:, None] * (count - 1).clamp(min=0)
+    low, high = tenth.floor().long(), tenth.ceil().long()
+    below, above = ordered.gather(0, high), ordered.gather(0, low)
+    return (above + (below - above) * (tenth - low).float()).where(count > 0, 0.0)

@@ -1,0 +1,223 @@
+"""Which dictionary a build trains, and its training on rows of the text: the lens's own choices, each of which can be told otherwise.
+
+A text of a hundred thousand tokens is little for a dictionary; so one is shared by six sites, as in the source work, and its size follows from how
+many states there are. How an autoencoder or a dictionary is trained belongs in `training` and `learning`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from microtome.core import Half, Refusal, Site
+from microtome.factors.autoencoder import Autoencoder
+from microtome.factors.dictionary import Arrangement, Dictionary
+from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of
+from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
+from microtome.factors.mixing import Mixing, served
+from microtome.factors.scaling import Normalisation, Scaling
+from microtome.factors.training import Training, train
+from microtome.factors.variants import BatchTopK, Variant
+from microtome.model import Model, Shape, sites_named
+
+__all__ = ["SMALLEST", "SOURCE_WORK", "Plan", "default_units", "learning_operations", "shared_sites", "sites_of", "trained"]
+
+_SITES: Final = 6
+_UNITS: Final = 2048
+_PER_UNIT: Final = 64
+"""States of the discover half that a unit of a default dictionary has, at least."""
+_FEWEST: Final = 64
+"""Units below which a default dictionary is not worth having."""
+SMALLEST: Final = _FEWEST, _FEWEST * _PER_UNIT
+"""Units of the smallest default dictionary, and how many states it needs."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
+
+Progress = Callable[[int, int], None]
+"""Hears how many steps were taken, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dictionary to train: of a name, at sites, of so many units, by a variant of autoencoder or by sparse coding, on states scaled so.
+
+    No name is that of the run, no site six of the stream, and without a number there are as many units as the text has states for, 2,048 at most.
+    `tokens` are how many of the corpus's are looked at for it, at most; they are kept as numbers of a `Form`, or as nothing: then every pass of
+    training is a forward pass over the text. `passes` is how often those of the discover half are learnt from; the confirm half is there to
+    judge by. Of `Learning` the plan's own numbers of units, passes and seed hold.
+    Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, and for sparse coding of what is not shared.
+    """
+
+    name: str = ""
+    sites: tuple[str, ...] = ()
+    units: int | None = None
+    method: Variant | Learning = BatchTopK(32)
+    arrangement: Arrangement = "shared"
+    normalisation: Normalisation = "mean+rms"
+    tokens: int = 1 << 18
+    keep: Form | Literal["nothing"] = "bfloat16"
+    rows: int = 2048
+    passes: int = 3
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            why = "names of dictionaries become parts of addresses and of files"
+            raise Refusal(f"dictionary {self.name!r}", why=why, instead="use at most 64 letters, digits, _ and -")
+        if self.passes < 1 or (self.units is not None and self.units < 1):
+            raise Refusal(
+                f"{self.units} units in {self.passes} passes", why="there is nothing to learn", instead="give numbers above 0"
+            )
+        if isinstance(self.method, Learning) and self.arrangement != "shared":
+            why = "sparse coding is of states of one place"
+            raise Refusal(
+                f"a {self.arrangement} by sparse coding", why=why, instead="train an autoencoder, or share the dictionary"
+            )
+
+
+SOURCE_WORK: Final = Plan(
+    units=PAPER.units, method=PAPER, normalisation="none", passes=PAPER.passes, rows=PAPER.minibatch, sites=("paper",)
+)
+"""Sparse coding as Yun et al. did it: every second layer, states as they are, see `learning.PAPER`."""
+
+
+def shared_sites(shape: Shape) -> tuple[Site, ...]:
+    """Six places of the stream, as far apart as can be, the embeddings first: of 12 layers those before 0, 2, 4, 6, 8 and 10.
+
+    Source: Yun et al. 2021, arXiv:2103.15949, section 3.
+    """
+    count = min(_SITES, shape.layers)
+    return tuple(Site("resid_pre", place * shape.layers // count) for place in range(count))
+
+
+def sites_of(plan: Plan, model: Model) -> tuple[Site, ...]:
+    """The sites that a plan names in a model; `paper` are those of the source work.
+
+    Errors: `Refusal` where the model lacks one, see `model.sites_named`.
+    """
+    if plan.sites == ("paper",):
+        return paper_sites(model.shape.layers)
+    return sites_named(model, plan.sites) if plan.sites else shared_sites(model.shape)
+
+
+def default_units(states: int) -> int:
+    """How many units a text of so many states in the discover half is enough for; 0 where it is too short for any."""
+    units = min(_UNITS, states // _PER_UNIT // _FEWEST * _FEWEST)
+    return units if units >= _FEWEST else 0
+
+
+def learning_operations(states: int, passes: int, width: int, units: int) -> float:
+    """FLOP of training an autoencoder, roughly."""
+    return 6.0 * states * passes * width * units
+
+
+def trained(
+    plan: Plan,
+    name: str,
+    units: int,
+    harvested: Harvested | Live,
+    model: Model,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Dictionary:
+    """Train a dictionary of `units` factors on the rows of the discover half.
+
+    Errors: `Refusal` for fewer states than units.
+    Cost: two reads of the rows; then for each state and pass about 6 d_model units FLOP of an autoencoder, or an exact code.
+    """
+    shared = plan.arrangement == "shared"
+    source = of_half(harvested.rows, Half.DISCOVER)
+    scaling = scaling_of(source(0), plan.normalisation)
+    states = sum(len(rows.id) for rows in source(0)) * (len(harvested.harvest.sites) if shared else 1)
+    if states < units:
+        why = f"there are {states:,} states to learn from"
+        raise Refusal(f"a dictionary of {units:,} units", why=why, instead="give more text, or name fewer units")
+    told: dict[str, str | int | float] = {
+        "method": str(plan.method),
+        "normalisation": plan.normalisation,
+        "states": states,
+        "passes": plan.passes,
+        "seed": seed,
+        "kept as": plan.keep,
+        "kept noise": harvested.noise(),
+    }
+    asked = _Asked(name, units, states, harvested.harvest.sites, scaling, model, seed, progress)
+    made = _coded(plan, asked, source) if isinstance(plan.method, Learning) else _autoencoded(plan, asked, source)
+    return replace(made, learnt={**told, **made.learnt})
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What both ways of training need to know."""
+
+    name: str
+    units: int
+    states: int
+    sites: tuple[Site, ...]
+    scaling: Scaling
+    model: Model
+    seed: int
+    progress: Progress | None
+
+
+def _autoencoded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:
+    assert isinstance(plan.method, Variant), "an autoencoder has a variant"
+    across, crossed = plan.arrangement == "transcoder", plan.arrangement == "crosscoder"
+    rows = min(plan.rows, max(1, asked.states // 2))
+    mixing = Mixing(rows=rows, room=max(1 << 19, 2 * rows), passes=plan.passes, seed=asked.seed)
+    device = asked.model.device
+    autoencoder = Autoencoder(
+        plan.method,
+        asked.units,
+        asked.scaling.centre.shape[1],
+        arrangement=plan.arrangement,
+        places=len(asked.sites) if crossed else 1,
+        seed=asked.seed,
+    ).to(device)
+
+    def batches() -> Iterator[Tensor]:
+        for each in served(source, asked.scaling, plan.arrangement, mixing):
+            yield each.states.to(device)
+
+    steps = asked.states * plan.passes // rows
+    told = asked.progress
+    (found,) = train(
+        [autoencoder],
+        batches(),
+        Training(steps=steps, batch=rows),
+        asked.seed,
+        None if told is None else lambda done, _: told(done, steps),
+    )
+    last = found.curve[-1]
+    return found.autoencoder.to("cpu").dictionary(
+        asked.name,
+        asked.sites[:1] if across else asked.sites,
+        asked.sites[1:] if across else asked.sites,
+        asked.scaling.at(0) if across else asked.scaling,
+        target_scaling=asked.scaling.at(1) if across else None,
+        model=asked.model.fingerprint,
+        learnt={"steps": steps, "explained while learning": last.explained, "dead while learning": last.dead},
+    )
+
+
+def _coded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:
+    """By sparse coding; the source work reads states in the order of the text, others are mixed."""
+    assert isinstance(plan.method, Learning), "sparse coding has settings of its own"
+    settings = replace(plan.method, units=asked.units, passes=plan.passes, seed=asked.seed)
+    mixing = Mixing(rows=plan.rows, room=max(1 << 19, 2 * plan.rows), passes=plan.passes, seed=asked.seed)
+    learner = Learner(settings, None if settings.weighting == "none" else _counts(asked, source))
+    steps = asked.states * plan.passes // plan.rows
+    for step, each in enumerate(served(source, asked.scaling, "shared", mixing)):
+        learner.feed(each.states[:, 0], each.id)
+        if asked.progress is not None:
+            asked.progress(min(step + 1, steps), steps)
+    return learner.finish().dictionary(asked.name, asked.sites, asked.scaling, asked.model.fingerprint)
+
+
+def _counts(asked: _Asked, source: Source) -> Int64[Tensor, " vocab"]:
+    """How often each token is among those that are learnt from."""
+    vocab = asked.model.shape.vocab
+    return sum((torch.bincount(rows.id, minlength=vocab) for rows in source(0)), torch.zeros(vocab, dtype=torch.int64))

@@ -1,0 +1,253 @@
+"""What a pass over a text says of a dictionary's factors, as rows of an atlas: statistics at every site, contexts, labels, tokens, links, findings.
+
+A factor of a shared dictionary is one unit that is seen at several sites. It is tested once, where it is strongest in the discover half; what is
+tested is in the confirm half. Computing over the stream belongs in `lens`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from microtome.capture.lens import Rows, Run
+from microtome.core import Half, Site
+from microtome.examples import Contexts, UnitSurveyRecord, contexts_table
+from microtome.examples.counts import Counts
+from microtome.examples.detectors import CONTROL, Detectors, next_detectors, q_values, token_detectors, untested
+from microtome.examples.findings import Finding, findings_table
+from microtome.examples.labels import UnitLabel, labels_table
+from microtome.examples.rows import stat_rows
+from microtome.factors.basis import Factors
+from microtome.factors.dictionary import Dictionary, Encoder
+from microtome.factors.importance import Profile, profile
+from microtome.model import Model
+from microtome.readout import output_reader
+from microtome.readout.detected import Detected, detector_findings, token_labels
+from microtome.readout.spellings import spellings
+from microtome.readout.tokens import random_directions, tokens_table, top_tokens
+from microtome.store import rows_of
+
+__all__ = ["Seen", "at_peak", "depth_of", "factor_tables", "profiles"]
+
+_TOKENS: Final = 10
+"""Tokens at each end of a factor's direction."""
+_SIMILAR: Final = 5
+_OTHER_HALF: Final = "the same in the other half of the documents"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a pass found of a dictionary's factors at one site: statistics and extremes, contexts of each tenth, the largest codes of each half."""
+
+    basis: Factors
+    survey: UnitSurveyRecord
+    deciles: Contexts
+    top: Float32[Tensor, "half unit n"]
+
+
+def depth_of(site: Site, layers: int) -> float:
+    """How deep a site is, as a share of the blocks: 0 before the first, 1 behind the last."""
+    layer = site.layer or 0
+    return layer / layers if site.name == "resid_pre" else (layer + 1) / layers
+
+
+def profiles(seen: Sequence[Seen], layers: int) -> tuple[Profile, Profile]:
+    """Curves of importance over sites, one of each half of the documents."""
+    depth = [depth_of(each.basis.site, layers) for each in seen]
+    first, second = (profile(torch.stack([each.top[half].mean(1) for each in seen]), depth) for half in Half)
+    return first, second
+
+
+def at_peak(seen: Sequence[Seen], peak: Int[Tensor, " unit"]) -> Contexts:
+    """The extremes of each factor at its own place."""
+    place = peak.clamp(min=0)
+    unit = torch.arange(len(place))
+    fields = {}
+    for field in dataclasses.fields(Contexts):
+        if field.name != "ends":
+            stacked = torch.stack([getattr(each.survey.contexts, field.name) for each in seen])
+            fields[field.name] = stacked[place, :, unit].transpose(0, 1).contiguous()
+    return Contexts(ends=seen[0].survey.contexts.ends, **fields)
+
+
+def factor_tables(
+    dictionary: Dictionary, seen: Sequence[Seen], counts: Counts, texts: Sequence[str], model: Model, run: Run, lens: str
+) -> dict[str, Rows]:
+    """All rows but those of `units`."""
+    first, second = profiles(seen, model.shape.layers)
+    contexts = at_peak(seen, first.peak)
+    spelling = spellings(texts, counts.here)
+    tokens = token_detectors(contexts, counts.here, spelling, run.seed)
+    following = untested(dictionary.units)
+    if model.shape.causal:
+        following = next_detectors(contexts, counts.following, spelling, run.seed)
+    (token_q,), (following_q,) = q_values([tokens.p]), q_values([following.p])
+    detected = Detected(seen[0].basis, tokens, following, token_q, following_q)
+    labels = [*token_labels([detected], texts), *_level_labels(seen[0].basis, first, second)]
+    tested = (("token", tokens, token_q), ("next", following, following_q))
+    stats = [*_site_stats(dictionary, seen, run.name)]
+    stats += [_tested_rows(seen, first.peak, name, tests, q, run.name) for name, tests, q in tested if tests.ends]
+    stats += _profile_rows(seen[0].basis, first, run.name)
+    found: dict[str, Rows] = {
+        "dictionaries": _dictionary_row(dictionary, run.name, lens),
+        "unit_stats": pa.concat_tables(stats),
+        "unit_labels": labels_table(labels, run.name),
+        "contexts": pa.concat_tables(
+            [contexts_table(each.basis, [each.survey.contexts, each.deciles], run.name) for each in seen]
+        ),
+        f"links.{dictionary.name}": _similar(dictionary, seen[0].basis),
+        "findings": findings_table(
+            [*_level_findings(dictionary, seen, first, second), *detector_findings([detected], texts)], run.name, lens
+        ),
+    }
+    if texts:
+        found[f"tokens.{dictionary.name}"] = _token_rows(dictionary, seen[0].basis, model, run.seed)
+    return found
+
+
+def _dictionary_row(dictionary: Dictionary, run: str, lens: str) -> pa.Table:
+    coder = dictionary.coder
+    said = f"{type(coder.rule).__name__} of an encoder" if isinstance(coder, Encoder) else str(coder)
+    row = {
+        "run": run,
+        "name": dictionary.name,
+        "file": f"dictionaries/{lens}.{run}.safetensors",
+        "arrangement": dictionary.arrangement,
+        "reads": [str(site) for site in dictionary.reads],
+        "writes": [str(site) for site in dictionary.writes],
+        "units": dictionary.units,
+        "width": dictionary.width,
+        "coder": said,
+        "learnt": json.dumps(dict(dictionary.learnt), sort_keys=True),
+    }
+    return rows_of("dictionaries", [row])
+
+
+def _site_stats(dictionary: Dictionary, seen: Sequence[Seen], run: str) -> list[pa.Table]:
+    """density, mean, max, importance and importance_raw of every factor at every site; importance beside that in the other half.
+
+    density is the share of tokens at which the factor is active; importance the mean of its n largest codes in the discover half, in units of
+    scaled states, raw in the model's own.
+    """
+    rows = []
+    for each in seen:
+        place = dictionary.place(each.basis.site)
+        size = float(dictionary.scaling.size[place])
+        moments, (first, second) = each.survey.moments, each.top.mean(-1)
+        plain = {"density": moments.density, "mean": moments.mean, "max": moments.maximum}
+        rows += [stat_rows(each.basis, stat, values.numpy(), run, {}, "") for stat, values in plain.items()]
+        for stat, by in (("importance", 1.0), ("importance_raw", size)):
+            columns = {"control": (second * by).double().numpy()}
+            rows.append(stat_rows(each.basis, stat, (first * by).numpy(), run, columns, _OTHER_HALF))
+    return rows
+
+
+def _profile_rows(basis: Factors, found: Profile, run: str) -> list[pa.Table]:
+    """profile_centre, profile_width and profile_early of every factor, over all sites."""
+    if len(found.depth) < 2:
+        return []
+    stats = {"profile_centre": found.centre, "profile_width": found.width, "profile_early": found.early}
+    return [_anywhere(stat_rows(basis, stat, values.numpy(), run, {}, "")) for stat, values in stats.items()]
+
+
+def _anywhere(rows: pa.Table) -> pa.Table:
+    """Rows of no one site."""
+    place = rows.column_names.index("site")
+    empty = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int16)), pa.array([""], pa.string()))
+    return rows.set_column(place, "site", empty)
+
+
+def _tested_rows(
+    seen: Sequence[Seen], peak: Int[Tensor, " unit"], name: str, tests: Detectors, q: np.ndarray, run: str
+) -> pa.Table:
+    """token_share_top and next_share_top of every factor, at the site where it is strongest."""
+    low, high = tests.interval
+    rows = []
+    for place, each in enumerate(seen):
+        there = (peak.clamp(min=0) == place).numpy()
+        columns = {"control": np.full(each.basis.units, tests.chance), "lo": low[0], "hi": high[0], "q": q[0]}
+        whole = stat_rows(each.basis, f"{name}_share_top", tests.share[0].numpy(), run, columns, CONTROL)
+        rows.append(whole.filter(pa.array(there)))
+    return pa.concat_tables(rows)
+
+
+def _level_labels(basis: Factors, first: Profile, second: Profile) -> list[UnitLabel]:
+    """low, middle or mid, where both halves of the documents say so."""
+    found = []
+    if len(first.depth) < 2:
+        return []
+    for unit, (level, again) in enumerate(zip(first.levels(), second.levels(), strict=True)):
+        if level is None or level != again:
+            continue
+        place = int(first.peak[unit])
+        value, beside = float(first.importance[place, unit]), float(second.importance[place, unit])
+        text = f"{level}: strongest at {float(first.depth[place]):.0%} of the depth"
+        found.append(UnitLabel(str(basis.address(unit)), "", "level", text, value, beside, _OTHER_HALF, None))
+    return found
+
+
+def _level_findings(dictionary: Dictionary, seen: Sequence[Seen], first: Profile, second: Profile) -> list[Finding]:
+    """How many factors peak where, and how often both halves of the documents agree on it."""
+    if len(seen) < 2:
+        return []
+    active = (first.peak >= 0) & (second.peak >= 0)
+    same = float((first.peak == second.peak)[active].double().mean()) if bool(active.any()) else 0.0
+    share = [(first.peak == place).double().mean() for place in range(len(seen))]
+    by_chance = float(
+        sum(
+            (first.peak[active] == place).double().mean() * (second.peak[active] == place).double().mean()
+            for place in range(len(seen))
+        )
+    )
+    told = ", ".join(f"{float(part):.0%} at {each.basis.site}" for part, each in zip(share, seen, strict=True))
+    sentence = f"factors of {dictionary.name} are strongest: {told}; of {same:.0%} both halves of the documents say the same (by chance {by_chance:.0%})"
+    return [
+        Finding(
+            "levels of factors", f"factors@{dictionary.name}", sentence, same, by_chance, "peaks of the other half drawn anew"
+        )
+    ]
+
+
+def _token_rows(dictionary: Dictionary, basis: Factors, model: Model, seed: int) -> pa.Table:
+    """What each factor's direction promotes and demotes when the model's own head reads it."""
+    reader = output_reader(model.weights)
+    directions = dictionary.directions[-1]
+    top = top_tokens(directions, reader, random_directions(reader, _TOKENS, seed=seed))
+    return tokens_table([str(basis.address(unit)) for unit in range(dictionary.units)], top)
+
+
+def _similar(dictionary: Dictionary, basis: Factors) -> pa.Table:
+    """The factors whose directions are most like each one's, beside what the likest of as many random directions would be on average."""
+    flat = torch.nn.functional.normalize(dictionary.directions.transpose(0, 1).flatten(1), dim=1)
+    k = min(_SIMILAR, len(flat) - 1)
+    if k < 1:
+        return rows_of("links", [])
+    score, other = _likest(flat, k)
+    drawn = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    control = _likest(torch.nn.functional.normalize(drawn, dim=1), k)[0].mean(0)
+    return pa.table(
+        {
+            "unit": pa.array([str(basis.address(unit)) for unit in range(len(flat)) for _ in range(k)], pa.string()),
+            "other": pa.array([str(basis.address(int(each))) for each in other.flatten()], pa.string()),
+            "kind": pa.array(["similar direction"] * (len(flat) * k), pa.string()),
+            "score": pa.array(score.flatten().numpy()),
+            "control": pa.array(control.repeat(len(flat)).numpy()),
+        }
+    )
+
+
+def _likest(flat: Float[Tensor, "unit width"], k: int) -> tuple[Float[Tensor, "unit k"], Int[Tensor, "unit k"]]:
+    parts = []
+    for begin in range(0, len(flat), 4096):
+        cosine = flat[begin : begin + 4096] @ flat.T
+        row = torch.arange(len(cosine))
+        cosine[row, begin + row] = -torch.inf
+        parts.append(cosine.topk(k, dim=1))
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
