@@ -4,7 +4,7 @@ A row is a token with its states at all sites of a dictionary. What is served to
 axis, `place`, counts the sites.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -15,16 +15,18 @@ from torch import Tensor
 from microtome.capture import fold_batch, sampled, tokens_per_batch
 from microtome.capture.lens import Windows
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Refusal, Role, Site, State
-from microtome.factors.scaling import Normalisation, Scaling, measured
+from microtome.factors.scaling import Normalisation, Sizes, measured
 from microtome.model import Model
 from microtome.numerics import hash_parts, quantise
 
-__all__ = ["Form", "Harvest", "Harvested", "Live", "Rows", "Source", "of_half", "scaling_of"]
+__all__ = ["Form", "Harvest", "Harvested", "Live", "Rows", "Source", "of_half", "sizes_of", "usual"]
 
 Form = Literal["bfloat16", "int8"]
 """bfloat16: each number is off by at most 1/256 of itself, and not at all where the model computes in it; int8: by at most 1/254 of the largest
 number of its state."""
 
+_MEASURED: Final = 1 << 15
+"""Tokens from which sizes are told."""
 _BLOCKS: Final = "blocks"
 _TOKEN: Final = ("id", "window", "position", "half")
 
@@ -160,21 +162,30 @@ class Live:
         return 0.0
 
 
-def scaling_of(rows: Iterable[Rows], normalisation: Normalisation) -> Scaling:
-    """The scaling of the states in rows, place by place. Cost: one read.
+def sizes_of(source: Source, normalisation: Normalisation, most: int = _MEASURED) -> Sizes:
+    """The scaling of the states in rows, place by place, from `most` tokens of turn 1, and which of them are massive.
 
-    Errors: `Refusal` where there are fewer than two rows, or where the states of a place are all the same.
+    Errors: `Refusal` where there are fewer than two tokens, or where the states of a place are all the same.
     """
-    count, total, square = 0, None, None
-    for each in rows:
-        wide = each.states.double()
-        sums, squares = wide.sum(0), wide.square().sum((0, 2))
-        total = sums if total is None else total + sums
-        square = squares if square is None else square + squares
-        count += len(wide)
-    if total is None or square is None or count < 2:
-        raise Refusal("scaling of states", why=f"there are {count} of them", instead="give more text")
-    return measured(total / count, square / count, normalisation)
+    taken, states = 0, []
+    for each in source(1):
+        states.append(each.states[: most - taken])
+        taken += len(states[-1])
+        if taken == most:
+            break
+    if not states:
+        raise Refusal("scaling of states", why="there are none", instead="give more text")
+    return measured(torch.cat(states), normalisation)
+
+
+def usual(source: Source, sizes: Sizes) -> Source:
+    """The rows of tokens that are massive at no place."""
+
+    def rows(turn: int) -> Iterator[Rows]:
+        for each in source(turn):
+            yield each.take(sizes.usual(each.states))
+
+    return rows
 
 
 def _order(count: int, turn: int, salt: int) -> list[int]:

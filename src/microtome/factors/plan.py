@@ -16,7 +16,7 @@ from torch import Tensor
 from microtome.core import Half, Refusal, Site
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.dictionary import Arrangement, Dictionary
-from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of
+from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, sizes_of, usual
 from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
 from microtome.factors.mixing import Mixing, served
 from microtome.factors.scaling import Normalisation, Scaling
@@ -47,7 +47,7 @@ class Plan:
     No name is that of the run, no site six of the stream, and without a number there are as many units as the text has states for, 2,048 at most.
     `tokens` are how many of the corpus's are looked at for it, at most; they are kept as numbers of a `Form`, or as nothing: then every pass of
     training is a forward pass over the text. `passes` is how often those of the discover half are learnt from; the confirm half is there to
-    judge by. Of `Learning` the plan's own numbers of units, passes and seed hold.
+    judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. Of `Learning` the plan's own numbers of units, passes and seed hold.
     Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, and for sparse coding of what is not shared.
     """
 
@@ -59,6 +59,7 @@ class Plan:
     normalisation: Normalisation = "mean+rms"
     tokens: int = 1 << 18
     keep: Form | Literal["nothing"] = "bfloat16"
+    massive: Literal["left out", "kept"] = "left out"
     rows: int = 2048
     passes: int = 3
 
@@ -78,7 +79,13 @@ class Plan:
 
 
 SOURCE_WORK: Final = Plan(
-    units=PAPER.units, method=PAPER, normalisation="none", passes=PAPER.passes, rows=PAPER.minibatch, sites=("paper",)
+    units=PAPER.units,
+    method=PAPER,
+    normalisation="none",
+    massive="kept",
+    passes=PAPER.passes,
+    rows=PAPER.minibatch,
+    sites=("paper",),
 )
 """Sparse coding as Yun et al. did it: every second layer, states as they are, see `learning.PAPER`."""
 
@@ -129,8 +136,10 @@ def trained(
     Cost: two reads of the rows; then for each state and pass about 6 d_model units FLOP of an autoencoder, or an exact code.
     """
     shared = plan.arrangement == "shared"
-    source = of_half(harvested.rows, Half.DISCOVER)
-    scaling = scaling_of(source(0), plan.normalisation)
+    every = of_half(harvested.rows, Half.DISCOVER)
+    sizes = sizes_of(every, plan.normalisation)
+    source = every if plan.massive == "kept" else usual(every, sizes)
+    tokens = sum(len(rows.id) for rows in every(0))
     states = sum(len(rows.id) for rows in source(0)) * (len(harvested.harvest.sites) if shared else 1)
     if states < units:
         why = f"there are {states:,} states to learn from"
@@ -139,12 +148,13 @@ def trained(
         "method": str(plan.method),
         "normalisation": plan.normalisation,
         "states": states,
+        "massive tokens left out": tokens - states // (len(harvested.harvest.sites) if shared else 1),
         "passes": plan.passes,
         "seed": seed,
         "kept as": plan.keep,
         "kept noise": harvested.noise(),
     }
-    asked = _Asked(name, units, states, harvested.harvest.sites, scaling, model, seed, progress)
+    asked = _Asked(name, units, states, harvested.harvest.sites, sizes.scaling, model, seed, progress)
     made = _coded(plan, asked, source) if isinstance(plan.method, Learning) else _autoencoded(plan, asked, source)
     return replace(made, learnt={**told, **made.learnt})
 
