@@ -19,7 +19,7 @@ __all__ = ["Factors", "factors_of"]
 class Factors:
     """The units of a dictionary at `site`, or, of a crosscoder, at all its sites at once, of which `site` is the first.
 
-    Not signed: a code is never below 0.
+    Not signed: a code is never below 0. Massive states (`Scaling.usual`), of which the dictionary has learnt nothing, have codes of 0.
     Source: Yun et al. 2021, arXiv:2103.15949, section 2.
     """
 
@@ -43,12 +43,15 @@ class Factors:
 
     def encode(self, values: Mapping[Site, Tensor | ExpertRows]) -> Float[Tensor, "window token unit"]:
         """Codes of every state."""
-        states = {}
+        states, usual = {}, None
         for site in self.sites:
             found = values[site]
             assert isinstance(found, Tensor), f"{site} has one state per token"
             states[site] = found.flatten(2)
-        return self.dictionary.encode(states)
+            here = self.dictionary.scaling.usual(states[site], self.dictionary.place(site))
+            usual = here if usual is None else usual & here
+        assert usual is not None, "a dictionary reads a site"
+        return self.dictionary.encode(states) * usual[..., None]
 
     def address(self, index: int) -> UnitAddress:
         """`factors@NAME/30`, whatever the site."""

@@ -15,11 +15,11 @@ from torch import Tensor
 from microtome.capture import fold_batch, sampled, tokens_per_batch
 from microtome.capture.lens import Windows
 from microtome.core import CONTENT, Batch, ExpertRows, Half, Refusal, Role, Site, State
-from microtome.factors.scaling import Normalisation, Sizes, measured
+from microtome.factors.scaling import Normalisation, Scaling, measured
 from microtome.model import Model
 from microtome.numerics import hash_parts, quantise
 
-__all__ = ["Form", "Harvest", "Harvested", "Live", "Rows", "Source", "of_half", "sizes_of", "usual"]
+__all__ = ["Form", "Harvest", "Harvested", "Live", "Rows", "Source", "of_half", "scaling_of", "usual"]
 
 Form = Literal["bfloat16", "int8"]
 """bfloat16: each number is off by at most 1/256 of itself, and not at all where the model computes in it; int8: by at most 1/254 of the largest
@@ -162,7 +162,7 @@ class Live:
         return 0.0
 
 
-def sizes_of(source: Source, normalisation: Normalisation, most: int = _MEASURED) -> Sizes:
+def scaling_of(source: Source, normalisation: Normalisation, most: int = _MEASURED) -> Scaling:
     """The scaling of the states in rows, place by place, from `most` tokens of turn 1, and which of them are massive.
 
     Errors: `Refusal` where there are fewer than two tokens, or where the states of a place are all the same.
@@ -178,12 +178,13 @@ def sizes_of(source: Source, normalisation: Normalisation, most: int = _MEASURED
     return measured(torch.cat(states), normalisation)
 
 
-def usual(source: Source, sizes: Sizes) -> Source:
+def usual(source: Source, scaling: Scaling) -> Source:
     """The rows of tokens that are massive at no place."""
 
     def rows(turn: int) -> Iterator[Rows]:
         for each in source(turn):
-            yield each.take(sizes.usual(each.states))
+            fine = [scaling.usual(each.states[:, place], place) for place in range(each.states.shape[1])]
+            yield each.take(torch.stack(fine).all(0))
 
     return rows
 

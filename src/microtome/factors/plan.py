@@ -16,7 +16,7 @@ from torch import Tensor
 from microtome.core import Half, Refusal, Site
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.dictionary import Arrangement, Dictionary
-from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, sizes_of, usual
+from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of, usual
 from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
 from microtome.factors.mixing import Mixing, served
 from microtome.factors.scaling import Normalisation, Scaling
@@ -137,8 +137,8 @@ def trained(
     """
     shared = plan.arrangement == "shared"
     every = of_half(harvested.rows, Half.DISCOVER)
-    sizes = sizes_of(every, plan.normalisation)
-    source = every if plan.massive == "kept" else usual(every, sizes)
+    scaling = scaling_of(every, plan.normalisation)
+    source = every if plan.massive == "kept" else usual(every, scaling)
     tokens = sum(len(rows.id) for rows in every(0))
     states = sum(len(rows.id) for rows in source(0)) * (len(harvested.harvest.sites) if shared else 1)
     if states < units:
@@ -154,7 +154,7 @@ def trained(
         "kept as": plan.keep,
         "kept noise": harvested.noise(),
     }
-    asked = _Asked(name, units, states, harvested.harvest.sites, sizes.scaling, model, seed, progress)
+    asked = _Asked(name, units, states, harvested.harvest.sites, scaling, model, seed, progress)
     made = _coded(plan, asked, source) if isinstance(plan.method, Learning) else _autoencoded(plan, asked, source)
     return replace(made, learnt={**told, **made.learnt})
 

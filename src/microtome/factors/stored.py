@@ -35,6 +35,8 @@ def write_dictionary(dictionary: Dictionary, path: Path) -> None:
     coder, tensors = _coder_parts(dictionary.coder)
     tensors |= {"directions": dictionary.directions, "offset": dictionary.offset}
     tensors |= {"centre": dictionary.scaling.centre, "size": dictionary.scaling.size}
+    if dictionary.scaling.longest is not None:
+        tensors["longest"] = dictionary.scaling.longest
     if dictionary.target_scaling is not None:
         tensors |= {"target_centre": dictionary.target_scaling.centre, "target_size": dictionary.target_scaling.size}
     if dictionary.skip is not None:
@@ -58,7 +60,7 @@ def open_dictionary(path: Path) -> Dictionary:
     Errors: `Refusal` for a file that is not there, is damaged, is something else, or is of a later version.
     """
     told, tensors = _read(path)
-    scaling = Scaling(tensors["centre"], tensors["size"])
+    scaling = Scaling(tensors["centre"], tensors["size"], tensors.get("longest"))
     target = Scaling(tensors["target_centre"], tensors["target_size"]) if "target_size" in tensors else None
     return Dictionary(
         name=told["name"],

@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def scaling_of(places: int) -> Scaling:
-    return Scaling(drawn(places, WIDTH, seed=1), torch.arange(places) + 0.5)
+    return Scaling(drawn(places, WIDTH, seed=1), torch.arange(places) + 0.5, torch.full((places,), 8.0))
 
 
 def encoder(places: int = 1, rule: Above | Largest | None = None) -> Encoder:
@@ -124,6 +124,10 @@ def test_units_are_seen_at_each_site_of_a_shared_dictionary() -> None:
     assert not first.signed
     x = states()
     torch.testing.assert_close(second.encode({SITES[1]: x}), tiny.encode({SITES[1]: x}))
+    x[2, 1] *= 100
+    codes = second.encode({SITES[1]: x})
+    assert int((codes[2, 1] > 0).sum()) == 0 < int((tiny.encode({SITES[1]: x})[2, 1] > 0).sum())
+    assert torch.equal(codes[0], tiny.encode({SITES[1]: x})[0])
     assert fingerprint(Factors(tiny, SITES[0])) == fingerprint(Factors(dictionary(), SITES[0])) != fingerprint(second)
 
 
@@ -160,7 +164,7 @@ def test_files_that_are_no_dictionary_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="damaged"):
         open_dictionary(path)
     save_dictionary(dictionary(), path)
-    assert set(load_file(path)) == {"directions", "offset", "centre", "size", "encoder", "encoder_bias", "threshold"}
+    assert set(load_file(path)) == {"directions", "offset", "centre", "size", "longest", "encoder", "encoder_bias", "threshold"}
 
 
 def test_what_a_dictionary_is_not_for_is_refused() -> None:

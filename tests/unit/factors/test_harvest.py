@@ -12,7 +12,7 @@ from microtome.capture.lens import Rows as Tables
 from microtome.capture.lens import Stage
 from microtome.core import CONTENT, Half, Refusal, RowFold, Site
 from microtome.corpus import Corpus, Cutting, prepare
-from microtome.factors.harvest import Form, Harvest, Harvested, Live, Rows, of_half, sizes_of, usual
+from microtome.factors.harvest import Form, Harvest, Harvested, Live, Rows, of_half, scaling_of, usual
 from microtome.model import Model, inputs_of
 from microtome.store import stream_table
 from tests import toys
@@ -128,7 +128,7 @@ def test_turns_have_orders_of_their_own_and_halves_can_be_told_apart(decoder: Mo
 @pytest.mark.parametrize("normalisation", ["none", "mean", "mean+rms"])
 def test_scaled_states_have_no_mean_and_the_size_of_their_width(decoder: Model, tmp_path: Path, normalisation: str) -> None:
     found = harvested(decoder, corpus_of(decoder, tmp_path), Harvest(SITES), tmp_path / "work")
-    scaling = sizes_of(found.rows, normalisation).scaling  # type: ignore[arg-type]
+    scaling = scaling_of(found.rows, normalisation)  # type: ignore[arg-type]
     states = whole(found.rows(0)).states.float()
     for place in range(2):
         scaled = scaling.apply(states[:, place], place)
@@ -145,21 +145,21 @@ def test_states_that_are_all_the_same_are_refused() -> None:
     one = torch.zeros(4, dtype=torch.int64)
     rows = Rows(torch.ones(4, 1, 3), one, one, one, one.to(torch.uint8))
     with pytest.raises(Refusal, match="all the same"):
-        sizes_of(lambda _: iter([rows]), "mean+rms")
+        scaling_of(lambda _: iter([rows]), "mean+rms")
     with pytest.raises(Refusal, match="there are none"):
-        sizes_of(lambda _: iter([]), "mean")
+        scaling_of(lambda _: iter([]), "mean")
     with pytest.raises(Refusal, match="there are 1 of them"):
-        sizes_of(lambda _: iter([rows.take(torch.tensor([0]))]), "mean")
+        scaling_of(lambda _: iter([rows.take(torch.tensor([0]))]), "mean")
 
 
 def test_massive_states_decide_about_no_size_and_are_left_out() -> None:
     states = torch.randn(400, 2, 6, generator=torch.Generator().manual_seed(1)) + torch.arange(6)
-    plain = sizes_of(lambda _: iter([rows_with(states)]), "mean+rms").scaling
+    plain = scaling_of(lambda _: iter([rows_with(states)]), "mean+rms")
     states[7, 1] *= 1e4
-    sizes = sizes_of(lambda _: iter([rows_with(states)]), "mean+rms")
-    torch.testing.assert_close(sizes.scaling.size, plain.size, rtol=0.02, atol=0)
-    torch.testing.assert_close(sizes.scaling.centre, plain.centre, rtol=0, atol=0.02)
-    (left,) = usual(lambda _: iter([rows_with(states)]), sizes)(1)
+    scaling = scaling_of(lambda _: iter([rows_with(states)]), "mean+rms")
+    torch.testing.assert_close(scaling.size, plain.size, rtol=0.02, atol=0)
+    torch.testing.assert_close(scaling.centre, plain.centre, rtol=0, atol=0.02)
+    (left,) = usual(lambda _: iter([rows_with(states)]), scaling)(1)
     assert left.id.tolist() == [row for row in range(400) if row != 7]
 
 
