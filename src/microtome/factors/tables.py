@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from microtome.capture.lens import Rows, Run
@@ -89,8 +89,11 @@ def factor_tables(
     if model.shape.causal:
         following = next_detectors(contexts, counts.following, spelling, run.seed)
     (token_q,), (following_q,) = q_values([tokens.p]), q_values([following.p])
-    detected = Detected(seen[0].basis, tokens, following, token_q, following_q)
-    labels = [*token_labels([detected], texts), *_level_labels(seen[0].basis, first, second)]
+    detected = [
+        Detected(each.basis, _only(tokens, first.peak == place), _only(following, first.peak == place), token_q, following_q)
+        for place, each in enumerate(seen)
+    ]
+    labels = [*token_labels(detected, texts), *_level_labels(seen[0].basis, first, second)]
     tested = (("token", tokens, token_q), ("next", following, following_q))
     stats = [*_site_stats(dictionary, seen, run.name)]
     stats += [_tested_rows(seen, first.peak, name, tests, q, run.name) for name, tests, q in tested if tests.ends]
@@ -104,12 +107,17 @@ def factor_tables(
         ),
         f"links.{dictionary.name}": _similar(dictionary, seen[0].basis),
         "findings": findings_table(
-            [*_level_findings(dictionary, seen, first, second), *detector_findings([detected], texts)], run.name, lens
+            [*_level_findings(dictionary, seen, first, second), *detector_findings(detected, texts)], run.name, lens
         ),
     }
     if texts:
         found[f"tokens.{dictionary.name}"] = _token_rows(dictionary, seen[0].basis, model, run.seed)
     return found
+
+
+def _only(tests: Detectors, units: Bool[Tensor, " unit"]) -> Detectors:
+    """The tests of some units; the others have no hits. So findings come in turns, as many of one site as of another."""
+    return dataclasses.replace(tests, hits=torch.where(units, tests.hits, 0))
 
 
 def _dictionary_row(dictionary: Dictionary, run: str, lens: str) -> pa.Table:
