@@ -183,6 +183,7 @@ def internals() -> str:
 
 def command_line() -> str:
     """docs/reference/cli.md, what `microtome VERB --help` prints when it does not know the terminal."""
+    import typer
     from typer.testing import CliRunner
 
     from microtome.cli.verbs import app
@@ -193,10 +194,16 @@ def command_line() -> str:
         result = runner.invoke(app, [*verb, "--help"], prog_name="microtome")
         return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
 
-    verbs = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    def names(group: typer.Typer) -> list[tuple[str, ...]]:
+        own = [(command.name or getattr(command.callback, "__name__", ""),) for command in group.registered_commands]
+        for inner in group.registered_groups:
+            assert inner.typer_instance is not None, "a group has verbs"
+            own += [(str(inner.name), *verb) for verb in names(inner.typer_instance)]
+        return own
+
     lines = ["# Command line", "", "```text", help_of(), "```", ""]
-    for verb in verbs:
-        lines += [f"## {verb}", "", "```text", help_of(verb), "```", ""]
+    for verb in names(app):
+        lines += [f"## {' '.join(verb)}", "", "```text", help_of(*verb), "```", ""]
     return NOTE + "\n".join(lines).rstrip() + "\n"
 
 

@@ -3,16 +3,18 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from microtome.core import Refusal
 
 if TYPE_CHECKING:
     from microtome.core import Batch
+    from microtome.factors.dictionary import Dictionary
     from microtome.intervene import Change, Edit, Written
     from microtome.model import Model
 
-__all__ = ["Steering", "steered"]
+__all__ = ["Steering", "dictionary_of", "steered"]
 
 _SALT: Final = 0x57EE6
 _WIDTH: Final = 100
@@ -20,7 +22,7 @@ _WIDTH: Final = 100
 
 @dataclass(frozen=True)
 class Steering:
-    """Units, what is done to them, where, and how much is written.
+    """Units, what is done to them, where, and how much is written; factors are of `dictionary`.
 
     Errors: `Refusal` unless one of `scale` and `set_to` is given, and for a unit that is named twice.
     """
@@ -32,12 +34,17 @@ class Steering:
     most: int
     temperature: float
     seed: int
+    dictionary: "Dictionary | None" = None
 
     def __post_init__(self) -> None:
         if (self.scale is None) == (self.set_to is None):
             raise Refusal("steering", why="a unit is scaled or set, and not both", instead="give --scale 8, or --set 8")
         if len(set(self.units)) < len(self.units):
             raise Refusal("steering", why="a unit is named twice, and would be changed twice", instead="name each once")
+        if factors := [unit for unit in self.units if unit.startswith("factors") and self.dictionary is None]:
+            raise Refusal(
+                f"steering {factors[0]}", why="it is of a dictionary", instead="name its file, or its atlas, with --dictionary"
+            )
 
     def __str__(self) -> str:
         return f"times {self.scale:g}" if self.scale is not None else f"set to {self.set_to:g}"
@@ -48,6 +55,24 @@ class Steering:
         from microtome.intervene import Scale, Set
 
         return Scale(self.scale) if self.scale is not None else Set(float(self.set_to or 0))
+
+
+def dictionary_of(units: Sequence[str], path: Path) -> "Dictionary":
+    """The dictionary at `path` of which factors are named.
+
+    Errors: `Refusal` where none is, where they are of several, and where there is none of the name.
+    """
+    from microtome.core import UnitAddress
+    from microtome.factors.stored import find_dictionary
+
+    names = {parsed.name for parsed in map(UnitAddress.parse, units) if parsed.basis == "factors"}
+    if len(names) != 1:
+        why = "units of several dictionaries are named" if names else "no factor is named"
+        raise Refusal(
+            f"--dictionary {path}", why=why, instead="name factors of one dictionary: --unit factors@main/30@resid_pre.10"
+        )
+    (name,) = names
+    return find_dictionary(path, name)
 
 
 def steered(load: Callable[[], "Model"], prompts: Sequence[str], asked: Steering) -> str:
@@ -76,10 +101,21 @@ def steered(load: Callable[[], "Model"], prompts: Sequence[str], asked: Steering
 
 
 def _edits(model: "Model", units: Sequence[str], asked: Steering) -> list["Edit"]:
+    from microtome.core import UnitAddress
+    from microtome.factors.steering import factor_edit
     from microtome.intervene import EVERY, Generated, Prompt, unit_edit
 
     tokens = {"all": EVERY, "prompt": Prompt(), "generated": Generated()}[asked.tokens]
-    return [unit_edit(model, unit, asked.change, tokens) for unit in units]
+    edits, by_site = [], {}
+    for unit in units:
+        if unit.startswith("factors"):
+            by_site.setdefault(UnitAddress.parse(unit).site, []).append(unit)
+        else:
+            edits.append(unit_edit(model, unit, asked.change, tokens))
+    if asked.dictionary is not None:
+        asked.dictionary.require_for(model.fingerprint, model.name)
+        edits += [factor_edit(asked.dictionary, own, asked.change, tokens) for own in by_site.values()]
+    return edits
 
 
 def _beside(model: "Model", asked: Steering) -> list[str]:
@@ -87,13 +123,14 @@ def _beside(model: "Model", asked: Steering) -> list[str]:
     from microtome.core import UnitAddress
     from microtome.numerics import hash_parts
 
-    taken = {str(UnitAddress.parse(unit).unit) for unit in asked.units}
+    taken = {str(UnitAddress.parse(unit)) for unit in asked.units}
     found = []
     for number, unit in enumerate(asked.units):
         own = UnitAddress.parse(unit)
-        count = model.shape.heads if own.basis == "heads" else model.shape.d_mlp
+        factors = 0 if asked.dictionary is None else asked.dictionary.units
+        count = {"heads": model.shape.heads, "factors": factors}.get(own.basis, model.shape.d_mlp)
         begin = int(hash_parts(asked.seed, _SALT, number, own.index)) % count
-        near = (str(replace(own.unit, index=(begin + step) % count)) for step in range(count))
+        near = (str(replace(own, index=(begin + step) % count)) for step in range(count))
         other = next((each for each in near if each not in taken), None)
         if other is None:
             raise Refusal(f"steering {unit}", why="all units of its layer are changed", instead="leave one for comparison")

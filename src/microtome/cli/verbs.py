@@ -27,6 +27,7 @@ from microtome.cli.arguments import (
     Window,
 )
 from microtome.cli.building import Opening, build_atlas, reading_of
+from microtome.cli.factors import factors
 from microtome.cli.options import Verb
 from microtome.cli.vocabulary import Lookup, answer, require_one_way
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(factors, name="factors")
 
 
 @app.command()
@@ -139,7 +141,11 @@ def steer(
         list[str], typer.Argument(help="Text that the model goes on to write; several are written behind apart.")
     ],
     unit: Annotated[
-        list[str], typer.Option("--unit", help="A unit (neurons.24/343) or head (heads.5/1) to change; may be repeated.")
+        list[str],
+        typer.Option(
+            "--unit",
+            help="A unit (neurons.24/343), head (heads.5/1) or factor (factors@main/30@resid_pre.10) to change; may be repeated.",
+        ),
     ],
     scale: Annotated[float | None, typer.Option(help="Multiply what the units are by this: 0 switches them off.")] = None,
     set_to: Annotated[float | None, typer.Option("--set", help="Set the units to this, everywhere.")] = None,
@@ -151,15 +157,19 @@ def steer(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 writes the most probable token; above, tokens are drawn.")
     ] = 0.0,
+    dictionary: Annotated[
+        Path | None, typer.Option(help="Of factors: the folder of the atlas that has their dictionary, or its file.")
+    ] = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
 ) -> None:
     """Let a model write while some of its units are changed, beside what it writes unchanged and with random units changed so."""
-    from microtome.cli.steering import Steering, steered
+    from microtome.cli.steering import Steering, dictionary_of, steered
 
-    asked = Steering(tuple(unit), scale, set_to, tokens, most, temperature, seed)
+    own = None if dictionary is None else dictionary_of(unit, dictionary)
+    asked = Steering(tuple(unit), scale, set_to, tokens, most, temperature, seed, own)
     typer.echo(steered(Opening(model, dtype, device, remote_code).load, prompt, asked))
 
 

@@ -16,7 +16,7 @@ from microtome.factors.dictionary import Above, Coder, Dictionary, Encoder, Larg
 from microtome.factors.scaling import Scaling
 from microtome.store import committed
 
-__all__ = ["FORMAT", "open_dictionary", "save_dictionary", "write_dictionary"]
+__all__ = ["FORMAT", "find_dictionary", "is_ours", "open_dictionary", "save_dictionary", "write_dictionary"]
 
 FORMAT: Final = "microtome dictionary"
 _VERSION: Final = 1
@@ -76,6 +76,33 @@ def open_dictionary(path: Path) -> Dictionary:
         model=told["model"],
         learnt=told["learnt"],
     )
+
+
+def find_dictionary(path: Path, name: str | None = None) -> Dictionary:
+    """The dictionary in a file, or the one of this name in the folder of an atlas; no name is needed where the atlas has one.
+
+    Errors: `Refusal` as of `open_dictionary`, where a folder has no dictionary of the name, and where it has several and none is named.
+    """
+    if not path.is_dir():
+        return open_dictionary(path)
+    found = [open_dictionary(file) for file in sorted((path / "dictionaries").glob("*.safetensors"))]
+    chosen = [each for each in found if name is None or each.name == name]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(each.name for each in found) or "none"
+    why = f"it has {names}" if name is None or not chosen else f"it has several of the name {name}"
+    raise Refusal(f"a dictionary of {path}", why=why, instead="name one of an atlas, or the file of one")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this is the folder of an atlas, or a file that `save_dictionary` wrote. What is not there is taken for ours, to be refused as such."""
+    if path.is_dir() or not path.exists():
+        return (path / "atlas.json").is_file() or not path.exists()
+    try:
+        with safe_open(path, "pt") as file:
+            return FORMAT in (file.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,7 +231,13 @@ def test_option_names_are_frozen() -> None:
 
     from microtome.cli.verbs import app
 
-    commands = vars(typer.main.get_command(app))["commands"]
+    def within(group: object, before: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, command in vars(group)["commands"].items():
+            found |= within(command, f"{name} ") if "commands" in vars(command) else {f"{before}{name}": command}
+        return found
+
+    commands = within(typer.main.get_command(app))
     names = {name: sorted(o for p in command.params for o in p.opts if o.startswith("-")) for name, command in commands.items()}
     assert names == json.loads((Path(__file__).parent / "options.json").read_text())
 

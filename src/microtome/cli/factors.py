@@ -1,0 +1,188 @@
+"""The verbs of `microtome factors`: train a dictionary, code a text with one, say how good it is, compare two."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from microtome.cli.arguments import (
+    Device,
+    DryRun,
+    Dtype,
+    Encoding,
+    LabelColumn,
+    Model,
+    Output,
+    RemoteCode,
+    RunName,
+    Seed,
+    TextColumn,
+    Window,
+)
+from microtome.cli.building import Opening, build_atlas, reading_of
+from microtome.core import Refusal
+
+if TYPE_CHECKING:
+    from microtome.factors.dictionary import Dictionary
+    from microtome.factors.learning import Learning
+    from microtome.factors.variants import Variant
+
+__all__ = ["factors"]
+
+factors = typer.Typer(
+    help="Sparse dictionaries of hidden states: train them, code a text with one, say how good they are.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Method = Literal["batch-topk", "topk", "matryoshka", "relu", "gated", "jumprelu", "matching", "sparse-coding"]
+_PREFIXES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+Text = Annotated[str, typer.Argument(help="As in `microtome build`.")]
+DictionaryPath = Annotated[
+    Path,
+    typer.Option(
+        "--dictionary",
+        help="File of a dictionary, or a folder or file as SAELens, dictionary_learning, sparsify or Gemma Scope write it.",
+    ),
+]
+
+
+@factors.command()
+def train(
+    model: Model,
+    text: Text,
+    output: Output = Path("atlas"),
+    name: Annotated[str, typer.Option(help="Name of the dictionary: factors@NAME/30. The run's, if none.")] = "",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sites",
+            help="Hidden states that share it, may be repeated: resid_pre.4, mlp_out.0:6. Usually six places of the stream.",
+        ),
+    ] = None,
+    units: Annotated[
+        int | None, typer.Option(min=1, help="How many factors; as many as the text is enough for, up to 2,048, if not told.")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="How codes are made sparse: a kind of autoencoder, or sparse coding with exact codes.")
+    ] = "batch-topk",
+    active: Annotated[int, typer.Option(min=1, help="Factors of a code, on average; not of relu and gated.")] = 32,
+    penalty: Annotated[float, typer.Option(help="What activity costs, of relu and gated.")] = 5.0,
+    arrangement: Annotated[
+        Literal["shared", "crosscoder", "transcoder"],
+        typer.Option(
+            help="shared: every site's state has a code of its own; crosscoder: one code for all sites, which have directions of their own; "
+            "transcoder: the first site is coded, the second made."
+        ),
+    ] = "shared",
+    normalisation: Annotated[
+        Literal["none", "mean", "mean+rms"],
+        typer.Option(help="What states are scaled by, site by site, before they are coded."),
+    ] = "mean+rms",
+    passes: Annotated[int, typer.Option(min=1, help="How often the text's states are learnt from.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens whose states are looked at, at most.")] = 1 << 18,
+    keep: Annotated[
+        Literal["bfloat16", "int8", "nothing"],
+        typer.Option(
+            help="How states are kept on disk while it is trained; nothing: each pass is a forward pass of the model."
+        ),
+    ] = "bfloat16",
+    preset: Annotated[
+        Literal["microtome", "paper"],
+        typer.Option(
+            help="paper: sparse coding as Yun et al. 2021 did it, to the letter; then only the name and --sites count."
+        ),
+    ] = "microtome",
+    run: RunName = "main",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: DryRun = False,
+) -> None:
+    """Learn of which sparse directions a model's hidden states are sums, and on what text each of them is active."""
+    from dataclasses import replace
+
+    from microtome.atlas import Settings
+    from microtome.factors.plan import SOURCE_WORK, Plan
+
+    plan = Plan(
+        name,
+        tuple(sites or ()),
+        units,
+        _method(method, active, penalty),
+        arrangement,
+        normalisation,
+        tokens,
+        keep,
+        passes=passes,
+    )
+    if preset == "paper":
+        plan = replace(SOURCE_WORK, name=name, sites=tuple(sites or SOURCE_WORK.sites), tokens=tokens, keep=keep)
+    settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=plan)
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+@factors.command()
+def encode(
+    model: Model,
+    text: Text,
+    dictionary: DictionaryPath,
+    output: Output = Path("atlas"),
+    name: Annotated[str | None, typer.Option(help="Of an atlas that has several dictionaries: which.")] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Where the states are that a file of another tool is for, if it does not say.")
+    ] = None,
+    run: RunName = "main",
+    seed: Seed = 0,
+    window: Window = 256,
+    encoding: Encoding = "utf-8",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    remote_code: RemoteCode = "refuse",
+    dry_run: DryRun = False,
+) -> None:
+    """Say on what text each factor of a dictionary is active that is there already, here or as another tool has left it."""
+    from microtome.atlas import Settings
+
+    settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=_opened(dictionary, name, site))
+    reading = reading_of(encoding, text_column, label_column)
+    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+
+
+def _method(name: Method, active: int, penalty: float) -> "Variant | Learning":
+    from microtome.factors.aims import Aimed
+    from microtome.factors.learning import Learning
+    from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Target, TopK
+
+    made: dict[Method, Variant | Learning] = {
+        "batch-topk": BatchTopK(active),
+        "topk": TopK(active),
+        "matryoshka": BatchTopK(active, _PREFIXES),
+        "relu": Relu(penalty),
+        "gated": Gated(penalty),
+        "jumprelu": JumpRelu(Target(float(active))),
+        "matching": Matching(active),
+        "sparse-coding": Learning(1, Aimed(float(active))),
+    }
+    return made[name]
+
+
+def _opened(path: Path, name: str | None, site: str | None) -> "Dictionary":
+    """A dictionary of ours, or one that another tool has written."""
+    from microtome.core import Site
+    from microtome.factors.formats import read_dictionary
+    from microtome.factors.stored import find_dictionary, is_ours
+
+    if not is_ours(path):
+        return read_dictionary(path, site=None if site is None else Site.parse(site), name=name or path.stem)
+    if site is not None:
+        raise Refusal(f"--site {site}", why="the dictionary says itself where its states are", instead="leave it out")
+    return find_dictionary(path, name)
