@@ -59,11 +59,12 @@ def atlas(decoder: Model, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 
 def _tables(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): digest(path) for path in sorted((folder / "tables").rglob("*.parquet"))}
+    files = [*(folder / "tables").rglob("*.parquet"), *(folder / "dictionaries").glob("*")]
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(files)}
 
 
 def test_a_build_fills_the_tables_and_leaves_no_work_behind(atlas: Atlas, decoder: Model) -> None:
-    assert sorted(path.name for path in atlas.path.iterdir()) == [".lock", "atlas.json", "tables"]
+    assert sorted(path.name for path in atlas.path.iterdir()) == [".lock", "atlas.json", "dictionaries", "tables"]
     run = atlas.manifest.runs["main"]
     assert run.status == "complete"
     assert run.files == _tables(atlas.path)
@@ -72,6 +73,7 @@ def test_a_build_fills_the_tables_and_leaves_no_work_behind(atlas: Atlas, decode
     counts = atlas.sql("select basis, count(*) as n from units group by basis order by basis").to_pylist()
     shape = decoder.shape
     assert {row["basis"]: row["n"] for row in counts} == {
+        "factors": sum(atlas.sql("select units from dictionaries").to_pydict()["units"]),
         "heads": shape.layers * shape.heads,
         "neurons": shape.layers * shape.d_mlp,
     }
@@ -199,11 +201,11 @@ def test_a_lens_goes_deeper_in_an_atlas_that_is_there(tmp_path: Path) -> None:
     deep = Settings(depth="standard", window=24, lenses=("geometry",))
     first = build(model, text, output=tmp_path / "both", settings=Settings(window=24))
     before = _digests(tmp_path / "both")
-    assert first.manifest.runs["main"].depths == dict.fromkeys(("geometry", "neurons", "vocabulary"), "quick")
+    assert first.manifest.runs["main"].depths == dict.fromkeys(("factors", "geometry", "neurons", "vocabulary"), "quick")
     assert "geometry_attention" in first.manifest.runs["main"].absent
     card = build(model, text, output=tmp_path / "both", settings=deep).manifest.runs["main"]
     after = _digests(tmp_path / "both")
-    assert card.depths == {"geometry": "standard", "neurons": "quick", "vocabulary": "quick"}
+    assert card.depths == {"factors": "quick", "geometry": "standard", "neurons": "quick", "vocabulary": "quick"}
     assert "geometry_attention" not in card.absent
     assert (card.status, card.pending) == ("complete", {})
     assert set(card.files) == set(after)
