@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -109,6 +110,10 @@ class Corpus:
     def shared_halves(self) -> bool:
         """Whether the halves are parts of the same documents."""
         return bool((self._index.half[self._index.windows > 0] > 1).any())
+
+    def documents_of_windows(self) -> Int64[Tensor, " window"]:
+        """The document of each window; documents of the same text are one."""
+        return torch.from_numpy(np.repeat(self._index.same, self._index.windows))
 
     def batches(self, windows: Sequence[int], tokens_per_batch: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """`windows` in batches of at most `tokens_per_batch` tokens, padding included (one window at least).

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microtome.capture.lens import MAIN, Results, Rows, Run, Stage
 from microtome.core import Fold, Refusal, RowFold, Site
-from microtome.examples import DecileContexts, TokenCounts, UnitSurvey, units_table
+from microtome.examples import DecileContexts, TokenCounts, UnitSurvey
 from microtome.examples.counts import Counts
 from microtome.factors.basis import Factors, factors_of
 from microtome.factors.dictionary import Dictionary
@@ -25,7 +25,6 @@ from microtome.factors.plan import SMALLEST, Plan, default_units, sites_of, trai
 from microtome.factors.stored import open_dictionary, write_dictionary
 from microtome.factors.tables import Seen, factor_tables
 from microtome.model import Model
-from microtome.readout.words import texts_of
 from microtome.store import fingerprint
 
 __all__ = ["FACTORS", "FactorsLens", "active_edges"]
@@ -102,12 +101,7 @@ class FactorsLens:
             )
             for basis in factors_of(dictionary)
         ]
-        texts = texts_of(run.model.tokenizer, vocab)
-        model = run.model
-        assert isinstance(model, Model), "a text is read by a model that was built"
-        return factor_tables(dictionary, seen, counts, texts, model, run, self.name) | {
-            f"units.{dictionary.name}": units_table([seen[0].basis])
-        }
+        return factor_tables(dictionary, seen, counts, self._harvested(run, results), run, self.name)
 
     def absent(self, run: Run) -> Mapping[str, str]:
         """What needs text, or more of it."""

@@ -6,7 +6,7 @@ tested is in the confirm half. Computing over the stream belongs in `lens`.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microtome.capture.lens import Rows, Run
 from microtome.core import Half, Site
-from microtome.examples import Contexts, UnitSurveyRecord, contexts_table
+from microtome.examples import Contexts, UnitSurveyRecord, contexts_table, units_table
 from microtome.examples.counts import Counts
 from microtome.examples.detectors import CONTROL, Detectors, next_detectors, q_values, token_detectors, untested
 from microtome.examples.findings import Finding, findings_table
@@ -26,12 +26,15 @@ from microtome.examples.labels import UnitLabel, labels_table
 from microtome.examples.rows import stat_rows
 from microtome.factors.basis import Factors
 from microtome.factors.dictionary import Dictionary, Encoder
+from microtome.factors.harvest import Harvested, Live
 from microtome.factors.importance import Profile, profile
+from microtome.factors.judgement import exact_shares, judged_by
 from microtome.model import Model
 from microtome.readout import output_reader
 from microtome.readout.detected import Detected, detector_findings, token_labels
 from microtome.readout.spellings import spellings
 from microtome.readout.tokens import random_directions, tokens_table, top_tokens
+from microtome.readout.words import texts_of
 from microtome.store import rows_of
 
 __all__ = ["Seen", "at_peak", "depth_of", "factor_tables", "profiles"]
@@ -39,6 +42,7 @@ __all__ = ["Seen", "at_peak", "depth_of", "factor_tables", "profiles"]
 _TOKENS: Final = 10
 """Tokens at each end of a factor's direction."""
 _SIMILAR: Final = 5
+_ALL_CODES: Final = "its share of all exact codes"
 _OTHER_HALF: Final = "the same in the other half of the documents"
 
 
@@ -78,9 +82,18 @@ def at_peak(seen: Sequence[Seen], peak: Int[Tensor, " unit"]) -> Contexts:
 
 
 def factor_tables(
-    dictionary: Dictionary, seen: Sequence[Seen], counts: Counts, texts: Sequence[str], model: Model, run: Run, lens: str
+    dictionary: Dictionary,
+    seen: Sequence[Seen],
+    counts: Counts,
+    harvested: Harvested | Live,
+    run: Run,
+    lens: str,
 ) -> dict[str, Rows]:
-    """All rows but those of `units`."""
+    """All rows of a dictionary."""
+    model, corpus = run.model, run.corpus
+    assert isinstance(model, Model), "a text is read by a model that was built"
+    assert corpus is not None, "states are of a text"
+    texts = texts_of(model.tokenizer, model.shape.vocab)
     first, second = profiles(seen, model.shape.layers)
     contexts = at_peak(seen, first.peak)
     spelling = spellings(texts, counts.here)
@@ -98,8 +111,16 @@ def factor_tables(
     stats = [*_site_stats(dictionary, seen, run.name)]
     stats += [_tested_rows(seen, first.peak, name, tests, q, run.name) for name, tests, q in tested if tests.ends]
     stats += _profile_rows(seen[0].basis, first, run.name)
+    judged = judged_by(dictionary, harvested, corpus.documents_of_windows(), run.name, run.seed)
+    if judged.exact is not None:
+        share, control = exact_shares(judged.exact, contexts, first.peak, harvested)
+        stats += _by_place(
+            seen, first.peak, "exact_share_top", share.numpy(), run.name, {"control": control.numpy()}, _ALL_CODES
+        )
     found: dict[str, Rows] = {
         "dictionaries": _dictionary_row(dictionary, run.name, lens),
+        "dictionary_stats": judged.rows,
+        f"units.{dictionary.name}": units_table([seen[0].basis]),
         "unit_stats": pa.concat_tables(stats),
         "unit_labels": labels_table(labels, run.name),
         "contexts": pa.concat_tables(
@@ -107,7 +128,9 @@ def factor_tables(
         ),
         f"links.{dictionary.name}": _similar(dictionary, seen[0].basis),
         "findings": findings_table(
-            [*_level_findings(dictionary, seen, first, second), *detector_findings(detected, texts)], run.name, lens
+            [judged.finding, *_level_findings(dictionary, seen, first, second), *detector_findings(detected, texts)],
+            run.name,
+            lens,
         ),
     }
     if texts:
@@ -177,13 +200,25 @@ def _tested_rows(
 ) -> pa.Table:
     """token_share_top and next_share_top of every factor, at the site where it is strongest."""
     low, high = tests.interval
+    columns = {"control": np.full(seen[0].basis.units, tests.chance), "lo": low[0], "hi": high[0], "q": q[0]}
+    return pa.concat_tables(_by_place(seen, peak, f"{name}_share_top", tests.share[0].numpy(), run, columns, CONTROL))
+
+
+def _by_place(
+    seen: Sequence[Seen],
+    peak: Int[Tensor, " unit"],
+    stat: str,
+    values: np.ndarray,
+    run: str,
+    columns: Mapping[str, np.ndarray],
+    control: str,
+) -> list[pa.Table]:
+    """Rows of every factor at the site where it is strongest."""
     rows = []
     for place, each in enumerate(seen):
         there = (peak.clamp(min=0) == place).numpy()
-        columns = {"control": np.full(each.basis.units, tests.chance), "lo": low[0], "hi": high[0], "q": q[0]}
-        whole = stat_rows(each.basis, f"{name}_share_top", tests.share[0].numpy(), run, columns, CONTROL)
-        rows.append(whole.filter(pa.array(there)))
-    return pa.concat_tables(rows)
+        rows.append(stat_rows(each.basis, stat, values, run, columns, control).filter(pa.array(there)))
+    return rows
 
 
 def _level_labels(basis: Factors, first: Profile, second: Profile) -> list[UnitLabel]:
