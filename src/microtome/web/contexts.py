@@ -38,10 +38,20 @@ def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
 
 
 def contexts(view: View, unit: str) -> list[Context]:
-    """Contexts of a unit with the tokens around them spelt out; order: end, rank."""
-    rows = context_rows(view, [unit]).get(unit, [])
+    """Contexts of a unit with the tokens around them spelt out; order: end, rank. Of a unit of several sites those where it is largest."""
+    rows = _at_its_site(context_rows(view, [unit]).get(unit, []))
     there = windows(view, {row[6] for row in rows})
     return [_context(view, row, there.get(row[6])) for row in rows]
+
+
+def _at_its_site(rows: _Rows) -> _Rows:
+    """The rows of one site."""
+    sites = {row[3] for row in rows}
+    if len(sites) < 2:
+        return rows
+    largest = {site: max(row[4] for row in rows if row[3] == site) for site in sites}
+    chosen = max(sorted(sites), key=lambda site: largest[site])
+    return [row for row in rows if row[3] == chosen]
 
 
 def _context(view: View, row: tuple[Any, ...], window: Window | None) -> Context:
