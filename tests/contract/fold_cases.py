@@ -15,7 +15,11 @@ from microtome.capture import SiteGram
 from microtome.core import Batch, ExpertRows, Fold, Role, Site, UnitAddress
 from microtome.examples import DecileContexts, PilotQuantiles, TokenCounts, UnitSurvey
 from microtome.explain import ExcerptSurvey, Selection
+from microtome.factors.basis import Factors
+from microtome.factors.cofiring import Cofiring
+from microtome.factors.dictionary import Above, Dictionary, Encoder
 from microtome.factors.importance import TopCodes
+from microtome.factors.scaling import identity
 from microtome.geometry.anova import PARTS
 from microtome.geometry.attention import QKSplit, Reading, Side
 from microtome.geometry.decomposition import Centre, Decomposition, Parts
@@ -81,6 +85,14 @@ def _reading() -> Reading:
     turn = Turn(angles.cos(), angles.sin() * torch.tensor([-1, 1, 0]), torch.tensor([1, 0, 2]))
     query, key = (Side(_drawn(SIZES[axis], SIZES["d_model"], SIZES["d_head"]), None, None) for axis in ("head", "head_kv"))
     return Reading(None, query, key, Scoring(0.5, None, turn, None))
+
+
+def _factors() -> Factors:
+    """Five of the stream, some of which are active at most tokens."""
+    directions = torch.nn.functional.normalize(_drawn(1, SIZES["unit"], SIZES["d_model"]), dim=-1)
+    coder = Encoder(directions.mT.contiguous(), torch.zeros(SIZES["unit"]), Above(torch.full((SIZES["unit"],), 0.3)))
+    scaling, nothing = identity(1, SIZES["d_model"]), torch.zeros(1, SIZES["d_model"])
+    return Factors(Dictionary("five", "shared", (_RESID,), (_RESID,), coder, scaling, directions, nothing), _RESID)
 
 
 @functools.cache
@@ -149,6 +161,7 @@ CASES: tuple[FoldCase, ...] = (
         ),
     ),
     FoldCase("second moments", lambda: SiteGram(_RESID, torch.full((SIZES["d_model"],), 0.1), rate=0.6, seed=3)),
+    FoldCase("co-firing", lambda: Cofiring(_factors(), draws=2)),
     FoldCase("top codes", lambda: TopCodes(_DENSE, n=3)),
     FoldCase("token counts", lambda: TokenCounts(SIZES["vocab"])),
     FoldCase("centre", lambda: Centre(_RESID, SIZES["d_model"])),

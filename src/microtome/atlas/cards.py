@@ -18,6 +18,7 @@ from microtome.store import Fingerprinted, Manifest, ModelCard, RunCard, fingerp
 
 __all__ = ["absent", "card_for", "manifest_for"]
 
+
 def manifest_for(subject: Model | Checkpoint, output: Path) -> Manifest:
     """The manifest in folder `output`, which must be of this model, or a new one.
 

@@ -279,7 +279,7 @@ def greedily(
     kernels = None if len(dictionary) > _PRODUCTS else compiled_lasso_for(x, dictionary)
     if kernels is not None and settings.fit != "gradient":
         return _compiled_greedily(kernels, ready, x, floor, settings)
-    return _pursued(ready, x, floor, settings.factors) if settings.fit == "pursuit" else _chosen(dictionary, x, floor, settings)
+    return _pursued(ready, x, floor, settings.factors) if settings.fit == "pursuit" else _chosen(ready, x, floor, settings)
 
 
 def _compiled_greedily(kernels: ModuleType, ready: Prepared, x: Tensor, floor: Tensor, settings: Greedy) -> Tensor:
@@ -305,8 +305,9 @@ def _pursued(ready: Prepared, x: Tensor, floor: Tensor, factors: int) -> Float[T
     return code
 
 
-def _chosen(dictionary: Tensor, x: Tensor, floor: Tensor, settings: Greedy) -> Float[Tensor, "row unit"]:
+def _chosen(ready: Prepared, x: Tensor, floor: Tensor, settings: Greedy) -> Float[Tensor, "row unit"]:
     """Factors one after the other, each once, and all coefficients moved after each."""
+    dictionary = ready.dictionary
     code = torch.zeros(len(x), len(dictionary), dtype=x.dtype, device=x.device)
     chosen = torch.zeros_like(code, dtype=torch.bool)
     for _ in range(settings.factors):
@@ -318,7 +319,7 @@ def _chosen(dictionary: Tensor, x: Tensor, floor: Tensor, settings: Greedy) -> F
             break
         chosen[some, factor[some]] = True
         if settings.fit == "matching":
-            code[some] = _refit(dictionary, x[some], chosen[some])
+            code[some] = _refit(ready, x[some], chosen[some])
             continue
         along = torch.where(chosen[some], pull[some], 0)
         made = along @ dictionary
@@ -328,39 +329,48 @@ def _chosen(dictionary: Tensor, x: Tensor, floor: Tensor, settings: Greedy) -> F
 
 
 def refitted(
-    dictionary: Float[Tensor, "unit d_model"], x: Float[Tensor, "row d_model"], code: Float[Tensor, "row unit"]
+    dictionary: Float[Tensor, "unit d_model"] | Prepared, x: Float[Tensor, "row d_model"], code: Float[Tensor, "row unit"]
 ) -> Float[Tensor, "row unit"]:
     """The same factors with the coefficients of least squares, which a penalty has made too small.
 
     A factor whose coefficient would be negative is dropped, and the others are fitted again.
-    Cost: 2 d k^2 + k^3 FLOP for a code of k factors.
+    Cost: 2 d units + k^3 FLOP for a code of k factors; once for a dictionary the products of all its factors with each other.
     """
-    return _refit(dictionary, x, code > 0)
+    return _refit(dictionary if isinstance(dictionary, Prepared) else Prepared(dictionary), x, code > 0)
 
 
-def _refit(dictionary: Tensor, x: Tensor, chosen: Bool[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
+def _refit(ready: Prepared, x: Tensor, chosen: Bool[Tensor, "row unit"]) -> Float[Tensor, "row unit"]:
+    """In float64, codes of about as many factors together."""
     code = torch.zeros(chosen.shape, dtype=x.dtype, device=x.device)
-    most = int(chosen.sum(1).max()) if len(chosen) else 0
-    if not most:
-        return code
-    for rows in torch.arange(len(x), device=x.device).split(max(1, _ROOM // (most * dictionary.shape[1]))):
-        code[rows] = _solved(dictionary, x[rows], chosen[rows], most)
+    count = chosen.sum(1)
+    order = count.argsort(stable=True)
+    left = order[count[order] > 0]
+    while len(left):
+        most = int(count[left[-1]])
+        rows, left = left[-max(1, _ROOM // most**2) :], left[: -max(1, _ROOM // most**2)]
+        target = x[rows].double() @ ready.wide.dictionary.T
+        code[rows] = _solved(ready, target, chosen[rows], most).to(x.dtype)
     return code
 
 
-def _solved(dictionary: Tensor, x: Tensor, chosen: Bool[Tensor, "row unit"], most: int) -> Float[Tensor, "row unit"]:
-    """Least squares of each vector by its chosen factors, until none is negative."""
+def _solved(ready: Prepared, pull: Tensor, chosen: Bool[Tensor, "row unit"], most: int) -> Float[Tensor, "row unit"]:
+    """Least squares of each vector by its chosen factors, until none is negative; `pull` is what all factors have of it."""
     place = chosen.to(torch.uint8).topk(most, dim=1).indices
-    inside, few = chosen.gather(1, place), dictionary[place].double()
-    gram, target = few @ few.mT, (few @ x.double()[:, :, None])[:, :, 0]
-    fitted = torch.zeros_like(target)
-    while True:
-        both = inside[:, :, None] & inside[:, None, :]
-        system = torch.where(both, gram, 0.0) + torch.diag_embed(torch.where(inside, 1e-12, 1.0))
-        fitted = torch.where(inside, torch.linalg.solve(system, torch.where(inside, target, 0.0)), 0.0)
-        if not bool((fitted < 0).any()):
-            return torch.zeros(chosen.shape, dtype=x.dtype, device=x.device).scatter_(1, place, fitted.to(x.dtype))
-        inside = inside & (fitted >= 0)
+    inside, target = chosen.gather(1, place), pull.gather(1, place)
+    if len(ready.dictionary) <= _PRODUCTS:
+        gram = ready.wide.gram[place[:, :, None], place[:, None, :]]
+    else:
+        few = ready.dictionary[place].double()
+        gram = few @ few.mT
+    fitted, open_ = torch.zeros_like(target), torch.arange(len(pull), device=pull.device)
+    while len(open_):
+        own = inside[open_]
+        system = torch.where(own[:, :, None] & own[:, None, :], gram[open_], 0.0)
+        system += torch.diag_embed(torch.where(own, 1e-12, 1.0))
+        found = torch.where(own, torch.linalg.solve(system, torch.where(own, target[open_], 0.0)), 0.0)
+        fitted[open_], inside[open_] = found, own & (found >= 0)
+        open_ = open_[(found < 0).any(1)]
+    return torch.zeros_like(pull).scatter_(1, place, fitted)
 
 
 def _require_alike(dictionary: Tensor, x: Tensor) -> None:
