@@ -15,6 +15,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from microtome import factors as factors
     from microtome import geometry as geometry
     from microtome import intervene as intervene
     from microtome import neurons as neurons
@@ -45,6 +46,7 @@ _HOMES = {
     "diff": "atlas",
     "estimate": "atlas",
     "export": "web",
+    "factors": "",
     "geometry": "",
     "intervene": "",
     "load": "model",
