@@ -107,7 +107,15 @@ def _stats(view: View, first: int, count: int) -> dict[int, list[Stat]]:
                 control=control, control_kind=kinds[kind - 1] if kind else None, lo=lo, hi=hi, q=q,
             )
         )  # fmt: skip
+    for own in found.values():
+        own.sort(key=lambda each: (each.stat, _by_depth(each.site)))
     return found
+
+
+def _by_depth(site: str) -> tuple[str, int]:
+    """Sites of one kind by layer, not by the letters of its number."""
+    name, _, layer = site.partition(".")
+    return name, int(layer) if layer.isdecimal() else -1
 
 
 def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token]]]:

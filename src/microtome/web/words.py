@@ -30,6 +30,15 @@ _STATS: Final = {
         "whether the head writes the token it reads: +1 always, -1 always the opposite; from its weights",
     ),
     "density": ("Density", "share of tokens at which the activation is above 0"),
+    "exact_share_top": (
+        "Exact codes agree",
+        "share of the highest held-out contexts in whose exact sparse code the factor is, too; beside its share of all exact codes",
+    ),
+    "importance": (
+        "Importance",
+        "mean of its largest codes in one half of the documents, in units of scaled states; beside that in the other half",
+    ),
+    "importance_raw": ("Importance, raw", "the same in the model's own units"),
     "kurtosis": ("Kurtosis", "excess kurtosis: how much rare, large activations dominate; 0 for a normal distribution"),
     "kurtosis_confirm": ("Kurtosis, held out", "excess kurtosis over the half of the documents that chose no unit"),
     "matching_score": ("Matching", "whether the head looks for its own token: +1 always, -1 away from it; from its weights"),
@@ -55,6 +64,12 @@ _STATS: Final = {
     ),
     "place_information_open": ("Place, open", "what the place in the window says of the unit being open, in nats"),
     "previous_score": ("Looks back", "attention that the head's weights alone give to the token before"),
+    "profile_centre": ("Mean depth", "of its importance over the sites: 0 is before the first block, 1 behind the last"),
+    "profile_early": (
+        "Early or late",
+        "importance at the first half of the sites less that at the second, over both: 1 is early, -1 late",
+    ),
+    "profile_width": ("Spread over depth", "standard deviation of the depth that its importance has"),
     "qk_norm": ("Look strength", "length (Frobenius) of query times key weights: how sharply the head can look"),
     "read_bottom": (
         "Read-out, lowest",

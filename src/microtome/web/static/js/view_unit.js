@@ -77,7 +77,7 @@ function contexts(unit, params, source, summary) {
     if (end === "deciles") {
       for (let n = 9; n >= 0; n -= 1) {
         const rows = sortedByValue(groups.deciles.filter((each) => each.end === `decile${n}`), "top");
-        if (rows.length) list.append(h("h3", { class: "decile" }, `${n * 10}\u2013${n * 10 + 10}\u202f% of its activations`), ...rows.map((each) => row(each, limit, source)));
+        if (rows.length) list.append(h("h3", { class: "decile" }, `${n * 10}\u2013${n * 10 + 10}\u202f% of its activations${unit.basis === "factors" ? " above 0" : ""}`), ...rows.map((each) => row(each, limit, source)));
       }
     } else {
       const sorted = sortedByValue(groups[end], end);
@@ -95,7 +95,7 @@ function contexts(unit, params, source, summary) {
     return tab;
   }));
   append(box, [
-    h("p", { class: "read" }, "Each line is a stretch of text, coloured by the unit\u2019s activation at every token on one scale; the framed token is where it was picked. ",
+    h("p", { class: "read" }, `Each line is a stretch of text, coloured by the unit\u2019s activation at every token${unit.basis === "factors" ? ` at ${unit.contexts[0].site}` : ""} on one scale; the framed token is where it was picked. `,
       h("span", { class: "scalebar" }, h("span", {}, `${number(-limit, 2)}`), h("span", { class: "ramp", "aria-hidden": "true" }), h("span", {}, `+${number(limit, 2)}`))),
     tabs, list]);
   show(there.includes(params.get("end")) ? params.get("end") : there[0]);
