@@ -5,9 +5,10 @@ stops at any moment is continued by running it again. What is measured is the le
 estimates belong in `estimate`.
 """
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, get_args
@@ -26,6 +27,8 @@ from microtome.model.allocator import give_back_freed_memory
 from microtome.readout.words import texts_of
 from microtome.store import (
     TABLES,
+    DiskFull,
+    Manifest,
     RunCard,
     committed,
     digest,
@@ -105,16 +108,17 @@ def _build(
         _log.warning("%s is missing or damaged (not the bytes that were written); it is made anew", file)
     stay = (set(card.depths) - set(plan)) & (others if spoilt else set(card.depths))
     kept = {file: sha for file, sha in card.files.items() if _writer(file) in stay}
-    card = card.model_copy(update={"status": "building", "pending": plan, "files": kept})
-    manifest.runs[settings.run] = card
-    write_manifest(output, manifest)
     files: list[Path] = []
-    if material is not None and corpus is not None:
-        corpus, files = adopt(material, corpus, output)
-        run = replace(run, corpus=corpus)
-    for depth in _DEPTHS:
-        if some := tuple(lens for lens in lenses if plan.get(lens.name) == depth):
-            files += _observe(output, replace(run, depth=depth), some, watch)
+    with _restored(manifest, output, settings.run):
+        card = card.model_copy(update={"status": "building", "pending": plan, "files": kept})
+        manifest.runs[settings.run] = card
+        write_manifest(output, manifest)
+        if material is not None and corpus is not None:
+            corpus, files = adopt(material, corpus, output)
+            run = replace(run, corpus=corpus)
+        for depth in _DEPTHS:
+            if some := tuple(lens for lens in lenses if plan.get(lens.name) == depth):
+                files += _observe(output, replace(run, depth=depth), some, watch)
     depths: dict[str, Depth] = {**card.depths, **plan}
     card = card.model_copy(
         update={
@@ -130,6 +134,22 @@ def _build(
     _drop_work(output, settings.run)
     watch.finish()
     return Atlas(output)
+
+
+@contextlib.contextmanager
+def _restored(manifest: Manifest, output: Path, run: str) -> Iterator[None]:
+    """Make a run that was complete what it was, where something that was to be added to it is refused on the way."""
+    before = manifest.runs.get(run)
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Refusal:
+        if before is not None and before.status == "complete":
+            manifest.runs[run] = before
+            write_manifest(output, manifest)
+            _drop_work(output, run)
+        raise
 
 
 def _plan(card: RunCard, settings: Settings, lenses: Sequence[str], *, anew: bool) -> dict[str, Depth]:

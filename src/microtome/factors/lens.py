@@ -61,8 +61,14 @@ class FactorsLens:
         return fingerprint((self.plan, self.given, self.k, self.per_decile, self.top))
 
     def stages(self, run: Run) -> tuple[Stage, ...]:
-        """A pass that keeps states, and one that codes them. None where there is no text, or too little of it."""
-        return (MAIN, FACTORS) if run.corpus is not None and not self._why_not(run) else ()
+        """A pass that keeps states, and one that codes them. None where there is no text, or too little of it.
+
+        Errors: `Refusal` for sites that the model does not have, and for a dictionary of another model.
+        """
+        if run.corpus is None:
+            return ()
+        self.sites(run)
+        return () if self._why_not(run) else (MAIN, FACTORS)
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold | RowFold]:
         """States in the first pass; then for every site statistics, contexts and the largest codes."""

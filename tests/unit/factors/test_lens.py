@@ -146,6 +146,21 @@ def test_sparse_coding_and_training_without_a_disk(model: Model, tmp_path: Path)
     assert 0 < density["mean"] < 1
 
 
+def test_what_is_refused_on_the_way_leaves_the_run_as_it_was(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "atlas"
+    build(model, TEXTS, output=folder, settings=SETTINGS)
+    before = (folder / "atlas.json").read_bytes()
+    for wrong, why in (
+        (replace(PLAN, name="big", units=100_000), "states to learn from"),
+        (replace(PLAN, name="x", sites=("resid_pre.9",)), "the last layer"),
+    ):
+        with pytest.raises(Refusal, match=why):
+            build(model, TEXTS, output=folder, settings=replace(SETTINGS, dictionary=wrong))
+        assert (folder / "atlas.json").read_bytes() == before
+        assert not (folder / "work").exists()
+    build(model, TEXTS, output=folder, settings=replace(SETTINGS, dictionary=replace(PLAN, name="fine")))
+
+
 def test_too_little_text_is_said_and_too_many_units_are_refused(model: Model, tmp_path: Path) -> None:
     few = toys.toy_texts(documents=4, words=40)
     found = build(model, few, output=tmp_path / "few", settings=Settings(window=24, lenses=("factors",)))
