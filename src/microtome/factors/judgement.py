@@ -136,9 +136,11 @@ def _finding(dictionary: Dictionary, found: _Found) -> Finding:
     beside = float("nan") if best is None else mean(best, "explained_variance")
     told = "" if best is None else f"; {best}: {beside:.0%}"
     exact = f"; {_EXACT}: {mean(_EXACT, 'explained_variance'):.0%} by {mean(_EXACT, 'l0'):.0f}" if _EXACT in found else ""
+    first, *more = dictionary.writes
+    where = f"in the mean over {1 + len(more)} sites" if more else f"at {first}"
     sentence = (
-        f"{dictionary.name}, {dictionary.units:,} factors: {l0:.0f} of them explain {explained:.0%} of the variance of held-out states, in the mean over "
-        f"{len(dictionary.writes)} sites, and {dead:.0%} are never active on the {_JUDGED:,} tokens that were looked at{told}{exact}"
+        f"{dictionary.name}, {dictionary.units:,} factors: {l0:.0f} of them explain {explained:.0%} of the variance of held-out states, {where}, "
+        f"and {dead:.0%} are never active on the {_JUDGED:,} tokens that were looked at{told}{exact}"
     )
     return Finding("dictionary", f"factors@{dictionary.name}", sentence, explained, beside, best or "nothing to compare with")
 

@@ -34,6 +34,9 @@ _FEWEST: Final = 64
 """Units below which a default dictionary is not worth having."""
 SMALLEST: Final = _FEWEST, _FEWEST * _PER_UNIT
 """Units of the smallest default dictionary, and how many states it needs."""
+_STEPS: Final = 100
+"""Steps that a short text is cut into, so that there is something to learn in."""
+_LEAST_ROWS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 Progress = Callable[[int, int], None]
@@ -176,7 +179,7 @@ class _Asked:
 def _autoencoded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:
     assert isinstance(plan.method, Variant), "an autoencoder has a variant"
     across, crossed = plan.arrangement == "transcoder", plan.arrangement == "crosscoder"
-    rows = min(plan.rows, max(1, asked.states // 2))
+    rows = min(plan.rows, max(_LEAST_ROWS, asked.states * plan.passes // _STEPS), max(1, asked.states // 2))
     mixing = Mixing(rows=rows, room=max(1 << 19, 2 * rows), passes=plan.passes, seed=asked.seed)
     device = asked.model.device
     autoencoder = Autoencoder(
