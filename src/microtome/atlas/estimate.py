@@ -107,7 +107,10 @@ def estimate(
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
     written = text_bytes + _learned_bytes(run.model.shape, settings)
     beside = 2.0 * _read_vectors(run.model.shape, settings) * run.model.shape.d_model * run.model.shape.vocab
-    return _extrapolate(run, corpus, stages, written, beside + _linked(run, settings))
+    kept = 0
+    if settings.factors.name in settings.asked:
+        beside, kept = beside + settings.factors.operations(run), settings.factors.kept_bytes(run)
+    return _extrapolate(run, corpus, stages, (written, kept), beside + _linked(run, settings))
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ def _linked(run: Run, settings: Settings) -> float:
     return 0.0 if depth is None or why_no_links(run.model.weights, depth) else link_operations(run.model.weights)
 
 
-def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], written: int, beside: float) -> Estimate:
-    """`beside` is how many operations there are beside the passes over the text."""
+def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], sizes: tuple[int, int], beside: float) -> Estimate:
+    """`sizes` are bytes of what is written and of what is kept meanwhile, `beside` the operations beside the passes over the text."""
+    written, kept = sizes
     model = run.model
     assert isinstance(model, Model), "extrapolating from a trial"
     windows = {stage: len(sampled_windows(windows_of(run, stage), stage, run.seed)) for stage in stages}
@@ -196,7 +200,7 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], writt
         seconds=forward + beside / (flops_per_token(model) * rate),
         memory_bytes=_peak_memory(model) + 2 * state,
         atlas_bytes=state + written,
-        working_bytes=2 * state,
+        working_bytes=2 * state + kept,
     )
 
 

@@ -21,7 +21,7 @@ from microtome.factors.basis import Factors, factors_of
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested, Live
 from microtome.factors.importance import TopCodes
-from microtome.factors.plan import SMALLEST, Plan, default_units, sites_of, trained
+from microtome.factors.plan import SMALLEST, Plan, default_units, learning_operations, sites_of, trained
 from microtome.factors.stored import open_dictionary, write_dictionary
 from microtome.factors.tables import Seen, factor_tables
 from microtome.model import Model
@@ -132,6 +132,19 @@ class FactorsLens:
         assert corpus is not None, "states are of a text"
         identity = (self.fingerprint, name, run.model.fingerprint, corpus.fingerprint, run.seed)
         return open_dictionary(earlier.make(f"dictionaries/{self.name}.{run.name}.safetensors", identity, write))
+
+    def operations(self, run: Run) -> float:
+        """FLOP of the training, roughly; 0 where there is none."""
+        if self.given is not None or not self.stages(run):
+            return 0.0
+        return learning_operations(self._states(run), self.plan.passes, run.model.shape.d_model, self._units(run))
+
+    def kept_bytes(self, run: Run) -> int:
+        """What the states take on disk while a dictionary is trained."""
+        if self.plan.keep == "nothing" or not self.stages(run):
+            return 0
+        tokens = min(self.plan.tokens, _corpus_tokens(run))
+        return tokens * len(self.sites(run)) * run.model.shape.d_model * (1 if self.plan.keep == "int8" else 2)
 
     def _fold(self, what: str, site: Site | None = None) -> str:
         return f"{self.name}.{what}" + ("" if site is None else f".{site}")
