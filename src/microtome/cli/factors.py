@@ -157,6 +157,26 @@ def encode(
     build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
+@factors.command()
+def write(
+    dictionary: Annotated[Path, typer.Argument(help="The folder of the atlas that has the dictionary, or its file.")],
+    form: Annotated[
+        Literal["saelens", "dictionary_learning", "sparsify", "gemma_scope"],
+        typer.Option("--format", help="Whose files to write."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into: one in it for each site.")] = Path(
+        "dictionary"
+    ),
+    name: Annotated[str | None, typer.Option(help="Of an atlas that has several dictionaries: which.")] = None,
+) -> None:
+    """Write a dictionary as another tool reads it."""
+    from microtome.factors.formats import write_dictionary_as
+    from microtome.factors.stored import find_dictionary
+
+    for folder in write_dictionary_as(find_dictionary(dictionary, name), output, form):
+        typer.echo(folder)
+
+
 def _method(name: Method, active: int, penalty: float) -> "Variant | Learning":
     from microtome.factors.aims import Aimed
     from microtome.factors.learning import Learning

@@ -24,7 +24,8 @@ from microtome.factors.importance import TopCodes
 from microtome.factors.plan import SMALLEST, Plan, default_units, learning_operations, sites_of, trained
 from microtome.factors.stored import open_dictionary, write_dictionary
 from microtome.factors.tables import Seen, factor_tables
-from microtome.model import Model
+from microtome.model import Model, sites_named
+from microtome.model.selection import vector_width
 from microtome.store import fingerprint
 
 __all__ = ["FACTORS", "FactorsLens", "active_edges"]
@@ -74,8 +75,8 @@ class FactorsLens:
         """States in the first pass; then for every site statistics, contexts and the largest codes."""
         vocab = run.model.shape.vocab
         if stage == MAIN:
-            counts: dict[str, Fold | RowFold] = {self._fold("tokens"): TokenCounts(vocab)} if vocab else {}
-            states = {} if self.plan.keep == "nothing" else {self._fold("states"): self._harvest(run)}
+            counts: dict[str, Fold | RowFold] = {_fold(self.name, "tokens"): TokenCounts(vocab)} if vocab else {}
+            states = {} if self.plan.keep == "nothing" else {_fold(self.name, "states"): self._harvest(run)}
             return {**states, **counts}
         dictionary = self.dictionary(run, earlier)
         harvested = self._harvested(run, earlier)
@@ -83,11 +84,11 @@ class FactorsLens:
         for basis in factors_of(dictionary):
             edges = active_edges(basis, harvested)
             rate = min(1.0, self.plan.tokens / max(1, _corpus_tokens(run)))
-            found[self._fold("survey", basis.site)] = UnitSurvey(basis, self.k)
-            found[self._fold("deciles", basis.site)] = DecileContexts(
+            found[_fold(self.name, "survey", basis.site)] = UnitSurvey(basis, self.k)
+            found[_fold(self.name, "deciles", basis.site)] = DecileContexts(
                 basis, edges, self.per_decile, rate, run.seed, of="active"
             )
-            found[self._fold("top", basis.site)] = TopCodes(basis, self.top)
+            found[_fold(self.name, "top", basis.site)] = TopCodes(basis, self.top)
         return found
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
@@ -97,13 +98,13 @@ class FactorsLens:
         dictionary = self.dictionary(run, results)
         vocab = run.model.shape.vocab
         none = torch.zeros((2, 0), dtype=torch.int64)
-        counts = results.of(MAIN, self._fold("tokens")) if vocab else Counts(none, none)
+        counts = results.of(MAIN, _fold(self.name, "tokens")) if vocab else Counts(none, none)
         seen = [
             Seen(
                 basis,
-                results.of(FACTORS, self._fold("survey", basis.site)),
-                results.of(FACTORS, self._fold("deciles", basis.site)).contexts,
-                results.of(FACTORS, self._fold("top", basis.site)),
+                results.of(FACTORS, _fold(self.name, "survey", basis.site)),
+                results.of(FACTORS, _fold(self.name, "deciles", basis.site)).contexts,
+                results.of(FACTORS, _fold(self.name, "top", basis.site)),
             )
             for basis in factors_of(dictionary)
         ]
@@ -146,9 +147,6 @@ class FactorsLens:
         tokens = min(self.plan.tokens, _corpus_tokens(run))
         return tokens * len(self.sites(run)) * run.model.shape.d_model * (1 if self.plan.keep == "int8" else 2)
 
-    def _fold(self, what: str, site: Site | None = None) -> str:
-        return f"{self.name}.{what}" + ("" if site is None else f".{site}")
-
     def _harvest(self, run: Run) -> Harvest:
         rate = min(1.0, self.plan.tokens / max(1, _corpus_tokens(run)))
         return Harvest(self.sites(run), rate, run.seed, "bfloat16" if self.plan.keep == "nothing" else self.plan.keep)
@@ -159,7 +157,7 @@ class FactorsLens:
             assert isinstance(model, Model), "a text is read by a model that was built"
             assert corpus is not None, "there is a text"
             return Live(self._harvest(run), model, corpus)
-        found = earlier.of(MAIN, self._fold("states"))
+        found = earlier.of(MAIN, _fold(self.name, "states"))
         assert isinstance(found, Harvested), "what the first pass keeps"
         return found
 
@@ -169,6 +167,15 @@ class FactorsLens:
         assert isinstance(model, Model), "states are of a model that was built"
         if self.given is not None:
             self.given.require_for(model.fingerprint, model.name)
+            sites_named(model, (*self.given.reads, *self.given.writes))
+            for site in self.given.reads:
+                if vector_width(model, site) != self.given.width:
+                    why = f"its states have {vector_width(model, site)} numbers there, and it was learnt on states of {self.given.width}"
+                    raise Refusal(
+                        f"dictionary {self.given.name} at {site} of {model.name}",
+                        why=why,
+                        instead="use the model that it is of",
+                    )
             return tuple(dict.fromkeys((*self.given.reads, *self.given.writes)))
         return sites_of(self.plan, model)
 
@@ -187,6 +194,10 @@ class FactorsLens:
             return ""
         states, (units, needed) = self._states(run), SMALLEST
         return f"the text has about {states:,} states to learn from, and a dictionary of {units} factors needs {needed:,}: give more text"
+
+
+def _fold(lens: str, what: str, site: Site | None = None) -> str:
+    return f"{lens}.{what}" + ("" if site is None else f".{site}")
 
 
 def _corpus_tokens(run: Run) -> int:

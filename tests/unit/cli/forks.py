@@ -6,6 +6,7 @@ so that its children may do what they like: be killed, run out of disk, lose the
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -154,7 +155,8 @@ def _hook(request: Request, log: io.TextIOWrapper) -> None:
         if here:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for module in (manifest, states, tables):
+    making = [importlib.import_module(f"microtome.{name}") for name in ("atlas.build", "capture.lens")]
+    for module in (manifest, states, tables, *making):
         vars(module)["committed"] = committed
 
 

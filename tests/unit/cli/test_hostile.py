@@ -13,11 +13,6 @@ from tests import toys
 from tests.unit.cli.forks import Forks
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.save_checkpoint(tmp_path_factory.mktemp("model") / "toy")
-
-
 def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     monkeypatch.setattr(sys, "argv", ["microtome", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:

@@ -1,27 +1,14 @@
 """`microtome steer` and `microtome neurons`: what they print and write, and what they refuse."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from microtome.atlas import Atlas
-from microtome.cli import main
 from tests import toys
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.save_checkpoint(tmp_path_factory.mktemp("model") / "toy")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["microtome", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+from tests.unit.cli.calls import run
 
 
 def test_three_texts_with_their_losses(
@@ -55,7 +42,7 @@ def test_three_texts_with_their_losses(
         (("--unit", "neurons.2/7", "--unit", "neurons.2/7", "--scale", 2), "would be changed twice"),
         (("--unit", "neurons.2/7-", "--scale", 2), "a unit is changed whole"),
         (("--unit", "neurons.9/7", "--scale", 2), "neurons of toy are up to neurons.2/39"),
-        (("--unit", "factors.1/7", "--scale", 2), "only neurons and heads have a site"),
+        (("--unit", "factors.1/7", "--scale", 2), "it is of a dictionary instead name its file"),
         (("--unit", "neurons.2/7", "--scale", "inf"), "it makes NaN or infinity"),
         (("--unit", "neurons.2/7", "--scale", 2, "--most", 500), "ask for"),
     ],

@@ -2,36 +2,14 @@
 
 import inspect
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from microtome.cli import main
 from microtome.cli.verbs import vocabulary
 from microtome.cli.vocabulary import WAYS
-from tests import toys
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toys.save_checkpoint(tmp_path_factory.mktemp("model") / "toy")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for place, document in enumerate(toys.toy_texts()):
-        (folder / f"{place:02d}.txt").write_text(document)
-    return folder
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["microtome", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+from tests.unit.cli.calls import run as _run
 
 
 @pytest.fixture(scope="module")
