@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2, help="of each contestant in a round")
     parser.add_argument("--states", type=Path)
-    parser.add_argument("--peers", type=Path, default=Path("/tmp/peers"))
+    parser.add_argument("--peers", type=Path, default=Path("peers"))
     parser.add_argument("--write", choices=["yes", "no"], default="yes")
     given = parser.parse_args()
     prepare(given.peers)

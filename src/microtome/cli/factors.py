@@ -90,7 +90,7 @@ def train(
     preset: Annotated[
         Literal["microtome", "paper"],
         typer.Option(
-            help="paper: sparse coding as Yun et al. 2021 did it, to the letter; then only the name and --sites count."
+            help="paper: sparse coding as Yun et al. 2021 did it, to the letter; then of the choices only --name, --sites, --tokens and --keep count."
         ),
     ] = "microtome",
     run: RunName = "main",

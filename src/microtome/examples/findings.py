@@ -42,7 +42,7 @@ def findings_table(found: Sequence[Finding], run: str, lens: str) -> pa.Table:
             "subject": pa.array([finding.subject for finding in found], pa.string()),
             "sentence": pa.array([finding.sentence for finding in found], pa.string()),
             "value": pa.array([finding.value for finding in found], pa.float64()),
-            "control": pa.array([finding.control for finding in found], pa.float64()),
+            "control": pa.array([finding.control for finding in found], pa.float64(), from_pandas=True),
             "control_kind": word_column(controls, np.array([controls.index(f.control_kind) for f in found], np.int16)),
             "q": pa.array([finding.q for finding in found], pa.float64()),
         }

@@ -1,6 +1,6 @@
 """What a build says of its dictionary as a whole: how well held-out states are made of its factors, and whether exact codes agree with its encoder.
 
-Beside every number is that of what costs next to nothing: principal components, random directions. Judged on a sample of the tokens that were kept. All that takes passes of its own, or minutes, is in `microtome factors evaluate`.
+Beside every number is that of what costs next to nothing: principal components, random directions. Judged on a sample of the tokens that were kept. What takes passes of its own, or minutes, is in `splicing`, `stability`, `probing` and `described`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -136,11 +136,12 @@ def _finding(dictionary: Dictionary, found: _Found) -> Finding:
     beside = float("nan") if best is None else mean(best, "explained_variance")
     told = "" if best is None else f"; {best}: {beside:.0%}"
     exact = f"; {_EXACT}: {mean(_EXACT, 'explained_variance'):.0%} by {mean(_EXACT, 'l0'):.0f}" if _EXACT in found else ""
+    tokens = min(each.rows for each in found[dictionary.name].values())
     first, *more = dictionary.writes
     where = f"in the mean over {1 + len(more)} sites" if more else f"at {first}"
     sentence = (
         f"{dictionary.name}, {dictionary.units:,} factors: {l0:.0f} of them explain {explained:.0%} of the variance of held-out states, {where}, "
-        f"and {dead:.0%} are never active on the {_JUDGED:,} tokens that were looked at{told}{exact}"
+        f"and {dead:.0%} are never active on the {tokens:,} tokens that were looked at{told}{exact}"
     )
     return Finding("dictionary", f"factors@{dictionary.name}", sentence, explained, beside, best or "nothing to compare with")
 

@@ -17,7 +17,7 @@ from microtome.factors.dictionary import Arrangement
 from microtome.factors.harvest import Rows, Source
 from microtome.factors.scaling import Scaling
 
-__all__ = ["Mixing", "Served", "served"]
+__all__ = ["Mixing", "Served", "in_order", "served"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ def served(source: Source, scaling: Scaling, arrangement: Arrangement, mixing: M
                         yield from buffer.serve(mixing, scaling, generator, buffer.held // 2)
     if buffer is not None:
         yield from buffer.serve(mixing, scaling, generator, 0)
+
+
+def in_order(source: Source, scaling: Scaling, passes: int) -> Iterator[Served]:
+    """Every site's states as they come, block by block in the order of the text, all of them `passes` times."""
+    for _ in range(passes):
+        for rows in source(0):
+            for some in _apart(rows, "shared"):
+                yield Served(_scaled(some.states, some.site, scaling), some.site, some.id)
 
 
 def _apart(rows: Rows, arrangement: Arrangement) -> Iterator[Served]:

@@ -18,7 +18,7 @@ from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.dictionary import Arrangement, Dictionary
 from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of, usual
 from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
-from microtome.factors.mixing import Mixing, served
+from microtome.factors.mixing import Mixing, in_order, served
 from microtome.factors.scaling import Normalisation, Scaling
 from microtome.factors.training import Training, train
 from microtome.factors.variants import BatchTopK, Variant
@@ -50,7 +50,7 @@ class Plan:
     No name is that of the run, no site six of the stream, and without a number there are as many units as the text has states for, 2,048 at most.
     `tokens` are how many of the corpus's are looked at for it, at most; they are kept as numbers of a `Form`, or as nothing: then every pass of
     training is a forward pass over the text. `passes` is how often those of the discover half are learnt from; the confirm half is there to
-    judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. Of `Learning` the plan's own numbers of units, passes and seed hold.
+    judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. `order` is that of states in sparse coding. Of `Learning` the plan's own numbers of units, passes and seed hold.
     Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, and for sparse coding of what is not shared.
     """
 
@@ -65,6 +65,7 @@ class Plan:
     massive: Literal["left out", "kept"] = "left out"
     rows: int = 2048
     passes: int = 3
+    order: Literal["mixed", "text"] = "mixed"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -87,6 +88,7 @@ SOURCE_WORK: Final = Plan(
     normalisation="none",
     massive="kept",
     passes=PAPER.passes,
+    order="text",
     rows=PAPER.minibatch,
     sites=("paper",),
 )
@@ -223,7 +225,9 @@ def _coded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:
     mixing = Mixing(rows=plan.rows, room=max(1 << 19, 2 * plan.rows), passes=plan.passes, seed=asked.seed)
     learner = Learner(settings, None if settings.weighting == "none" else _counts(asked, source))
     steps = asked.states * plan.passes // plan.rows
-    for step, each in enumerate(served(source, asked.scaling, "shared", mixing)):
+    ordered = plan.order == "text"
+    batches = in_order(source, asked.scaling, plan.passes) if ordered else served(source, asked.scaling, "shared", mixing)
+    for step, each in enumerate(batches):
         learner.feed(each.states[:, 0], each.id)
         if asked.progress is not None:
             asked.progress(min(step + 1, steps), steps)

@@ -197,7 +197,12 @@ def test_tenths_are_those_of_codes_above_zero(model: Model, atlas: Atlas) -> Non
 
 
 def test_the_source_work_shares_every_second_layer_as_it_is() -> None:
-    assert (SOURCE_WORK.units, SOURCE_WORK.normalisation, SOURCE_WORK.massive, SOURCE_WORK.rows) == (2000, "none", "kept", 100)
+    assert (SOURCE_WORK.units, SOURCE_WORK.normalisation, SOURCE_WORK.massive, SOURCE_WORK.order) == (
+        2000,
+        "none",
+        "kept",
+        "text",
+    )
     with pytest.raises(Refusal, match="sparse coding is of states of one place"):
         replace(SOURCE_WORK, arrangement="crosscoder")
     with pytest.raises(Refusal, match="parts of addresses"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.factors.dictionary import Arrangement
 from microtome.factors.harvest import Rows
-from microtome.factors.mixing import Mixing, Served, served
+from microtome.factors.mixing import Mixing, Served, in_order, served
 from microtome.factors.scaling import Scaling, identity
 
 TOKENS, PLACES, WIDTH = 500, 3, 4
@@ -74,6 +74,17 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     )
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
+
+
+def test_in_the_order_of_the_text_nothing_is_mixed() -> None:
+    scaling = Scaling(torch.ones(PLACES, WIDTH), torch.full((PLACES,), 2.0))
+    found = list(in_order(rows_of, scaling, 2))
+    one_pass = [torch.cat([each.id for each in part]) for part in (found[: len(found) // 2], found[len(found) // 2 :])]
+    assert torch.equal(*one_pass)
+    blocks = [rows.id for rows in rows_of(0)]
+    assert torch.equal(one_pass[0], torch.cat([ids for ids in blocks for _ in range(PLACES)]))
+    first = found[1]
+    torch.testing.assert_close(first.states[:, 0], ((first.id + 0.1 - 1) / 2)[:, None].expand(-1, WIDTH))
 
 
 def test_a_buffer_that_holds_less_than_two_servings_is_refused() -> None:
