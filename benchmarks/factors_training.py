@@ -27,7 +27,8 @@ from torch import Tensor
 from benchmarks.interleaved import contest, write_results
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.training import Trainer, Training
-from microtome.factors.variants import BatchTopK, TopK, Variant
+from microtome.factors.variant import Variant
+from microtome.factors.variants import BatchTopK, TopK
 
 RESULTS = Path(__file__).with_name("results.json")
 ROWS, WIDTH, UNITS, K, RATE = 2048, 576, 4096, 32, 1e-3

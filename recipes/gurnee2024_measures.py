@@ -27,13 +27,13 @@ from microtome.neurons.attention_deactivation import (
 )
 from microtome.neurons.clamping import Clamped, as_long, clamped
 from microtome.neurons.families import FamilyMoments, families, spelling_tests
-from microtome.neurons.links import orthogonal
 from microtome.neurons.roles import SETTINGS, Roles, cosine_moments, role_names, write_roles
 from microtome.neurons.universal import GURNEE, unit_rows, universal
 from microtome.neurons.universal import SETTINGS as ANY_SIGN
 from microtome.numerics import Moments, hash_parts
 from microtome.readout import output_reader, texts_of, written
 from microtome.readout.bases import cosine
+from microtome.readout.directions import orthogonal
 from recipes.windows import Windows, folded, some_layers, surveyed
 
 __all__ = [

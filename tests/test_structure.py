@@ -28,6 +28,8 @@ EXCEPTIONS: dict[str, str] = {
     "cli/factors.py: function train": "a line for each option",
     "cli/factors.py: parameters of encode": "those of build: it builds one lens",
     "cli/factors.py: parameters of train": "those of build, and the choices of a dictionary",
+    "cli/judging.py: parameters of compare": "those of build: it builds one lens",
+    "cli/judging.py: parameters of evaluate": "those of build: it builds one lens",
     "cli/verbs.py: parameters of build": "an option is an argument, and build has the options of everything it runs",
     "cli/verbs.py: parameters of diff": "an option is an argument, and models are compared in two ways",
     "cli/verbs.py: parameters of geometry": "those of build: it builds one lens",

@@ -14,6 +14,7 @@ from torch import Tensor
 from microtome.capture import SiteGram
 from microtome.core import Batch, ExpertRows, Fold, Role, Site, UnitAddress
 from microtome.examples import DecileContexts, PilotQuantiles, TokenCounts, UnitSurvey
+from microtome.examples.chosen import Chosen
 from microtome.explain import ExcerptSurvey, Selection
 from microtome.factors.basis import Factors
 from microtome.factors.cofiring import Cofiring
@@ -33,7 +34,6 @@ from microtome.neurons import Neurons
 from microtome.neurons.aggregation import Aggregation
 from microtome.neurons.coactivation import SampledRows
 from microtome.neurons.effects import FirstOrderEffects, UnitAblations
-from microtome.neurons.explaining import Chosen
 from microtome.neurons.fact_folds import FactTests, PromptWorth
 from microtome.neurons.facts import AskedFact, Fact, ask
 from microtome.neurons.families import FamilyMoments

@@ -13,6 +13,7 @@ from microtome.capture import Depth, Lens
 from microtome.core import Refusal, Site
 from microtome.corpus import Joined
 from microtome.factors.dictionary import Dictionary
+from microtome.factors.evaluation_lens import EvaluationLens, Judging
 from microtome.factors.lens import FactorsLens
 from microtome.factors.plan import Plan
 from microtome.geometry import GeometryLens
@@ -42,7 +43,7 @@ class Settings:
     `model.sites_named` reads them: none named is the residual stream. With `protocol` "paper" windows are drawn as Song & Zhong drew
     them, see `corpus.Joined`, whatever `window` says; with "clean" each is within a document, and there once. `facts` is a file of
     facts whose units are looked for (`shipped`: those that come along), `labels` a file or folder of labelled words. `dictionary` is what the
-    factors lens trains, or one that is there.
+    factors lens trains, or one that is there; or dictionaries are to be judged.
     """
 
     run: str = "main"
@@ -54,7 +55,7 @@ class Settings:
     protocol: Literal["clean", "paper"] = "clean"
     facts: str | Path | None = None
     labels: str | Path | None = None
-    dictionary: Plan | Dictionary = Plan()
+    dictionary: Plan | Dictionary | Judging = Plan()
 
     def __post_init__(self) -> None:
         require_run_name(self.run)
@@ -76,8 +77,10 @@ class Settings:
         return dict.fromkeys((*(own[name] for name in self.lenses or own), *self.given), self.depth)
 
     @property
-    def factors(self) -> FactorsLens:
-        """The lens of the dictionary."""
+    def factors(self) -> FactorsLens | EvaluationLens:
+        """The lens of the dictionary, or of those that are judged."""
+        if isinstance(self.dictionary, Judging):
+            return EvaluationLens(self.dictionary)
         return FactorsLens(self.dictionary) if isinstance(self.dictionary, Plan) else FactorsLens(given=self.dictionary)
 
     @property

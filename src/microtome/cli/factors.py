@@ -1,4 +1,4 @@
-"""The verbs of `microtome factors`: train a dictionary, code a text with one, say how good it is, compare two."""
+"""The verbs of `microtome factors`: train a dictionary, code a text with one, write one as another tool has it. How good they are is asked in `judging`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,12 +20,13 @@ from microtome.cli.arguments import (
     Window,
 )
 from microtome.cli.building import Opening, build_atlas, reading_of
-from microtome.core import Refusal
+from microtome.cli.dictionaries import DictionaryPath, Text, opened
+from microtome.cli.judging import compare, evaluate
+from microtome.cli.options import Verb, Way, require_used
 
 if TYPE_CHECKING:
-    from microtome.factors.dictionary import Dictionary
     from microtome.factors.learning import Learning
-    from microtome.factors.variants import Variant
+    from microtome.factors.variant import Variant
 
 __all__ = ["factors"]
 
@@ -37,18 +38,16 @@ factors = typer.Typer(
 
 Method = Literal["batch-topk", "topk", "matryoshka", "relu", "gated", "jumprelu", "matching", "sparse-coding"]
 _PREFIXES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
-Text = Annotated[str, typer.Argument(help="As in `microtome build`.")]
-DictionaryPath = Annotated[
-    Path,
-    typer.Option(
-        "--dictionary",
-        help="File of a dictionary, or a folder or file as SAELens, dictionary_learning, sparsify or Gemma Scope write it.",
-    ),
-]
+_PENALISED = ("relu", "gated")
+_PAPER_HAS = frozenset({"units", "method", "active", "penalty", "arrangement", "normalisation", "passes"})
+"""Choices that the preset of the source work has made."""
+for _verb in (evaluate, compare):
+    factors.command()(_verb)
 
 
-@factors.command()
+@factors.command(cls=Verb)
 def train(
+    context: typer.Context,
     model: Model,
     text: Text,
     output: Output = Path("atlas"),
@@ -110,6 +109,7 @@ def train(
     from microtome.atlas import Settings
     from microtome.factors.plan import SOURCE_WORK, Plan
 
+    _require_used(context, preset, method)
     plan = Plan(
         name,
         tuple(sites or ()),
@@ -152,7 +152,7 @@ def encode(
     """Say on what text each factor of a dictionary is active that is there already, here or as another tool has left it."""
     from microtome.atlas import Settings
 
-    settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=_opened(dictionary, name, site))
+    settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=opened(dictionary, name, site))
     reading = reading_of(encoding, text_column, label_column)
     build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
@@ -177,6 +177,15 @@ def write(
         typer.echo(folder)
 
 
+def _require_used(context: typer.Context, preset: str, method: Method) -> None:
+    """Refuse choices that the preset has made already, and numbers that the method does not have."""
+    every = frozenset(parameter.name or "" for parameter in context.command.params)
+    ways = [Way("--preset paper", every - _PAPER_HAS), Way("--preset microtome", every)]
+    require_used(context, ways[0] if preset == "paper" else ways[1], ways)
+    unused = "active" if method in _PENALISED else "penalty"
+    require_used(context, Way(f"--method {method}", every - {unused}), [])
+
+
 def _method(name: Method, active: int, penalty: float) -> "Variant | Learning":
     from microtome.factors.aims import Aimed
     from microtome.factors.learning import Learning
@@ -193,16 +202,3 @@ def _method(name: Method, active: int, penalty: float) -> "Variant | Learning":
         "sparse-coding": Learning(1, Aimed(float(active))),
     }
     return made[name]
-
-
-def _opened(path: Path, name: str | None, site: str | None) -> "Dictionary":
-    """A dictionary of ours, or one that another tool has written."""
-    from microtome.core import Site
-    from microtome.factors.formats import read_dictionary
-    from microtome.factors.stored import find_dictionary, is_ours
-
-    if not is_ours(path):
-        return read_dictionary(path, site=None if site is None else Site.parse(site), name=name or path.stem)
-    if site is not None:
-        raise Refusal(f"--site {site}", why="the dictionary says itself where its states are", instead="leave it out")
-    return find_dictionary(path, name)

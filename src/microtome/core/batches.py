@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["CONTENT", "Batch", "Half", "Role"]
+__all__ = ["CONTENT", "Batch", "Half", "Role", "places_of", "token_keys"]
+
+_PLACE_BITS = 24
 
 
 class Role(IntEnum):
@@ -101,3 +103,13 @@ class Batch:
         places = first.nonzero()[:, 0]
         begin, end = int(places[0]), int(places[-1]) + 1
         return slice(begin, end) if end - begin == len(places) else None
+
+
+def token_keys(window: Int[Tensor, "..."], token: Int[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """One number for each token of a run, rising in the order of its text: window * 2**24 + token. Windows and positions broadcast."""
+    return (window.long() << _PLACE_BITS) + token
+
+
+def places_of(keys: Int64[Tensor, "*any"]) -> tuple[Int64[Tensor, "*any"], Int64[Tensor, "*any"]]:
+    """Windows and positions of `token_keys`."""
+    return keys >> _PLACE_BITS, keys & ((1 << _PLACE_BITS) - 1)

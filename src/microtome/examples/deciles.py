@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from microtome.core import CONTENT, Basis, Batch, Role, Site, State
+from microtome.core import CONTENT, Basis, Batch, Role, Site, State, places_of, token_keys
 from microtome.core.bases import ExpertRows
 from microtome.examples.entries import PAYLOAD, Contexts, empty_entries, to_device
 from microtome.examples.top import accompany
@@ -27,8 +27,6 @@ __all__ = ["BINS", "DecileContexts", "DecileRecord", "PilotQuantiles", "PilotRec
 BINS: Final = 64
 DECILES: Final = 10
 _ROWS, _TOKENS, _LISTS = 1, 2, 3
-_PLACE_BITS: Final = 24
-"""A token's key is window * 2**24 + position."""
 _SAMPLES: Final = ("hashes", "keys", "values")
 _KEPT_AS: Final = ("value", "window")
 """Fields of an entry that the samples keep as values and keys."""
@@ -154,7 +152,7 @@ class DecileContexts:
             return
         x = self.basis.encode(values)
         to_device(state, x.device)
-        chosen, keys = chosen.to(x.device), ((batch.window[:, None] << _PLACE_BITS) + place).to(x.device)
+        chosen, keys = chosen.to(x.device), token_keys(batch.window[:, None], place).to(x.device)
         state["sampled"] += chosen.sum()
         offered = x if self.of == "all" else x.masked_fill(x <= 0, torch.nan)
         histogram.update(self._histogram(state), offered, chosen)
@@ -176,7 +174,7 @@ class DecileContexts:
     def result(self, state: State) -> DecileRecord:
         """The lists, each by rising hash, and the counts."""
         empty = state["keys"] < 0
-        entries = {**state, "value": state["values"], "window": torch.where(empty, -1, state["keys"] >> _PLACE_BITS)}
+        entries = {**state, "value": state["values"], "window": torch.where(empty, -1, places_of(state["keys"])[0])}
         fields = {name: entries[name].cpu().transpose(0, 1).contiguous() for name in PAYLOAD}
         contexts = Contexts(ends=tuple(f"decile{i}" for i in range(DECILES)), **fields)
         return DecileRecord(contexts, self.edges.float().cpu(), state["histogram"].cpu(), int(state["sampled"]))

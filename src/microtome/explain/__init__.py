@@ -1,13 +1,18 @@
 """Automatic explanations: what does a unit look for, said so that somebody else can predict it?
 
 Papers: Bills et al. 2023 (explain, simulate, score), Foote et al. 2023 (neuron graphs), Paulo et al. 2024 (detection, fuzzing). For units of
-any basis: `ExcerptSurvey` is the fold that finds their texts, `.examples` of its record those of one unit. An explainer (`TableExplainer`,
+any basis: `excerpt_records` finds their texts (by the fold `ExcerptSurvey`), `explain_ends` explains them and says how well. One by one, `.examples`
+of a record are those of one unit. An explainer (`TableExplainer`,
 `GraphExplainer`, `LanguageExplainer`) makes an explanation of them, a simulator (`ByRule`, `LanguageSimulator`) predicts from it, `scores` says
 how well, and `controlled` how well explanations of other units do.
 """
 
 from microtome.explain.ablation import Ablated as Ablated
 from microtome.explain.ablation import ablation_score as ablation_score
+from microtome.explain.ends import Explained as Explained
+from microtome.explain.ends import both_ends as both_ends
+from microtome.explain.ends import excerpt_records as excerpt_records
+from microtome.explain.ends import explain_ends as explain_ends
 from microtome.explain.examples import NOTHING as NOTHING
 from microtome.explain.examples import SCALE as SCALE
 from microtome.explain.examples import End as End

@@ -4,7 +4,7 @@ An excerpt is a stretch of `length` tokens of a window, cut from its beginning, 
 them a unit's explanation is made from and which it is scored on is decided here, so that no score is of a text that was explained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -83,6 +83,11 @@ class ExcerptRecord:
         """Ends that `examples` can be made for: active in enough excerpts for all parts."""
         some = (self.peak > 0).sum(-1)
         return (some >= _FEWEST // 2).all(1) if self.selection.apart == "halves" else some.sum(1) >= _FEWEST
+
+    def explicable_ends(self, units: Sequence[int] | None = None) -> list[tuple[int, End]]:
+        """The ends of units (None: all) that `examples` can be made for, unit by unit."""
+        known, chosen = self.explicable.T.tolist(), range(self.basis.units) if units is None else units
+        return [(unit, end) for unit in chosen for end, yes in zip(self.ends, known[unit], strict=True) if yes]
 
     def address(self, unit: int) -> UnitAddress:
         """The address of a unit."""

@@ -20,7 +20,8 @@ from microtome.factors.coding import Greedy, greedily
 from microtome.factors.dictionary import Arrangement, Dictionary, Encoder
 from microtome.factors.scaling import Scaling
 from microtome.factors.sparse_ops import Active, decode, dense, read
-from microtome.factors.variants import Gated, Matching, Parts, Variant
+from microtome.factors.variant import Parts, Variant
+from microtome.factors.variants import Gated, Matching
 
 __all__ = ["Autoencoder", "Loss", "geometric_median"]
 
@@ -111,9 +112,12 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def begin(self, first: Float[Tensor, "row place d_model"]) -> None:
-        """The offset becomes the geometric median of the first batch, of each target."""
+        """The offset becomes the geometric median of the first batch, of each target; then the variant begins with what is before its rule."""
         wanted = first[:, -1:] if self.arrangement == "transcoder" else first
         self.offset.copy_(torch.stack([geometric_median(wanted[:, p]) for p in range(wanted.shape[1])]))
+        z = torch.addmm(self._bias(), self._split(first)[0], self.encoder.flatten(1).T)
+        for name, value in self.variant.begun(z).items():
+            self.added[name].copy_(value)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """States that are read and those that are to be made, places side by side."""

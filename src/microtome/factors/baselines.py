@@ -2,11 +2,9 @@
 
 A search finds better codes than an encoder does: compare what is coded alike, too (`Dictionary.coded_by(Greedy(k))`). All are `Dictionary` values on
 the scaling of the one that they stand beside, so that whatever judges one judges the others. Signed components are pairs of factors, one for each
-sign. And a random twin of a model: what is found in its states is not of what the model has learnt. How dictionaries
-are judged belongs in `evaluation`.
+sign. How dictionaries are judged belongs in `evaluation`; a model that has learnt nothing, whose states ask the same of a whole method, in `model.twin`.
 """
 
-import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,10 +20,10 @@ from microtome.factors.coding import Greedy
 from microtome.factors.dictionary import Above, Coder, Dictionary, Encoder, Largest
 from microtome.factors.harvest import Rows
 from microtome.factors.scaling import Scaling
-from microtome.model import Model, wrap
+from microtome.model.twin import random_twin as random_twin
 from microtome.numerics import hash_parts
 
-__all__ = ["BASELINES", "Baseline", "Sample", "baselines", "random_twin", "sampled"]
+__all__ = ["BASELINES", "Baseline", "Sample", "baselines", "sampled"]
 
 Baseline = Literal["pca", "pca largest", "ica", "nmf", "k-means", "random directions", "random states"]
 """pca: the first components, as many as a code of the other has factors, each of which is always there: the best of all subspaces of that size. pca
@@ -39,6 +37,8 @@ _ROUNDS: Final = 200
 """Rounds of fits that go round by round."""
 _EPOCHS: Final = 10
 """Readings of the sample by factorisations in small batches, which are the slowest."""
+_SPREAD: Final = 256
+"""Centres that are spread out before they are moved, at most."""
 _SALT: Final = 0x626173656C
 
 
@@ -169,7 +169,9 @@ def _centres(centred: Tensor, count: int, seed: int) -> tuple[Tensor, bool]:
     from sklearn.cluster import MiniBatchKMeans
 
     make: Any = MiniBatchKMeans
-    model = make(min(count, len(centred)), n_init=1, batch_size=4096, random_state=seed)
+    # to spread many centres out takes far longer than to move them, and ends no better
+    begin = "k-means++" if count <= _SPREAD else "random"
+    model = make(min(count, len(centred)), init=begin, n_init=1, batch_size=4096, random_state=seed)
     settled = _fit(model, centred)
     return _lengthened(torch.from_numpy(model.cluster_centers_).float()), settled
 
@@ -195,26 +197,3 @@ def _lengthened(directions: Float[Tensor, "unit d_model"]) -> Float[Tensor, "uni
     """Of length 1; those of no length are left out."""
     length = directions.norm(dim=1)
     return normalize(directions[length > 1e-9 * length.max()], dim=1)
-
-
-def random_twin(model: Model, seed: int = 0, embeddings: Literal["drawn", "kept"] = "drawn") -> Model:
-    """The same architecture with weights that know nothing: each tensor drawn anew, from the normal distribution of its own mean and deviation.
-
-    The control that asks of a number whether it is about what the model has learnt: harvest the twin's states of the same text, train a dictionary by
-    the same plan and seed, judge it in the same way, and put its numbers beside. Kept embeddings leave it the statistics of words, and nothing else.
-    Tied tensors stay tied. Not: a model before training, whose norms are other; this one's states are as large as the model's weights make them.
-    Source: Heap et al. 2025, arXiv:2501.17727, section 3, on re-randomised transformers.
-    Cost: a copy of the model, and the checks of `wrap`.
-    """
-    module = copy.deepcopy(model.module)
-    spared = {id(each.weight) for each in (module.get_input_embeddings(),) if embeddings == "kept"}
-    generator = torch.Generator().manual_seed(_SALT + seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if id(parameter) in spared or not parameter.is_floating_point():
-                continue
-            wide = parameter.float()
-            deviation = wide.std(correction=0) if parameter.numel() > 1 else wide.new_zeros(())
-            drawn = torch.randn(parameter.shape, generator=generator).to(wide.device)
-            parameter.copy_((wide.mean() + deviation * drawn).to(parameter.dtype))
-    return wrap(module, model.tokenizer, processor=model.processor, name=f"random twin of {model.name}")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 import torch
-from jaxtyping import Bool, Float64, Int, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from microtome.core import CONTENT, Basis, Batch, ExpertRows, Half, Refusal, Role, Site, State
 from microtome.examples.entries import to_device
-from microtome.numerics import hash_parts
+from microtome.numerics import window_shifts
 
 __all__ = ["Cofired", "Cofiring", "Measure", "Partners", "jaccard", "partners", "pointwise_information"]
 
@@ -40,7 +40,7 @@ class Cofired:
 class Cofiring:
     """Counts of pairs of units that are above 0 at the same token, and in `draws` circular shifts of each window's tokens against themselves.
 
-    An offset is hashed from (seed, draw, window), and is not 0 where a window has two tokens or more.
+    No token of a window of two or more meets itself there: see `numerics.window_shifts`.
     Errors: `Refusal` for more than 8,192 units, whose pairs are too many to count.
     Cost: for each token and side k^2 counts with k active units, or units^2 multiplications where they are cheaper. Memory: 16 (1 + draws) units^2 bytes.
     """
@@ -79,7 +79,8 @@ class Cofiring:
         row, place = batch.counted(self.roles).to(x.device).nonzero(as_tuple=True)
         fires = x[row, place] > 0
         half = batch.half.to(x.device)[row].long()
-        sides = [fires, *(fires[order] for order in _turned(batch, row, self.draws, self.seed))]
+        window = batch.window.to(x.device)[row]
+        sides = [fires, *(fires[order] for order in window_shifts(window, self.draws, self.seed, least=1))]
         for each in Half:
             mine = half == int(each)
             state["tokens"][each] += mine.sum()
@@ -94,16 +95,6 @@ class Cofiring:
     def result(self, state: State) -> Cofired:
         """The counts, on the host."""
         return Cofired(**{name: counts.cpu() for name, counts in state.items()})
-
-
-def _turned(batch: Batch, row: Int[Tensor, " row"], draws: int, seed: int) -> list[Int64[Tensor, " row"]]:
-    """For each draw, where counted tokens go if every window's are turned round; `row` is each one's window, in order."""
-    length = torch.bincount(row, minlength=len(batch.window))
-    first = length.cumsum(0) - length
-    own = torch.arange(len(row), device=row.device) - first[row]
-    window, rest = batch.window.to(row.device), (length - 1).clamp_min(1)
-    offsets = [1 + (hash_parts(seed, draw, window) & 0x7FFFFFFF) % rest for draw in range(draws)]
-    return [first[row] + (own + offset[row]) % length[row] for offset in offsets]
 
 
 def _together(one: Bool[Tensor, "row unit"], other: Bool[Tensor, "row unit"]) -> Int64[Tensor, "unit other"]:

@@ -28,8 +28,8 @@ from microtome.explain import (
     controlled,
     detection,
     fuzzing,
-    scores,
 )
+from microtome.explain.tables import best_order
 from microtome.factors.evaluation import Stat
 from microtome.numerics import bootstrap_interval
 
@@ -40,6 +40,8 @@ QUESTIONS: Final = Questions(fires=0.0)
 """A factor fires where its code is above 0."""
 _SIMULATOR: Final = ByRule()
 _FEWEST: Final = 2
+_TOLD: Final = 8
+"""Factors of which a mean says something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +78,12 @@ def described(
     Cost: for each factor a few sorts of its excerpts' tokens, and 2 (1 + draws) look-ups of a quarter of them.
     """
     chosen = range(record.basis.units) if units is None else units
-    active = [unit for unit in chosen if bool(record.explicable[0, unit])]
+    active = [unit for unit, _ in record.explicable_ends(chosen)]
     if len(active) < _FEWEST:
         why = f"{len(active)} of {len(chosen)} are active in enough excerpts"
         raise Refusal("descriptions of factors", why=why, instead="give more text, or other factors")
     examples = [record.examples(unit) for unit in active]
-    made = []
-    for each in examples:
-        tried = [TableExplainer(order, names).explain(each) for order in orders]
-        on = replace(each, valid=each.calibration)
-        reached = [scores(said, _SIMULATOR, on, draws=0).pearson for said in tried]
-        made.append(tried[int(torch.tensor(reached, dtype=torch.float64).nan_to_num(nan=-math.inf).argmax())])
+    made = [TableExplainer(best_order(each, orders), names).explain(each) for each in examples]
     judge, plain = RuleJudge(_SIMULATOR), replace(questions, draws=0)
     material = list(zip(made, examples, strict=True))
     detected, fuzzed = (
@@ -111,7 +108,7 @@ def described_stats(found: Described, seed: int = 0) -> tuple[dict[str, Stat], d
 
 def _mean(values: Float64[Tensor, " unit"], seed: int) -> Stat:
     known = values[~values.isnan()]
-    if len(known) < _FEWEST:
-        return Stat(math.nan, undefined="fewer than two factors have questions of both kinds")
+    if len(known) < _TOLD:
+        return Stat(math.nan, undefined=f"{len(known)} factors have questions of both kinds, and {_TOLD} are needed")
     low, high = bootstrap_interval(known, torch.ones_like(known), seed=seed)
     return Stat(float(known.mean()), float(low), float(high))

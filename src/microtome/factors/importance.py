@@ -12,14 +12,11 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Basis, Batch, ExpertRows, Half, Refusal, Role, Site, State
+from microtome.core import CONTENT, Basis, Batch, ExpertRows, Half, Refusal, Role, Site, State, token_keys
 from microtome.examples.entries import to_device
 from microtome.numerics import topk
 
 __all__ = ["PAPER", "Level", "Levels", "Profile", "TopCodes", "profile"]
-
-_PLACE_BITS: Final = 24
-"""A token's key is window * 2**24 + position."""
 
 Level = Literal["low", "middle", "mid"]
 
@@ -53,7 +50,7 @@ class TopCodes:
         x = self.basis.encode(values)
         to_device(state, x.device)
         counted = batch.counted(self.roles)
-        keys = (batch.window[:, None] << _PLACE_BITS) + torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        keys = token_keys(batch.window[:, None], torch.arange(batch.ids.shape[1], device=batch.ids.device))
         for half in Half:
             mine = (counted & (batch.half == half)[:, None]).to(x.device)
             if bool(mine.any()):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from microtome.core import Half, Refusal, Site
+from microtome.core import Half, Refusal, Site, token_keys
 from microtome.examples import Contexts
 from microtome.examples.findings import Finding
 from microtome.factors.aims import Aimed, penalty_for
@@ -158,13 +158,13 @@ def exact_shares(
     group = contexts.ends.index("top") + Half.CONFIRM
     window, position = contexts.window[group], contexts.position[group].long()
     unit = torch.arange(units)[:, None].expand_as(window)[window >= 0]
-    key = ((window << 24) + position)[window >= 0] * len(harvested.harvest.sites) + sites.clamp(min=0)[unit]
+    key = token_keys(window, position)[window >= 0] * len(harvested.harvest.sites) + sites.clamp(min=0)[unit]
     order = key.argsort(stable=True)
     key, unit = key[order], unit[order]
     hits, tried, every, rows_seen = (torch.zeros(units, dtype=torch.float64) for _ in range(4))
     for rows in harvested.rows(0):
         for place in range(rows.states.shape[1]):
-            own = ((rows.window << 24) + rows.position) * rows.states.shape[1] + place
+            own = token_keys(rows.window, rows.position) * rows.states.shape[1] + place
             there = torch.isin(own, key).nonzero()[:, 0]
             if not len(there):
                 continue

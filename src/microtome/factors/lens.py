@@ -18,6 +18,7 @@ from microtome.core import Fold, Refusal, RowFold, Site
 from microtome.examples import DecileContexts, TokenCounts, UnitSurvey
 from microtome.examples.counts import Counts
 from microtome.factors.basis import Factors, factors_of
+from microtome.factors.deeper import why_not_deeper
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested, Live
 from microtome.factors.importance import TopCodes
@@ -92,7 +93,7 @@ class FactorsLens:
         return found
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """dictionaries, units, unit_stats, unit_labels, contexts, tokens, links and findings."""
+        """dictionaries, units, unit_stats, unit_labels, contexts, tokens, links and findings; beyond the quick depth what `deeper` adds."""
         if run.corpus is None or self._why_not(run):
             return {}
         dictionary = self.dictionary(run, results)
@@ -115,7 +116,10 @@ class FactorsLens:
         if run.corpus is None:
             return {self.name: "needs text: run `microtome build MODEL TEXT -o ATLAS`"}
         why = self._why_not(run)
-        return {self.name: why} if why else {}
+        if why:
+            return {self.name: why}
+        shallow = why_not_deeper(run)
+        return {"patterns, reach, saliency, places and links of factors": shallow} if shallow else {}
 
     def dictionary(self, run: Run, earlier: Results) -> Dictionary:
         """The dictionary of this run: the one that was given, or one trained on the states that were kept, once."""

@@ -18,22 +18,18 @@ from jaxtyping import Bool, Float64, Int, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from microtome.core import Half, Refusal
-from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.core import Half, Refusal, token_keys
+from microtome.numerics import benjamini_hochberg, window_shifts
 from microtome.probes import LabelledWords
 from microtome.readout import pooled_chance
+from microtome.readout.spellings import SPELLING
 
-__all__ = ["SPELLING", "Agreement", "Answers", "Occurrences", "agreement", "answers_by_text", "labelled_answers"]
+__all__ = ["Agreement", "Answers", "Occurrences", "agreement", "answers_by_text", "labelled_answers"]
 
-SPELLING: Final[dict[str, Callable[[str], bool]]] = {
-    "starts with a capital": lambda text: text.strip()[:1].isupper(),
-    "is in capitals": lambda text: len(text.strip()) > 1 and text.strip().isupper(),
-    "is of digits": lambda text: text.strip().isdigit(),
-    "is punctuation": lambda text: bool(text.strip()) and not any(letter.isalnum() for letter in text),
-    "ends a sentence": lambda text: text.strip()[-1:] in {".", "!", "?"},
-    "is white space": lambda text: bool(text) and not text.strip(),
-}
-"""Questions about a token's text, as what is said of it where the answer is yes."""
+_SPELLED: Final = (
+    "starts with a capital", "is in capitals", "is of digits", "is punctuation", "ends a sentence", "is white space",
+)  # fmt: skip
+"""What is asked of `SPELLING`: nothing of spaces and letters, by which most tokens are alike."""
 _ENDINGS: Final = (2, 3)
 _Sparse = Any
 """A matrix of scipy in compressed rows, whose own types say little."""
@@ -67,8 +63,8 @@ def answers_by_text(tokens: Occurrences, texts: Sequence[str], *, least: int = 5
     known, own = tokens.id.unique(return_inverse=True)
     spelled = [texts[int(token)] for token in known]
     found = [
-        Answers("spelling", (name,), torch.tensor([0 if asks(text) else -1 for text in spelled])[own])
-        for name, asks in SPELLING.items()
+        Answers("spelling", (name,), torch.tensor([0 if SPELLING[name](text) else -1 for text in spelled])[own])
+        for name in _SPELLED
     ]
     found.append(_place(tokens, least))
     words = [text.strip().casefold() for text in spelled]
@@ -121,11 +117,11 @@ def labelled_answers(kind: str, words: LabelledWords, tokens: Occurrences) -> An
 
     Classes may be Brown tags, WordNet senses, or any other.
     """
-    key = (words.text << 24) + words.first
+    key = token_keys(words.text, words.first)
     order = key.argsort()
     if not len(order):
         return Answers(kind, words.classes, torch.full_like(tokens.id, -1))
-    place = torch.searchsorted(key[order], (tokens.window << 24) + tokens.position, right=True) - 1
+    place = torch.searchsorted(key[order], token_keys(tokens.window, tokens.position), right=True) - 1
     row = order[place.clamp(min=0)]
     inside = (place >= 0) & (words.text[row] == tokens.window) & (tokens.position <= words.last[row])
     return Answers(kind, words.classes, torch.where(inside, words.y[row], -1))
@@ -189,7 +185,7 @@ def agreement(
     fires = scipy.sparse.csr_array((np.ones(len(row), np.int64), (row, unit)), shape=shape)
     yes = _matrix(answers, len(asked))
     halves = [(tokens.half == half).numpy().nonzero()[0] for half in Half]
-    orders = [np.arange(len(tokens.id)), *_turned(tokens.window, draws, seed)]
+    orders = [np.arange(len(tokens.id)), *(each.numpy() for each in window_shifts(tokens.window, draws, seed))]
     found = [_scored(yes[order], fires, halves, kind, len(kinds)) for order in orders]
     seen = np.minimum(*(fires[rows].sum(0) for rows in halves)) > 0
     nothing = torch.where(torch.from_numpy(seen), 0.0, torch.nan)
@@ -221,15 +217,6 @@ def _matrix(answers: Sequence[Answers], questions: int) -> _Sparse:
         first += len(each.names)
     row, column = np.concatenate(rows), np.concatenate(columns)
     return scipy.sparse.csr_array((np.ones(len(row), np.int64), (row, column)), shape=(len(answers[0].answer), questions))
-
-
-def _turned(window: Int64[Tensor, " row"], draws: int, seed: int) -> list[NDArray[np.int64]]:
-    """For each draw, which token's answers each token gets: every window's are turned round, by an offset hashed from (seed, draw, window)."""
-    _, length = window.unique_consecutive(return_counts=True)
-    first = (length.cumsum(0) - length).repeat_interleave(length)
-    own, length = torch.arange(len(window)) - first, length.repeat_interleave(length)
-    offsets = [(hash_parts(seed, draw, window) & 0x7FFFFFFF) % length for draw in range(draws)]
-    return [(first + (own + offset) % length).numpy() for offset in offsets]
 
 
 @dataclass(frozen=True, eq=False)

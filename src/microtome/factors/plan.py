@@ -21,7 +21,8 @@ from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
 from microtome.factors.mixing import Mixing, in_order, served
 from microtome.factors.scaling import Normalisation, Scaling
 from microtome.factors.training import Training, train
-from microtome.factors.variants import BatchTopK, Variant
+from microtome.factors.variant import Variant
+from microtome.factors.variants import BatchTopK
 from microtome.model import Model, Shape, sites_named
 
 __all__ = ["SMALLEST", "SOURCE_WORK", "Plan", "default_units", "learning_operations", "shared_sites", "sites_of", "trained"]

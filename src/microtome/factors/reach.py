@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
-from microtome.core import CONTENT, Basis, Batch, Refusal, Role, Site
+from microtome.core import CONTENT, Basis, Batch, Refusal, Role, Site, places_of, token_keys
 from microtome.examples import Contexts
 from microtome.model import Model, observe
 from microtome.numerics import hash_parts, topk, uniform
@@ -38,7 +38,6 @@ WIDTHS: Final = (0, 1, 2, 4, 8, 16, 32)
 """Tokens of context on each side; the whole window is always tried besides."""
 FAR: Final = 16
 """A unit whose reach is beyond so many tokens is high."""
-_PLACE_BITS: Final = 24
 _TOKENS: Final = 8192
 
 
@@ -90,14 +89,13 @@ def active_targets(
         codes = basis.encode(_seen(model, part, basis))[..., chosen.to(model.device)].cpu()
         counted = part.counted(CONTENT).cpu()
         place = torch.arange(part.ids.shape[1])
-        key = (rows[:, None] << _PLACE_BITS) + place
+        key = token_keys(rows[:, None], place)
         drawn = uniform(hash_parts(seed, part.window.cpu()[:, None], place[None, :])).to(torch.float32)
         offered = torch.where(codes > 0, drawn[..., None], -torch.inf)[counted]
         if len(offered):
             topk.update(state, offered, key[counted])
     found = torch.isfinite(state["values"])
-    key = state["keys"][found]
-    return Targets(key >> _PLACE_BITS, key & ((1 << _PLACE_BITS) - 1), chosen[:, None].expand(-1, most)[found])
+    return Targets(*places_of(state["keys"][found]), chosen[:, None].expand(-1, most)[found])
 
 
 def truncated(
@@ -215,9 +213,9 @@ def recovered(
     if list(widths) != sorted(set(widths)) or min(widths, default=0) < 0:
         raise Refusal(f"widths {tuple(widths)}", why="they do not rise from 0 or above", instead="name each once, in order")
     causal = model.shape.causal
-    key = (targets.row << _PLACE_BITS) + targets.position
+    key = token_keys(targets.row, targets.position)
     single, inverse = key.unique(return_inverse=True)
-    row, position = single >> _PLACE_BITS, single & ((1 << _PLACE_BITS) - 1)
+    row, position = places_of(single)
     codes = torch.zeros(len(key), len(widths) + 1)
     at_once = max(1, (1 << 22) // max(batch.ids.shape[1], basis.units))
     by_token = inverse.argsort(stable=True)
@@ -252,8 +250,8 @@ class Reach:
 
     @property
     def high(self) -> Bool[Tensor, " unit"]:
-        """Units that need more context than `FAR`."""
-        return self.width > FAR
+        """Units that need more context than `FAR`: contexts that have no more of it do not tell."""
+        return (self.width > FAR) & (self.room > FAR)
 
 
 def reach(found: Recovery, units: Sequence[int], *, least: float = 0.8, whole: Float[Tensor, " target"] | None = None) -> Reach:

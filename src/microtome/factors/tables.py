@@ -5,8 +5,7 @@ tested is in the confirm half. Computing over the stream belongs in `lens`.
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,11 +23,14 @@ from microtome.examples.detectors import CONTROL, Detectors, next_detectors, q_v
 from microtome.examples.findings import Finding, findings_table
 from microtome.examples.labels import UnitLabel, labels_table
 from microtome.examples.rows import stat_rows
+from microtome.examples.said import Said, together
 from microtome.factors.basis import Factors
-from microtome.factors.dictionary import Dictionary, Encoder
+from microtome.factors.deeper import deeper, why_not_deeper
+from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvested, Live
 from microtome.factors.importance import Profile, profile
 from microtome.factors.judgement import exact_shares, judged_by
+from microtome.factors.rows import anywhere, by_place, dictionary_row
 from microtome.model import Model
 from microtome.readout import output_reader
 from microtome.readout.detected import Detected, detector_findings, token_labels
@@ -94,71 +96,69 @@ def factor_tables(
     assert isinstance(model, Model), "a text is read by a model that was built"
     assert corpus is not None, "states are of a text"
     texts = texts_of(model.tokenizer, model.shape.vocab)
+    bases = [each.basis for each in seen]
     first, second = profiles(seen, model.shape.layers)
     contexts = at_peak(seen, first.peak)
-    spelling = spellings(texts, counts.here)
-    tokens = token_detectors(contexts, counts.here, spelling, run.seed)
-    following = untested(dictionary.units)
-    if model.shape.causal:
-        following = next_detectors(contexts, counts.following, spelling, run.seed)
-    (token_q,), (following_q,) = q_values([tokens.p]), q_values([following.p])
-    detected = [
-        Detected(each.basis, _only(tokens, first.peak == place), _only(following, first.peak == place), token_q, following_q)
-        for place, each in enumerate(seen)
-    ]
-    labels = [*token_labels(detected, texts), *_level_labels(seen[0].basis, first, second)]
-    tested = (("token", tokens, token_q), ("next", following, following_q))
-    stats = [*_site_stats(dictionary, seen, run.name)]
-    stats += [_tested_rows(seen, first.peak, name, tests, q, run.name) for name, tests, q in tested if tests.ends]
-    stats += _profile_rows(seen[0].basis, first, run.name)
+    more = None if why_not_deeper(run) else deeper(dictionary, bases, first, second, contexts, run, texts)
+    high = torch.zeros(dictionary.units, dtype=torch.bool) if more is None else more.high
     judged = judged_by(dictionary, harvested, corpus.documents_of_windows(), run.name, run.seed)
+    stats = [*_site_stats(dictionary, seen, run.name), *_profile_rows(bases[0], first, run.name)]
     if judged.exact is not None:
         share, control = exact_shares(judged.exact, contexts, first.peak, harvested)
-        stats += _by_place(
-            seen, first.peak, "exact_share_top", share.numpy(), run.name, {"control": control.numpy()}, _ALL_CODES
+        stats += by_place(
+            bases, first.peak, "exact_share_top", share.numpy(), run.name, {"control": control.numpy()}, _ALL_CODES
         )
+    labels = _level_labels(bases[0], first, second, high)
+    findings = [judged.finding, *_level_findings(dictionary, seen, first, second)]
+    said = Said(stats, labels, findings, {"dictionary_stats": judged.rows})
+    deep = [] if more is None else [more.said]
+    whole = together([said, *deep, _detectors(bases, first.peak, contexts, counts, texts, run)])
     found: dict[str, Rows] = {
-        "dictionaries": _dictionary_row(dictionary, run.name, lens),
-        "dictionary_stats": judged.rows,
-        f"units.{dictionary.name}": units_table([seen[0].basis]),
-        "unit_stats": pa.concat_tables(stats),
-        "unit_labels": labels_table(labels, run.name),
+        "dictionaries": rows_of(
+            "dictionaries", [dictionary_row(dictionary, run.name, f"dictionaries/{lens}.{run.name}.safetensors")]
+        ),
+        f"units.{dictionary.name}": units_table(bases[:1]),
+        "unit_stats": pa.concat_tables(whole.stats),
+        "unit_labels": labels_table(whole.labels, run.name),
         "contexts": pa.concat_tables(
             [contexts_table(each.basis, [each.survey.contexts, each.deciles], run.name) for each in seen]
         ),
-        f"links.{dictionary.name}": _similar(dictionary, seen[0].basis),
-        "findings": findings_table(
-            [judged.finding, *_level_findings(dictionary, seen, first, second), *detector_findings(detected, texts)],
-            run.name,
-            lens,
-        ),
+        f"links.{dictionary.name}": _similar(dictionary, bases[0]),
+        "findings": findings_table(whole.findings, run.name, lens),
+        **whole.tables,
     }
     if texts:
-        found[f"tokens.{dictionary.name}"] = _token_rows(dictionary, seen[0].basis, model, run.seed)
+        found[f"tokens.{dictionary.name}"] = _token_rows(dictionary, bases[0], model, run.seed)
     return found
+
+
+def _detectors(
+    bases: Sequence[Factors],
+    peak: Int[Tensor, " unit"],
+    contexts: Contexts,
+    counts: Counts,
+    texts: Sequence[str],
+    run: Run,
+) -> Said:
+    """Which factors fire at one token, or before one."""
+    spelling = spellings(texts, counts.here)
+    tokens = token_detectors(contexts, counts.here, spelling, run.seed)
+    following = untested(bases[0].units)
+    if run.model.shape.causal:
+        following = next_detectors(contexts, counts.following, spelling, run.seed)
+    (token_q,), (following_q,) = q_values([tokens.p]), q_values([following.p])
+    detected = [
+        Detected(basis, _only(tokens, peak == place), _only(following, peak == place), token_q, following_q)
+        for place, basis in enumerate(bases)
+    ]
+    tested = (("token", tokens, token_q), ("next", following, following_q))
+    rows = [_tested_rows(bases, peak, name, tests, q, run.name) for name, tests, q in tested if tests.ends]
+    return Said(rows, list(token_labels(detected, texts)), detector_findings(detected, texts), {})
 
 
 def _only(tests: Detectors, units: Bool[Tensor, " unit"]) -> Detectors:
     """The tests of some units; the others have no hits. So findings come in turns, as many of one site as of another."""
     return dataclasses.replace(tests, hits=torch.where(units, tests.hits, 0))
-
-
-def _dictionary_row(dictionary: Dictionary, run: str, lens: str) -> pa.Table:
-    coder = dictionary.coder
-    said = f"{type(coder.rule).__name__} of an encoder" if isinstance(coder, Encoder) else str(coder)
-    row = {
-        "run": run,
-        "name": dictionary.name,
-        "file": f"dictionaries/{lens}.{run}.safetensors",
-        "arrangement": dictionary.arrangement,
-        "reads": [str(site) for site in dictionary.reads],
-        "writes": [str(site) for site in dictionary.writes],
-        "units": dictionary.units,
-        "width": dictionary.width,
-        "coder": said,
-        "learnt": json.dumps(dict(dictionary.learnt), sort_keys=True),
-    }
-    return rows_of("dictionaries", [row])
 
 
 def _site_stats(dictionary: Dictionary, seen: Sequence[Seen], run: str) -> list[pa.Table]:
@@ -185,44 +185,20 @@ def _profile_rows(basis: Factors, found: Profile, run: str) -> list[pa.Table]:
     if len(found.depth) < 2:
         return []
     stats = {"profile_centre": found.centre, "profile_width": found.width, "profile_early": found.early}
-    return [_anywhere(stat_rows(basis, stat, values.numpy(), run, {}, "")) for stat, values in stats.items()]
-
-
-def _anywhere(rows: pa.Table) -> pa.Table:
-    """Rows of no one site."""
-    place = rows.column_names.index("site")
-    empty = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int16)), pa.array([""], pa.string()))
-    return rows.set_column(place, "site", empty)
+    return [anywhere(stat_rows(basis, stat, values.numpy(), run, {}, "")) for stat, values in stats.items()]
 
 
 def _tested_rows(
-    seen: Sequence[Seen], peak: Int[Tensor, " unit"], name: str, tests: Detectors, q: np.ndarray, run: str
+    bases: Sequence[Factors], peak: Int[Tensor, " unit"], name: str, tests: Detectors, q: np.ndarray, run: str
 ) -> pa.Table:
     """token_share_top and next_share_top of every factor, at the site where it is strongest."""
     low, high = tests.interval
-    columns = {"control": np.full(seen[0].basis.units, tests.chance), "lo": low[0], "hi": high[0], "q": q[0]}
-    return pa.concat_tables(_by_place(seen, peak, f"{name}_share_top", tests.share[0].numpy(), run, columns, CONTROL))
+    columns = {"control": np.full(bases[0].units, tests.chance), "lo": low[0], "hi": high[0], "q": q[0]}
+    return pa.concat_tables(by_place(bases, peak, f"{name}_share_top", tests.share[0].numpy(), run, columns, CONTROL))
 
 
-def _by_place(
-    seen: Sequence[Seen],
-    peak: Int[Tensor, " unit"],
-    stat: str,
-    values: np.ndarray,
-    run: str,
-    columns: Mapping[str, np.ndarray],
-    control: str,
-) -> list[pa.Table]:
-    """Rows of every factor at the site where it is strongest."""
-    rows = []
-    for place, each in enumerate(seen):
-        there = (peak.clamp(min=0) == place).numpy()
-        rows.append(stat_rows(each.basis, stat, values, run, columns, control).filter(pa.array(there)))
-    return rows
-
-
-def _level_labels(basis: Factors, first: Profile, second: Profile) -> list[UnitLabel]:
-    """low, middle or mid, where both halves of the documents say so."""
+def _level_labels(basis: Factors, first: Profile, second: Profile, high: Bool[Tensor, " unit"]) -> list[UnitLabel]:
+    """low, middle or mid, where both halves of the documents say so; of mid ones those that need much context are high."""
     found = []
     if len(first.depth) < 2:
         return []
@@ -231,6 +207,7 @@ def _level_labels(basis: Factors, first: Profile, second: Profile) -> list[UnitL
             continue
         place = int(first.peak[unit])
         value, beside = float(first.importance[place, unit]), float(second.importance[place, unit])
+        level = "high" if high[unit] and level == "mid" else level
         text = f"{level}: strongest at {float(first.depth[place]):.0%} of the depth"
         found.append(UnitLabel(str(basis.address(unit)), "", "level", text, value, beside, _OTHER_HALF, None))
     return found

@@ -1,15 +1,12 @@
 """The sparse autoencoders that there are, as values: what of an encoder's product is a code, which loss makes codes sparse, and how each is trained.
 
-A variant is given pre-activations, either of all entries of a [row, unit] matrix or only of those that can be active, and what it does is the same:
-`Parts` says of which unit each is. Parameters, reconstruction and the loss as a whole belong in `autoencoder`, steps in `training`. Penalties are for
+What a variant is, is said in `variant`. Parameters, reconstruction and the loss as a whole belong in `autoencoder`, steps in `training`. Penalties are for
 states whose mean square length is d_model. Additional axes: `entry` as in `sparse_ops`; an annotation `*at` is `row unit` or `entry`.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -18,11 +15,12 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.factors.coding import Greedy
-from microtome.factors.dictionary import Above, Largest
+from microtome.factors.dictionary import Largest
 from microtome.factors.sparse_ops import Active, above, largest, largest_of_all
+from microtome.factors.variant import DENSE, Parts, Recipe, Variant, require_positive
 
 __all__ = [
-    "NESTED", "BatchTopK", "Gated", "JumpRelu", "Matching", "Parts", "Recipe", "Relu", "Steps", "Tanh", "Target", "TopK", "Variant",
+    "NESTED", "BatchTopK", "Gated", "JumpRelu", "Matching", "Relu", "Steps", "Tanh", "Target", "TopK",
 ]  # fmt: skip
 
 NESTED: Final = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
@@ -30,104 +28,6 @@ NESTED: Final = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 Source: Bussmann et al. 2025, arXiv:2503.17547, section 4.
 """
-_DENSE: Final = 1 / 16
-"""Share of active entries above which dense products are faster."""
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What formulas need beside pre-activations: parameters that were added, directions, and which entries are given (None: all)."""
-
-    added: Mapping[str, Float[Tensor, " unit"]]
-    directions: Float[Tensor, "unit target d_model"]
-    rows: int
-    active: Active | None = None
-
-    @cached_property
-    def lengths(self) -> Float[Tensor, " unit"]:
-        """Of directions, summed over targets."""
-        return self.directions.norm(dim=2).sum(1)
-
-    def of(self, per_unit: Float[Tensor, " unit"]) -> Float[Tensor, " unit"] | Float[Tensor, " entry"]:
-        """A number of each unit, for each entry."""
-        return per_unit if self.active is None else per_unit[self.active.unit]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a variant is trained where settings do not say otherwise.
-
-    `rate` is the learning rate of long runs, `warm` the share of a run in which the penalty grows to its full weight. Directions are `fixed` in
-    length (1), or `free` and begin with `length`. The error is the sum of squares of a row, or that `relative` to the states' variance. `revived`
-    says how units that stopped firing are brought back.
-    """
-
-    rate: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    warm: float = 0.0
-    directions: Literal["fixed", "free"] = "fixed"
-    length: float = 1.0
-    error: Literal["relative", "sum"] = "relative"
-    revived: Literal["auxiliary", "resampling", "threshold", "nothing"] = "nothing"
-
-
-class Variant(ABC):
-    """One kind of sparse autoencoder. Variants are frozen values; what has a body here is what most of them do."""
-
-    @property
-    def nested(self) -> tuple[float, ...]:
-        """Shares of the units of which the first so many make a reconstruction of their own, the whole last."""
-        return (1.0,)
-
-    @abstractmethod
-    def recipe(self, units: int) -> Recipe:
-        """How it is trained."""
-
-    def rule(self, floor: Float[Tensor, " unit"]) -> Above | Largest | Greedy:
-        """What is done at inference; `floor` is what a code of each unit must be above."""
-        return Above(floor)
-
-    def added(self, units: int) -> dict[str, Float[Tensor, " unit"]]:
-        """Parameters beside encoder, bias, directions and offset, as they begin."""
-        del units
-        return {}
-
-    def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:
-        """Entries to which a code, a penalty or a gradient can be due; None for all, where they are many."""
-        del parts
-        return above(z, z.new_zeros(()), int(_DENSE * z.numel()))
-
-    def codes(self, z: Float[Tensor, "*at"], parts: Parts) -> Float[Tensor, "*at"]:
-        """Codes of the entries that are given."""
-        del parts
-        return z.relu()
-
-    def cost(self, z: Float[Tensor, "*at"], codes: Float[Tensor, "*at"], parts: Parts) -> Float[Tensor, ""]:
-        """What is added to the mean error so that codes are sparse."""
-        del codes, parts
-        return z.new_zeros(())
-
-    def lift(self, z: Float[Tensor, "row dead"], parts: Parts) -> Float[Tensor, ""]:
-        """What is added so that units fire again that stopped; z and `parts` are of these units."""
-        del parts
-        return z.new_zeros(())
-
-    def scale(self, added: Mapping[str, Float[Tensor, " unit"]]) -> tuple[Tensor, Tensor] | None:
-        """Factor and shift of pre-activations that make them codes where they are not 0; None for 1 and 0."""
-        del added
-        return None
-
-    def floor(self, kept: Float[Tensor, ""], added: Mapping[str, Float[Tensor, " unit"]]) -> Float[Tensor, "*unit"]:
-        """What a code must be above; `kept` is the running mean of a batch's smallest."""
-        del added
-        return torch.zeros_like(kept)
-
-
-def _require(what: Variant, **numbers: float | int) -> None:
-    for name, number in numbers.items():
-        if not number > 0:
-            raise Refusal(f"{what}", why=f"{name} is not above 0", instead="give a positive number")
 
 
 @dataclass(frozen=True)
@@ -145,7 +45,7 @@ class Relu(Variant):
     weighting: Literal["unit", "decoder"] = "decoder"
 
     def __post_init__(self) -> None:
-        _require(self, penalty=self.penalty)
+        require_positive(self, penalty=self.penalty)
 
     def recipe(self, units: int) -> Recipe:
         """Learning rates 1e-4 and 5e-5."""
@@ -171,7 +71,7 @@ class Gated(Variant):
     penalty: float = 5.0
 
     def __post_init__(self) -> None:
-        _require(self, penalty=self.penalty)
+        require_positive(self, penalty=self.penalty)
 
     def recipe(self, units: int) -> Recipe:
         """Adam without momentum."""
@@ -211,7 +111,7 @@ class _Counted(Variant):
     prefixes: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        _require(self, k=self.k)
+        require_positive(self, k=self.k)
         ascending = all(a < b for a, b in zip((0.0, *self.prefixes), self.prefixes, strict=False))
         if not (ascending and self.prefixes[-1:] == (1,)):
             raise Refusal(f"{self}", why="prefixes do not ascend from above 0 to 1", instead="name shares of the units")
@@ -306,7 +206,7 @@ class JumpRelu(Variant):
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self, bandwidth=self.bandwidth, threshold=self.threshold, weight=self.sparsity.weight)
+        require_positive(self, bandwidth=self.bandwidth, threshold=self.threshold, weight=self.sparsity.weight)
 
     def recipe(self, units: int) -> Recipe:
         """Adam without momentum and a tenth of the run to warm up; with `Tanh` free directions and the whole run."""
@@ -319,9 +219,17 @@ class JumpRelu(Variant):
         """T = log theta."""
         return {"log_threshold": torch.full((units,), math.log(self.threshold))}
 
+    def begun(self, z: Float[Tensor, "row unit"]) -> dict[str, Float[Tensor, " unit"]]:
+        """With a `Target`, one threshold for all that gives the first batch as many codes as it aims at: short runs do not get there otherwise."""
+        if not isinstance(self.sparsity, Target):
+            return {}
+        ordered = z.flatten().sort(descending=True).values
+        least = ordered[min(len(ordered), max(1, round(self.sparsity.count * len(z)))) - 1]
+        return {"log_threshold": least.clamp(min=1e-6).log().expand(z.shape[1])}
+
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:
         """What is above its threshold, or so near below it that it counts in its gradient."""
-        return above(z, parts.added["log_threshold"].exp() - self.bandwidth / 2, int(_DENSE * z.numel()))
+        return above(z, parts.added["log_threshold"].exp() - self.bandwidth / 2, int(DENSE * z.numel()))
 
     def codes(self, z: Float[Tensor, "*at"], parts: Parts) -> Float[Tensor, "*at"]:
         """What is above its threshold."""
@@ -360,7 +268,7 @@ class Matching(Variant):
     k: int
 
     def __post_init__(self) -> None:
-        _require(self, k=self.k)
+        require_positive(self, k=self.k)
 
     def recipe(self, units: int) -> Recipe:
         """That of `TopK`."""

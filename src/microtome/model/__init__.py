@@ -28,6 +28,7 @@ from microtome.model.shape import Patches as Patches
 from microtome.model.shape import Shape as Shape
 from microtome.model.spellings import parse_site as parse_site
 from microtome.model.spellings import spell as spell
+from microtome.model.twin import random_twin as random_twin
 from microtome.model.weights import Norm as Norm
 from microtome.model.weights import Weights as Weights
 from microtome.model.wrapping import wrap as wrap

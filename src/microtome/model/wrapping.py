@@ -19,7 +19,7 @@ from microtome.model.model import Model
 from microtome.model.record import UNCHECKED
 from microtome.model.weights import Fetch, Weights, built_tensors
 
-__all__ = ["wrap"]
+__all__ = ["uncertified", "wrap"]
 
 
 def wrap(
@@ -41,6 +41,17 @@ def wrap(
     Errors: `Refusal` for an unknown architecture, and for a model that fails an identity (see `certificate`).
     Cost: a few forward passes over 32 tokens; reads every parameter once where no fingerprint is given.
     """
+    model = uncertified(module, tokenizer, processor=processor, name=name, fingerprint=fingerprint)
+    return replace(model, certificate=certify(model, stored))
+
+
+def uncertified(
+    module: nn.Module, tokenizer: Any = None, *, processor: Any = None, name: str | None = None, fingerprint: str | None = None
+) -> Model:
+    """The same before its identities are checked: for modules of an architecture and configuration that has its certificate already.
+
+    Errors: `Refusal` for an unknown architecture. Cost: reads every parameter once where no fingerprint is given.
+    """
     config: Any = getattr(module, "config", None)
     if config is None:
         raise Refusal(
@@ -55,7 +66,7 @@ def wrap(
     head = None if bare else family.head(type(module).__name__)
     shape = family.shape(config, head.kind if head else "none")
     prefix = "" if bare else f"{getattr(module, 'base_model_prefix', family.prefix)}."
-    model = Model(
+    return Model(
         name=name or str(getattr(config, "name_or_path", "")) or family.name,
         module=module,
         family=family,
@@ -67,7 +78,6 @@ def wrap(
         fingerprint=fingerprint or _digest(module, config),
         certificate=UNCHECKED,
     )
-    return replace(model, certificate=certify(model, stored))
 
 
 def _digest(module: nn.Module, config: Any) -> str:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, ExpertRows, Half, Role, Site, State
+from microtome.core import CONTENT, Batch, ExpertRows, Half, Role, Site, State, token_keys
 from microtome.neurons.basis import Neurons
-from microtome.neurons.links import COMPARED, Links, Nearest, compared, link_rows, orthogonal
+from microtome.neurons.links import Links, link_rows
 from microtome.numerics import hash_parts, uniform
+from microtome.readout.directions import COMPARED, Nearest, compared, orthogonal
 
 __all__ = ["ALIKE", "SampledActivations", "SampledRows", "coactivation_operations", "coactivation_rows", "coactivations"]
 
@@ -86,7 +87,7 @@ class SampledRows:
 
     def result(self, state: State) -> SampledActivations:
         """In the order of the corpus, whatever the order in which they came."""
-        order = (state["window"] * (1 << 24) + state["token"]).argsort()
+        order = token_keys(state["window"], state["token"]).argsort()
         return SampledActivations(state["half"][order], state["bits"][order].view(torch.float16))
 
 

@@ -5,20 +5,18 @@ the next token, and what fires with what. Each has a module of its own; here the
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
-import pyarrow as pa
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from microtome.capture.lens import MAIN, Results, Rows, Run
+from microtome.capture.lens import MAIN, Results, Run
 from microtome.core import Batch, Fold, Half
 from microtome.examples import UnitSurveyRecord, in_order_of_text
 from microtome.examples.detectors import q_values
-from microtome.examples.findings import Finding
-from microtome.examples.labels import UnitLabel
+from microtome.examples.said import Said, together
 from microtome.model import Model
 from microtome.neurons.basis import Neurons, fold_name
 from microtome.neurons.coactivation import SampledRows, coactivation_operations, coactivation_rows, coactivations
@@ -43,7 +41,7 @@ from microtome.neurons.unit_labels import place_labels, question_labels, role_la
 from microtome.readout import output_reader
 from microtome.readout.words import texts_of
 
-__all__ = ["Deeper", "deeper", "deeper_folds", "why_no_agreement", "why_not_alike", "why_not_deeper", "why_not_together"]
+__all__ = ["deeper", "deeper_folds", "why_no_agreement", "why_not_alike", "why_not_deeper", "why_not_together"]
 
 _Tested = TypeVar("_Tested", Families, Positional, Cohesion)
 
@@ -56,16 +54,6 @@ _ORDERS: Final = (2, 3)
 _TOKENS_PER_BATCH: Final = 8192
 _SEED: Final = 0
 """Of what the weights alone decide, which is the same in every run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Deeper:
-    """Rows of `unit_stats`, labels, findings, and rows of other tables."""
-
-    stats: Sequence[pa.Table]
-    labels: Sequence[UnitLabel]
-    findings: Sequence[Finding]
-    tables: Mapping[str, Rows]
 
 
 def why_not_deeper(run: Run) -> str:
@@ -127,7 +115,7 @@ def deeper(
     results: Results,
     spelling: Int64[Tensor, " vocab"],
     texts: Sequence[str],
-) -> Deeper:
+) -> Said:
     """Everything that was asked, of all units; `spelling` and `texts` say which token stands for the word of each, and how it is written."""
     parts = [
         _roles(bases, run, results),
@@ -138,22 +126,14 @@ def deeper(
         _values(bases, run, results),
         _together(bases, run, results),
     ]
-    tables: dict[str, Rows] = {}
-    for part in parts:
-        tables |= part.tables
-    return Deeper(
-        [rows for part in parts for rows in part.stats],
-        [label for part in parts for label in part.labels],
-        [finding for part in parts for finding in part.findings],
-        tables,
-    )
+    return together(parts)
 
 
-def _roles(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _roles(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     found = write_roles(run.model.weights, output_reader(run.model.weights), seed=_SEED)
     names = role_names(found, [_orientation(run, _survey(results, basis)) for basis in bases])
     labels = list(role_labels(bases, found, names))
-    return Deeper([role_rows(bases, found, run.name)], labels, role_findings(bases, found, names), {})
+    return Said([role_rows(bases, found, run.name)], labels, role_findings(bases, found, names), {})
 
 
 def _orientation(run: Run, survey: UnitSurveyRecord) -> Float64[Tensor, " unit"]:
@@ -162,13 +142,13 @@ def _orientation(run: Run, survey: UnitSurveyRecord) -> Float64[Tensor, " unit"]
     return skewness if run.model.shape.gated else torch.ones_like(skewness)
 
 
-def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _families(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     found = _over_layers([families(results.of(MAIN, fold_name("families", basis))) for basis in bases])
     rows = [family_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
-    return Deeper(rows, list(question_labels(bases, found)), family_findings(bases, found), {})
+    return Said(rows, list(question_labels(bases, found)), family_findings(bases, found), {})
 
 
-def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     """Of windows whose tokens are all in one place nothing can be said."""
     assert run.corpus is not None, "folds are of a text"
     window, rows, labels = run.corpus.window, [], []
@@ -184,7 +164,7 @@ def _places(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
         ]
         rows.append(place_rows(basis, found, run.name))
         labels += place_labels(basis, found, where)
-    return Deeper(rows, labels, [], {})
+    return Said(rows, labels, [], {})
 
 
 def _place_named(place: int, share: float, mean: float, window: int) -> str:
@@ -196,7 +176,7 @@ def _place_named(place: int, share: float, mean: float, window: int) -> str:
 
 def _runs(
     bases: Sequence[Neurons], run: Run, results: Results, spelling: Int64[Tensor, " vocab"], texts: Sequence[str]
-) -> Deeper:
+) -> Said:
     contexts = [_survey(results, basis).contexts for basis in bases]
     rows, labels = [], []
     for order in _ORDERS:
@@ -204,23 +184,23 @@ def _runs(
         q = q_values([each.p for each in found])
         rows += [run_rows(basis, tests, own, run.name) for basis, tests, own in zip(bases, found, q, strict=True)]
         labels += run_labels(bases, found, q, texts)
-    return Deeper(rows, labels, [], {})
+    return Said(rows, labels, [], {})
 
 
-def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     """What a unit's contexts have in common, by the texts before them."""
     if why_not_alike(run):
-        return Deeper([], [], [], {})
+        return Said([], [], [], {})
     places = places_of(_batches(run), run.model.weights.get("W_E"))
     found = _over_layers([cohesion(_survey(results, basis).contexts, places, seed=run.seed) for basis in bases])
     rows = [cohesion_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
-    return Deeper(rows, [], [], {})
+    return Said(rows, [], [], {})
 
 
-def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     """Whether values say the token that follows: asked of models that predict it."""
     if why_no_agreement(run):
-        return Deeper([], [], [], {})
+        return Said([], [], [], {})
     assert isinstance(run.model, Model), "a text is read by a model that was built"
     reader = output_reader(run.model.weights)
     found = [
@@ -233,17 +213,17 @@ def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
         )
         for basis in bases
     ]
-    return Deeper([], [], agreement_findings(found), {})
+    return Said([], [], agreement_findings(found), {})
 
 
-def _together(bases: Sequence[Neurons], run: Run, results: Results) -> Deeper:
+def _together(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     if why_not_together(run):
-        return Deeper([], [], [], {})
+        return Said([], [], [], {})
     half = results.of(MAIN, fold_name("tokens", bases[0])).half
     layers = [basis.layer for basis in in_order_of_text(bases)]
     by_layer = {basis.layer: fold_name("tokens", basis) for basis in bases}
     found = coactivations(lambda layer: results.of(MAIN, by_layer[layer]).values, half, layers, sorted(layers), seed=run.seed)
-    return Deeper([], [], [], {"coactivations": (coactivation_rows(each, run.name) for each in found)})
+    return Said([], [], [], {"coactivations": (coactivation_rows(each, run.name) for each in found)})
 
 
 def _over_layers(found: Sequence[_Tested]) -> list[_Tested]:

@@ -1,11 +1,11 @@
-"""Neurons explained: excerpts of a model's units, explanations of both ends, and how well they predict.
+"""What explanations of neurons ask of a model: activations in texts of one's own, runs with an activation replaced, and random directions beside units.
 
-What explains, simulates and judges is in `explain`, which knows no model; here a model's units are brought to it. A random direction of a
-layer's activations (`Turned`) is explained like a unit, as the control that asks whether units are easier to explain than anything else.
+What explains, simulates and judges units of any basis is in `explain`. A random direction of a layer's activations (`Turned`) is explained like a
+unit, as the control that asks whether units are easier to explain than anything else.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -13,54 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.capture import fold_batch
-from microtome.core import Basis, Batch, ExpertRows, Refusal, Role, Site, UnitAddress
+from microtome.core import Batch, ExpertRows, Refusal, Role, Site, UnitAddress
 from microtome.corpus.tokenising import wrapping
-from microtome.explain import (
-    NOTHING,
-    SCALE,
-    Activation,
-    ByRule,
-    End,
-    ExcerptRecord,
-    Excerpts,
-    ExcerptSurvey,
-    Explainer,
-    Explanation,
-    Firing,
-    Judged,
-    Questions,
-    RuleJudge,
-    Scores,
-    Selection,
-    Simulator,
-    controlled,
-    detection,
-    firing,
-    fuzzing,
-    scores,
-)
+from microtome.explain import NOTHING, Activation, Excerpts
 from microtome.explain.ablation import Run
-from microtome.explain.examples import joined
-from microtome.explain.scoring import scored
 from microtome.intervene import Edit, Set, edited
 from microtome.model import Model, capture, observe
 from microtome.neurons.basis import Neurons
 
-__all__ = [
-    "Explained",
-    "Turned",
-    "ablation_run",
-    "both_ends",
-    "excerpt_records",
-    "explain_ends",
-    "filler",
-    "unit_activation",
-]
+__all__ = ["Turned", "ablation_run", "filler", "unit_activation"]
 
-_SELECTION: Final = Selection()
-_BY_RULE: Final = ByRule()
-_QUESTIONS: Final = Questions()
 _TOKENS: Final = 4096
 """Tokens of texts that are tried in one forward pass."""
 _SPECIAL: Final = ("mask_token", "bos_token", "cls_token", "eos_token", "unk_token")
@@ -101,109 +63,6 @@ class Turned:
     def address(self, index: int) -> UnitAddress:
         """`turned.24/7`."""
         return UnitAddress("turned", index, layer=self.basis.layer)
-
-
-def excerpt_records(
-    model: Model, batches: Iterable[Batch], bases: Sequence[Basis], selection: Selection = _SELECTION
-) -> list[ExcerptRecord]:
-    """Find the excerpts of all units of the bases in one pass over windows.
-
-    Cost: a forward pass, and one read of the activations for each end. Memory: see `ExcerptSurvey`, for each basis.
-    """
-    folds = {str(number): ExcerptSurvey(basis, selection) for number, basis in enumerate(bases)}
-    states = {name: fold.init() for name, fold in folds.items()}
-    for batch in batches:
-        fold_batch(model, batch, folds, states)
-    return [fold.result(states[name]) for name, fold in folds.items()]
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """One end of a unit: what it is said to do, how that predicts the validation excerpts (`scores`, `firing`), and answers for the test ones.
-
-    Beside it what explanations of other ends in its place reach in the mean: `control` in correlation, `detection_control` and
-    `fuzzing_control` in accuracy. p is how often one of them correlates as well, q over all ends explained together.
-    """
-
-    unit: UnitAddress
-    explanation: Explanation
-    scores: Scores
-    firing: Firing
-    control: float
-    p: float
-    q: float
-    detection: Judged
-    detection_control: float
-    fuzzing: Judged
-    fuzzing_control: float
-
-
-def explain_ends(
-    record: ExcerptRecord,
-    explainer: Callable[[UnitAddress], Explainer],
-    units: Sequence[int] | None = None,
-    *,
-    simulator: Simulator = _BY_RULE,
-    questions: Questions = _QUESTIONS,
-    draws: int = 19,
-    seed: int = 0,
-) -> list[Explained]:
-    """Explain units (None: all), each end by itself as far as it is active, and score every explanation beside those of others.
-
-    `explainer` gives what explains an end, which its address says with a sign; tables and language models take no notice of it.
-    The bottom of a plain unit is the floor of its nonlinearity, which may be explained like anything else and means little.
-    Errors: `Refusal` where fewer than two ends are active.
-    Cost: for each end one explanation, and 3 (1 + draws) simulations of a quarter of its excerpts.
-    """
-    chosen = range(record.basis.units) if units is None else units
-    ends: list[tuple[int, End]] = [
-        (unit, end) for unit in chosen for at, end in enumerate(record.ends) if bool(record.explicable[at, unit])
-    ]
-    addresses = [replace(record.address(unit), sign="+" if end == "top" else "-") for unit, end in ends]
-    examples = [record.examples(unit, end) for unit, end in ends]
-    made = [explainer(address).explain(each) for address, each in zip(addresses, examples, strict=True)]
-    material, judge = list(zip(made, examples, strict=True)), RuleJudge(simulator)
-    plain = replace(questions, draws=0)
-    pearson, detected, fuzzed = (
-        controlled(material, score, draws=draws, seed=seed)
-        for score in (
-            lambda said, shown: scores(said, simulator, shown, draws=0).pearson,
-            lambda said, shown: detection(judge, said, shown, plain).accuracy,
-            lambda said, shown: fuzzing(judge, said, shown, plain).accuracy,
-        )
-    )
-    return [
-        Explained(
-            unit=addresses[row],
-            explanation=said,
-            scores=scores(said, simulator, shown, seed=seed),
-            firing=firing(shown.scaled(shown.valid), simulator.simulate(said, shown.valid.ids), shown.valid.counted),
-            control=float(pearson.control[row]),
-            p=float(pearson.p[row]),
-            q=float(pearson.q[row]),
-            detection=detection(judge, said, shown, questions),
-            detection_control=float(detected.control[row]),
-            fuzzing=fuzzing(judge, said, shown, questions),
-            fuzzing_control=float(fuzzed.control[row]),
-        )
-        for row, (said, shown) in enumerate(material)
-    ]
-
-
-def both_ends(
-    record: ExcerptRecord, unit: int, top: Explanation, bottom: Explanation, simulator: Simulator = _BY_RULE, *, seed: int = 0
-) -> Scores:
-    """Score both explanations of a unit together, on its activation with its sign, over the validation excerpts of both ends.
-
-    Predicted is what the one says less what the other says, each times the largest activation of its end. Reversing a gated unit leaves it
-    as it is.
-    """
-    ends = record.examples(unit, "top"), record.examples(unit, "bottom")
-    lowest = ends[1].valid.take(ends[1].valid.active)
-    part = joined([ends[0].valid, replace(lowest, activation=-lowest.activation)])
-    sizes = [each.largest / SCALE for each in ends]
-    above, below = (simulator.simulate(said, part.ids).double() * size for said, size in zip((top, bottom), sizes, strict=True))
-    return scored(part.activation, above - below, part.counted, seed=seed)
 
 
 def unit_activation(model: Model, unit: UnitAddress) -> Activation:

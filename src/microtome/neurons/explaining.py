@@ -5,17 +5,18 @@ sentences of it. Tables of tokens alone are used, so that a stage costs one pass
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from microtome.capture.lens import Results, Stage
-from microtome.core import ExpertRows, Site, UnitAddress
+from microtome.core import UnitAddress
+from microtome.examples.chosen import Chosen
 from microtome.examples.findings import Finding
 from microtome.explain import (
     ByRule,
@@ -35,7 +36,7 @@ from microtome.explain import (
 )
 from microtome.explain.examples import joined
 from microtome.explain.scoring import OTHERS, scored
-from microtome.explain.tables import STRONG, Table, fitted
+from microtome.explain.tables import STRONG, Table, best_order, fitted
 from microtome.neurons.basis import Neurons
 from microtome.neurons.causal import Picked
 from microtome.neurons.explained import Turned
@@ -45,7 +46,6 @@ from microtome.readout.words import named
 __all__ = [
     "EXPLAINED",
     "METHODS",
-    "Chosen",
     "ExplainedEnd",
     "LayerRecords",
     "explain_layers",
@@ -71,37 +71,6 @@ _BITS: Final = 20
 _TINY: Final = 1e-12
 _WORDS: Final = ("unit", "end", "method", "text")
 _NUMBERS: Final = ("pearson", "control", "directions", "q", "detection", "detection_control", "fuzzing", "fuzzing_control")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Units of a block, by their indices, as a basis of their own: unit j is unit `chosen[j]` of `basis`, by whose address it goes.
-
-    `signed` is False where the bottom end is to be left alone: that of a plain unit is the floor of its nonlinearity.
-    """
-
-    basis: Neurons
-    chosen: tuple[int, ...]
-    signed: bool = True
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """Those of the block."""
-        return self.basis.sites
-
-    @property
-    def units(self) -> int:
-        """How many are chosen."""
-        return len(self.chosen)
-
-    def encode(self, values: Mapping[Site, Tensor | ExpertRows]) -> Float[Tensor, "window token unit"]:
-        """Their activations, as a copy."""
-        x = self.basis.encode(values)
-        return x[..., torch.tensor(self.chosen, dtype=torch.int64, device=x.device)]
-
-    def address(self, index: int) -> UnitAddress:
-        """That of the unit in its block: `neurons.24/343`."""
-        return self.basis.address(self.chosen[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,25 +305,15 @@ def _standing(
 
 def _explanations(layer: int, record: ExcerptRecord) -> list[_Made]:
     """Of all ends of a record that are active."""
-    return [
-        _made(record.address(unit), layer, record.examples(unit, end))
-        for unit in range(record.basis.units)
-        for at, end in enumerate(record.ends)
-        if bool(record.explicable[at, unit])
-    ]
+    return [_made(record.address(unit), layer, record.examples(unit, end)) for unit, end in record.explicable_ends()]
 
 
 def _made(unit: UnitAddress, layer: int, examples: Examples) -> _Made:
     """The table whose order is best on the calibration excerpts, the lowest of equal ones, made anew of training and calibration excerpts."""
-    part = examples.calibration
-    real, found = examples.scaled(part), []
-    for order in range(1, 1 + len(METHODS)):
-        predicted = fitted(examples.train.ids, examples.scaled(examples.train), examples.train.counted, order).predict(part.ids)
-        found.append(scored(real, predicted, part.counted, draws=0).pearson)
-    best = int(torch.tensor(found).nan_to_num(nan=-torch.inf).argmax())
-    every = joined([examples.train, part])
-    table = fitted(every.ids, examples.scaled(every), every.counted, best + 1)
-    return _Made(unit, layer, METHODS[best], table, examples)
+    order = best_order(examples, range(1, 1 + len(METHODS)))
+    every = joined([examples.train, examples.calibration])
+    table = fitted(every.ids, examples.scaled(every), every.counted, order)
+    return _Made(unit, layer, METHODS[order - 1], table, examples)
 
 
 def _text(made: _Made, names: Names) -> str:

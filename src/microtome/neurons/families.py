@@ -5,7 +5,7 @@ asked in `detectors`. The axis `test` counts questions, `half` the halves of the
 have the answers of every window turned round.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -15,30 +15,18 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Basis, Batch, ExpertRows, Half, Refusal, Role, Site, State
 from microtome.examples.entries import to_device
-from microtome.neurons.positional import turned_rows
-from microtome.numerics import benjamini_hochberg
+from microtome.numerics import benjamini_hochberg, window_shifts
 from microtome.readout import pooled_chance
+from microtome.readout.spellings import SPELLING
 
-__all__ = ["SPELLING", "Answered", "Families", "FamilyMoments", "explained", "families", "spelling_tests", "question_names"]
+__all__ = ["Answered", "Families", "FamilyMoments", "explained", "families", "spelling_tests", "question_names"]
 
-SPELLING: Final[Mapping[str, Callable[[str], bool]]] = {
-    "starts with a space": lambda text: text[:1] == " ",
-    "starts with a capital": lambda text: text.strip()[:1].isupper(),
-    "is in capitals": lambda text: len(text.strip()) > 1 and text.strip().isupper(),
-    "continues a word": lambda text: text[:1].isalpha(),
-    "is of letters": lambda text: text.strip().isalpha(),
-    "is of digits": lambda text: text.strip().isdigit(),
-    "is punctuation": lambda text: bool(text.strip()) and not any(letter.isalnum() for letter in text.strip()),
-    "ends a sentence": lambda text: text.strip()[-1:] in (".", "!", "?"),
-    "is white space": lambda text: bool(text) and not text.strip(),
-}
-"""Questions about a token's text, as what is said of the token where the answer is yes."""
 _QUARTERS: Final = 4
 _ROWS: Final = 4096
 
 
 def spelling_tests(texts: Sequence[str]) -> Bool[Tensor, "test vocab"]:
-    """The answers of `SPELLING` for every token of a vocabulary (`readout.texts_of`)."""
+    """The answers to `SPELLING` for every token of a vocabulary (`readout.texts_of`)."""
     return torch.tensor([[bool(asked(text)) for text in texts] for asked in SPELLING.values()])
 
 
@@ -106,7 +94,8 @@ class FamilyMoments:
         if not len(row):
             return
         answers, half = self._answers(batch).to(x.device)[row, place], batch.half.to(x.device)[row]
-        orders = [torch.arange(len(row), device=x.device), *turned_rows(batch, row, self.draws, self.seed)]
+        shifts = window_shifts(batch.window.to(x.device)[row], self.draws, self.seed)
+        orders = [torch.arange(len(row), device=x.device), *shifts]
         for each in Half:
             mine = (half == int(each)).nonzero()[:, 0]
             state["tokens"][each] += len(mine)

@@ -17,34 +17,27 @@ from torch import Tensor
 
 from microtome.model import Weights
 from microtome.numerics import hash_parts
-from microtome.readout import fold_norm, written
+from microtome.readout.directions import COMPARED, Nearest, UnitWeight, compared, orthogonal, unit_directions
 from microtome.store import Depth
 
 __all__ = [
     "AFFORDED",
-    "COMPARED",
     "KINDS",
     "Links",
-    "Nearest",
-    "compared",
     "link_operations",
     "link_rows",
     "linked_kinds",
-    "orthogonal",
     "weight_links",
     "why_no_links",
 ]
 
-KINDS: Final[Mapping[str, tuple[str, Literal["any", "earlier"]]]] = {
+KINDS: Final[Mapping[str, tuple[UnitWeight, Literal["any", "earlier"]]]] = {
     "writes alike": ("W_out", "any"),
     "reads what is written": ("W_in", "earlier"),
     "gate reads what is written": ("W_gate", "earlier"),
     "amplitude reads what is written": ("W_up", "earlier"),
 }
 """Of each kind of link the weight whose vectors are compared with values (W_out), and whose: those of any layer, or of earlier ones."""
-COMPARED: Final = 256
-"""Units of a layer from which its control is taken, at most."""
-_TINY: Final = 1e-20
 AFFORDED: Final = 5e13
 """Operations at depth standard: a quarter of an hour of one core, and five times what a model of 135 million parameters takes."""
 
@@ -105,12 +98,12 @@ def weight_links(
     width = weights.shape.d_model
     turn = orthogonal(width, int(hash_parts(seed, list(KINDS).index(kind))))
     for layer in range(weights.shape.layers) if layers is None else layers:
-        rows = _directions(weights, name, layer)
+        rows = unit_directions(weights, name, layer)
         others = range(layer) if whose == "earlier" else range(weights.shape.layers)
         some = compared(len(rows), int(hash_parts(seed, layer)))
         own, turned = Nearest(len(rows), k), Nearest(len(some), k)
         for other in others:
-            columns = _directions(weights, "W_out", other)
+            columns = unit_directions(weights, "W_out", other)
             cosines = rows @ columns.T
             if name == "W_out" and other == layer:
                 cosines.fill_diagonal_(0)
@@ -137,47 +130,3 @@ def link_rows(found: Links) -> pa.Table:
 
 def _names(layer: Int[Tensor, " link"], index: Int[Tensor, " link"]) -> list[str]:
     return [f"neurons.{at}/{own}" for at, own in zip(layer.tolist(), index.tolist(), strict=True)]
-
-
-def compared(units: int, seed: int) -> Int[Tensor, " some"]:
-    """The units of a layer that its control is taken from: all of them, or 256 that are drawn."""
-    if units <= COMPARED:
-        return torch.arange(units)
-    return torch.randperm(units, generator=torch.Generator().manual_seed(seed & 0x7FFFFFFF))[:COMPARED].sort().values
-
-
-class Nearest:
-    """The k entries of largest absolute value of each row, over blocks of columns as they come."""
-
-    def __init__(self, rows: int, k: int) -> None:
-        self.cosine = torch.full((rows, k), torch.nan)
-        self.layer = torch.full((rows, k), -1)
-        self.index = torch.full((rows, k), -1)
-
-    def add(self, cosines: Float[Tensor, "unit column"], layer: int) -> None:
-        """Let a layer's columns compete. Of equals the earlier layer stays, and in a layer the lower index."""
-        k = self.cosine.shape[1]
-        some = cosines.abs().topk(min(k, cosines.shape[1]), dim=1).indices
-        cosine = torch.cat([self.cosine, cosines.gather(1, some)], 1)
-        layers = torch.cat([self.layer, torch.full_like(some, layer)], 1)
-        index = torch.cat([self.index, some], 1)
-        size = torch.where(cosine.isnan(), -1, cosine.abs())
-        place = size.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        self.cosine, self.layer, self.index = (each.gather(1, place) for each in (cosine, layers, index))
-
-
-def _directions(weights: Weights, name: str, layer: int) -> Float[Tensor, "unit d_model"]:
-    """Vectors of length 1 in the stream, in float32; those that are 0 stay so."""
-    stored = weights.get(name, layer).to("cpu", torch.float32)
-    if name == "W_out":
-        rows = written(weights, layer, stored, "mlp")
-    else:
-        rows = stored.T
-        rows = fold_norm(weights.norm("mlp_norm", layer), rows) if weights.has("mlp_norm", layer) else rows
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=_TINY)
-
-
-def orthogonal(width: int, seed: int) -> Float[Tensor, "d_model d_model"]:
-    """A random orthogonal matrix, Haar-distributed."""
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))
-    return q * r.diagonal().sign()

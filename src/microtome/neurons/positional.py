@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, ExpertRows, Refusal, Role, Site, State
 from microtome.examples.entries import to_device
-from microtome.numerics import benjamini_hochberg, hash_parts
+from microtome.numerics import benjamini_hochberg, window_shifts
 
 __all__ = [
     "CRITERIA",
@@ -28,7 +28,6 @@ __all__ = [
     "positional",
     "profile_kind",
     "shift_p",
-    "turned_rows",
 ]
 
 CRITERIA: Final = ("open", "large")
@@ -57,8 +56,8 @@ class Activity:
 class PositionalActivity:
     """Counts of active tokens by place, for every unit of a block, and the same counts of `draws` circular shifts.
 
-    A shift moves a window's tokens round among its own counted places, by an offset hashed from (seed, window, draw): how often the window
-    has a unit active, and in what runs, stays; where, does not. `tau` is each unit's own threshold for |h|, since sizes of different
+    A shift moves a window's tokens round among its own counted places (`numerics.window_shifts`): how often the window has a
+    unit active, and in what runs, stays; where, does not. `tau` is each unit's own threshold for |h|, since sizes of different
     units do not compare: its root mean square, say. `positions` is the length of the longest window; `width` tokens of it that follow each
     other count as one position.
     Cost: 4 (1 + draws) positions FLOP a unit and token. Memory: 16 (1 + draws) bytes a position and unit.
@@ -111,7 +110,8 @@ class PositionalActivity:
             raise Refusal(f"a token at place {int(place.max())}", why=why, instead="make the fold for the longest window")
         counted = place // self.width
         state["seen"].index_add_(0, counted, torch.ones_like(counted))
-        turned = torch.stack([counted, *(counted[each] for each in turned_rows(batch, row, self.draws, self.seed))])
+        orders = window_shifts(batch.window.to(row.device)[row], self.draws, self.seed)
+        turned = torch.stack([counted, *(counted[order] for order in orders)])
         places = torch.arange(len(state["seen"]), device=gate.device)
         tau = self.tau.to(act)
         for rows in torch.arange(len(row), device=gate.device).split(_ROWS):
@@ -130,19 +130,6 @@ class PositionalActivity:
     def result(self, state: State) -> Activity:
         """The counts, on the host."""
         return Activity(**{name: counts.cpu() for name, counts in state.items()})
-
-
-def turned_rows(batch: Batch, row: Int64[Tensor, " row"], draws: int, seed: int) -> list[Int64[Tensor, " row"]]:
-    """For each draw, where counted tokens go if every window's are turned round: an index into them; `row` is each one's window, in order.
-
-    The offset is hashed from (seed, draw, window): the same under any split.
-    """
-    length = torch.bincount(row, minlength=len(batch.window))
-    first = length.cumsum(0) - length
-    own = torch.arange(len(row), device=row.device) - first[row]
-    window = batch.window.to(row.device)
-    offsets = [(hash_parts(seed, draw, window) & 0x7FFFFFFF) % length.clamp_min(1) for draw in range(draws)]
-    return [first[row] + (own + offset[row]) % length[row] for offset in offsets]
 
 
 @dataclass(frozen=True, eq=False)

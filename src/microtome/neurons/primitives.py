@@ -15,8 +15,8 @@ from torch import Tensor
 
 from microtome.core import CONTENT, Batch, Half, Refusal, Role
 from microtome.model import Model
-from microtome.neurons.families import SPELLING
 from microtome.probes import LabelledWords
+from microtome.readout.spellings import SPELLING
 
 __all__ = [
     "ENDINGS",

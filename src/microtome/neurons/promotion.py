@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, Refusal, Site
+from microtome.core import CONTENT, Batch, Refusal, Site, token_keys
 from microtome.intervene import Edit, Set, edited, final_states
 from microtome.model import Model, final_norm, unembed
 from microtome.neurons.aggregation import activity, before_feed_forward, random_place, rows_at
@@ -252,7 +252,7 @@ def _added(
 def _once(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """All events in the order of the text; a token that was drawn twice counts once."""
     columns = {name: torch.cat([each[name].cpu() for each in found]) for name in found[0]}
-    key = columns["window"] * (1 << 24) + columns["token"]
+    key = token_keys(columns["window"], columns["token"])
     order = key.argsort(stable=True)
     kept = torch.ones(len(order), dtype=torch.bool)
     kept[1:] = key[order][1:] != key[order][:-1]

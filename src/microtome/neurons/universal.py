@@ -17,8 +17,8 @@ from torch import Tensor
 from microtome.capture import sampled
 from microtome.core import Batch, Half, Refusal, Site
 from microtome.model import Model, observe
-from microtome.neurons.links import orthogonal
 from microtome.numerics import hash_parts
+from microtome.readout.directions import orthogonal
 
 __all__ = ["GURNEE", "SETTINGS", "UnitRows", "Universal", "UniversalSettings", "unit_rows", "universal"]
 

@@ -33,3 +33,4 @@ from microtome.numerics.quantiles import quantiles as quantiles
 from microtome.numerics.quantised import quantise as quantise
 from microtome.numerics.rounding import Columns as Columns
 from microtome.numerics.rounding import Precision as Precision
+from microtome.numerics.shifts import window_shifts as window_shifts

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State
+from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State, token_keys
 from microtome.numerics import hash_parts, uniform
 
 __all__ = ["Target", "TargetCounts", "TokenSample", "Tokens", "target_ids"]
@@ -89,7 +89,7 @@ class TokenSample:
 
     def result(self, state: State) -> Tokens:
         """The rows in the order of the corpus, whatever the order in which they came."""
-        order = (state["window"] * (1 << 24) + state["token"]).argsort()
+        order = token_keys(state["window"], state["token"]).argsort()
         return Tokens(self.site, **{name: tensor[order] for name, tensor in state.items()})
 
 

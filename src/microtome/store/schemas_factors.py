@@ -4,7 +4,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from microtome.store.table_spec import WORD, table_spec
+from microtome.store.table_spec import ADDRESS, WORD, table_spec
 
 __all__ = ["FACTORS"]
 
@@ -40,5 +40,50 @@ FACTORS: Final = (
         lo=pa.float64(),
         hi=pa.float64(),
         undefined=WORD,
+    ),
+    table_spec(
+        "unit_places",
+        "where a unit is on a map of its basis, on which units near each other point alike; how far it can be believed is said in dictionary_stats "
+        "(trustworthiness, continuity)",
+        "unit layout",
+        unit=ADDRESS,
+        layout=WORD,
+        x=pa.float32(),
+        y=pa.float32(),
+    ),
+    table_spec(
+        "cofirings",
+        "a unit that is active with another: score is the tokens at which both are, of those at which either is, in the confirm half, chosen by the "
+        "discover half; shifted is the same where one is turned round in its windows, expected that of two that know nothing of each other, control "
+        "the mean at this rank of partners found in the same way in text that was turned round",
+        "run unit other",
+        run=WORD,
+        unit=ADDRESS,
+        other=ADDRESS,
+        score=pa.float64(),
+        shifted=pa.float64(),
+        expected=pa.float64(),
+        control=pa.float64(),
+    ),
+    table_spec(
+        "saliencies",
+        "what a unit's code at a token is owed to: the weight of each token of the window that may be taken away, by its position; whole is the code, nothing "
+        "that without these tokens; deletion and insertion are areas under the code's share while tokens are taken away and put in, those that it owes "
+        "most to first (a good deletion is small, a good insertion large), beside orders drawn at random",
+        "run unit site window position",
+        run=WORD,
+        unit=ADDRESS,
+        site=WORD,
+        window=pa.int64(),
+        position=pa.int32(),
+        method=WORD,
+        tokens=pa.list_(pa.int32()),
+        weights=pa.list_(pa.float32()),
+        whole=pa.float64(),
+        nothing=pa.float64(),
+        deletion=pa.float64(),
+        insertion=pa.float64(),
+        deletion_control=pa.float64(),
+        insertion_control=pa.float64(),
     ),
 )

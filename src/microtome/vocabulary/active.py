@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State
+from microtome.core import CONTENT, Batch, ExpertRows, Role, Site, State, token_keys
 from microtome.model import Model
 from microtome.numerics import hash_parts, uniform
 from microtome.readout.sample import Target, target_ids
@@ -110,7 +110,7 @@ class ActiveUnits:
 
     def result(self, state: State) -> Active:
         """The rows in the order of the corpus."""
-        order = (state["window"] * (1 << 24) + state["token"]).argsort()
+        order = token_keys(state["window"], state["token"]).argsort()
         ranking: Ranking = "largest" if self.lengths is None else "dominant"
         return Active(self.site, ranking, **{name: tensor[order] for name, tensor in state.items()})
 

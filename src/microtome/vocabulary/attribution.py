@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.core import CONTENT, Batch, ExpertRows, Refusal, Role, Site, State
+from microtome.core import CONTENT, Batch, ExpertRows, Refusal, Role, Site, State, token_keys
 from microtome.model import Model, Norm
 from microtome.model.shape import NormLayout
 from microtome.numerics import hash_parts, uniform
@@ -227,7 +227,7 @@ class Attribution:
 
     def result(self, state: State) -> Attributions:
         """The rows in the order of the corpus."""
-        order = (state["window"] * (1 << 24) + state["token"]).argsort()
+        order = token_keys(state["window"], state["token"]).argsort()
         rows = {name: state[name][order] for name in ("window", "token", "document", "own")}
         return Attributions(self.wiring.parts, **rows, drawn=state["drawn"] / max(len(order), 1))
 

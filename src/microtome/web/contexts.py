@@ -15,9 +15,11 @@ from microtome.web.reader import View
 from microtome.web.records import Context, Document, Piece
 from microtome.web.windows import Window, windows
 
-__all__ = ["context_rows", "contexts", "document", "spelt"]
+__all__ = ["SALIENCY", "context_rows", "contexts", "document", "owed", "spelt"]
 
 STRETCH: Final = 3000
+SALIENCY: Final = "saliency"
+"""The end of a context that is coloured by what the code at its token is owed to."""
 _BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
 """How the table `vocabulary` spells bytes that are not a whole character."""
 
@@ -38,10 +40,29 @@ def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
 
 
 def contexts(view: View, unit: str) -> list[Context]:
-    """Contexts of a unit with the tokens around them spelt out; order: end, rank. Of a unit of several sites those where it is largest."""
-    rows = _at_its_site(context_rows(view, [unit]).get(unit, []))
+    """Contexts of a unit with the tokens around them spelt out; order: end, rank. Of a unit of several sites those where it is largest; then coloured ones."""
+    rows = [*_at_its_site(context_rows(view, [unit]).get(unit, [])), *owed(view, [unit]).get(unit, [])]
     there = windows(view, {row[6] for row in rows})
     return [_context(view, row, there.get(row[6])) for row in rows]
+
+
+def owed(view: View, units: Sequence[str]) -> dict[str, _Rows]:
+    """What units' codes at a token are owed to, as contexts whose activations are weights; tokens that were not taken away have 0."""
+    rows = view.sql(
+        'SELECT unit::VARCHAR, site::VARCHAR, "window", position, tokens, weights, whole FROM saliencies '
+        "WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 3, 4",
+        list(units),
+    )
+    found: dict[str, _Rows] = {}
+    for unit, site, window, position, tokens, weights, whole in rows:
+        scale = max((abs(weight) for weight in weights), default=0.0) / 127 or 1.0
+        first, last = min([position, *tokens]), max([position, *tokens])
+        codes = [0] * (last + 1 - first)
+        for token, weight in zip(tokens, weights, strict=True):
+            codes[token - first] = round(weight / scale)
+        own = found.setdefault(unit, [])
+        own.append((SALIENCY, "confirm", len(own), site, whole, scale, window, position, first, codes))
+    return found
 
 
 def _at_its_site(rows: _Rows) -> _Rows:

@@ -21,7 +21,7 @@ from microtome.core import Refusal
 from microtome.store import Manifest, read_manifest
 from microtome.web.assets import assets
 from microtome.web.browse import bases, stat_names, vocabulary
-from microtome.web.contexts import spelt
+from microtome.web.contexts import owed, spelt
 from microtome.web.reader import Reader, View
 from microtome.web.summary import layers, summary
 from microtome.web.unit import findings, pages
@@ -210,14 +210,20 @@ def _thin_contexts(view: View, units: Sequence[str]) -> dict[str, list[list[Any]
         "FROM contexts WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 4, 3",
         list(units),
     )
+    found: dict[str, list[list[Any]]] = {}
+    for unit, rows in owed(view, units).items():
+        found[unit] = [[*row, _encoded(np.array(codes, np.int8))] for *row, codes in rows]
     if not len(table):
-        return {}
+        return found
     codes = table["activations"].combine_chunks().flatten().to_numpy().astype(np.int8).reshape(len(table), -1)
     columns = [table[name].to_pylist() for name in table.column_names[:-1]]
-    found: dict[str, list[list[Any]]] = {}
     for unit, *row, code in zip(*columns, codes, strict=True):
-        found.setdefault(unit, []).append([*row, base64.b64encode(code.tobytes()).decode()])
+        found.setdefault(unit, []).append([*row, _encoded(code)])
     return found
+
+
+def _encoded(codes: np.ndarray) -> str:
+    return base64.b64encode(codes.tobytes()).decode()
 
 
 def _write_windows(view: View, folder: Path) -> dict[int, int]:

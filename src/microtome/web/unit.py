@@ -141,9 +141,11 @@ def _links(view: View, units: Sequence[str]) -> dict[str, list[Link]]:
         "back AS (SELECT other::VARCHAR AS unit, l.unit::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
         "FROM links l JOIN wanted w ON l.other = w.unit), "
         "together AS (SELECT c.unit::VARCHAR AS unit, other::VARCHAR AS other, 'fires alike' AS kind, score, control "
-        "FROM coactivations c JOIN wanted w ON c.unit = w.unit) "
+        "FROM coactivations c JOIN wanted w ON c.unit = w.unit), "
+        "cofired AS (SELECT c.unit::VARCHAR AS unit, other::VARCHAR AS other, 'active together' AS kind, score, control "
+        "FROM cofirings c JOIN wanted w ON c.unit = w.unit) "
         "SELECT * FROM own UNION ALL SELECT unit, other, kind || ', seen from there', score, control FROM back "
-        "ANTI JOIN own USING (unit, other, kind) UNION ALL SELECT * FROM together ORDER BY 1, abs(score) DESC, 2, 3",
+        "ANTI JOIN own USING (unit, other, kind) UNION ALL SELECT * FROM together UNION ALL SELECT * FROM cofired ORDER BY 1, abs(score) DESC, 2, 3",
         list(units),
     )
     found: dict[str, list[Link]] = {}

@@ -58,6 +58,15 @@ _STATS: Final = {
         "Logit variance",
         "how much the vector that the unit writes, at length 1, tells tokens apart: next to nothing if it acts on the norm alone",
     ),
+    "pattern_f1": (
+        "Best pattern, F1",
+        "how well its best pattern says where it is active, on held-out documents: 1 is everywhere and nowhere else",
+    ),
+    "pattern_mcc": (
+        "Best pattern",
+        "correlation of being active with the answer to the question about a token (word, spelling, place, run of words) that says it best, on held-out "
+        "documents",
+    ),
     "place_information_large": (
         "Place, large",
         "what the place in the window says of the activation being large, in nats",
@@ -71,11 +80,19 @@ _STATS: Final = {
     ),
     "profile_width": ("Spread over depth", "standard deviation of the depth that its importance has"),
     "qk_norm": ("Look strength", "length (Frobenius) of query times key weights: how sharply the head can look"),
+    "reach": (
+        "Reach",
+        "tokens of context on each side that bring 80 % of its code at held-out contexts; as much as there was if only the whole window does",
+    ),
     "read_bottom": (
         "Read-out, lowest",
         "how far its most suppressed tokens stand out, in standard deviations over the vocabulary",
     ),
     "read_top": ("Read-out", "how far its most promoted tokens stand out, in standard deviations over the vocabulary"),
+    "share_within_16": (
+        "Code within 16",
+        "share of its code at held-out contexts that is there with 16 tokens of context on each side",
+    ),
     "skewness": ("Skewness", "asymmetry of the activation: positive means a long tail of large values"),
     "std": ("Std. dev.", "standard deviation of the activation"),
     "token_share_bottom": (

@@ -8,7 +8,8 @@ from microtome.atlas import Atlas
 from microtome.factors.stored import find_dictionary
 from tests.unit.cli.calls import run as _run
 
-TRAINING = ("--units", 24, "--active", 3, "--passes", 1, "--window", 24)
+SIZE = ("--units", 24, "--passes", 1, "--window", 24)
+TRAINING = (*SIZE, "--active", 3)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def test_what_another_tool_reads_codes_the_text_alike(
 def test_every_method_trains(
     method: str, checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("--method", method, "--sites", "resid_post.1", "--penalty", 0.5, *TRAINING)
+    amount = ("--penalty", 0.5) if method in ("relu", "gated") else ("--active", 3)
+    asked = ("--method", method, "--sites", "resid_post.1", *amount, *SIZE)
     assert _run(monkeypatch, "factors", "train", checkpoint, text, "-o", tmp_path / "atlas", *asked) == 0
     assert len(_densities(tmp_path / "atlas")) == 24
 
@@ -69,6 +71,10 @@ def test_what_cannot_be_is_said_in_three_lines(
         (("train", checkpoint, text, "--name", "a/b"), "parts of addresses"),
         (("train", checkpoint, text, "--sites", "resid_pre.77"), "the last layer"),
         (("train", checkpoint, text, "--units", "900000", "--window", 24), "states to learn from"),
+        (("train", checkpoint, text, "--preset", "paper", "--units", 24), "--units beside --preset paper"),
+        (("train", checkpoint, text, "--preset", "paper", "--method", "topk"), "--method beside --preset paper"),
+        (("train", checkpoint, text, "--penalty", 2), "--penalty beside --method batch-topk"),
+        (("train", checkpoint, text, "--method", "gated", "--active", 2), "--active beside --method gated"),
     )
     for arguments, why in wrong:
         assert _run(monkeypatch, "factors", *arguments, *(() if "-o" in arguments else ("-o", tmp_path / "atlas"))) == 2

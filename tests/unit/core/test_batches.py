@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from microtome.core import CONTENT, Batch, Refusal, Role
+from microtome.core import CONTENT, Batch, Refusal, Role, places_of, token_keys
 
 
 def _batch(roles: list[list[int]]) -> Batch:
@@ -31,3 +31,12 @@ def test_no_span_where_windows_differ_or_roles_have_holes_or_nothing_counts() ->
 def test_refusals_cross_process_boundaries() -> None:
     error = pickle.loads(pickle.dumps(Refusal("a", why="b", instead="c")))
     assert (error.what, error.why, error.instead, str(error)) == ("a", "b", "c", "a: b; c")
+
+
+def test_keys_of_tokens_rise_with_the_text_and_tell_where_they_are() -> None:
+    window, token = torch.tensor([0, 0, 3, 1 << 33])[:, None], torch.tensor([0, 1, (1 << 24) - 1])
+    keys = token_keys(window, token)
+    assert keys[1:].flatten().tolist() == sorted(set(keys.flatten().tolist()))
+    assert keys[2, 1] == 3 * 2**24 + 1
+    assert [each.tolist() for each in places_of(keys)] == [each.tolist() for each in torch.broadcast_tensors(window, token)]
+    assert torch.equal(token_keys(window.int()[:3], token), keys[:3]), "narrow numbers do not overflow"

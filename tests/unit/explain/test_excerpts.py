@@ -129,6 +129,9 @@ def test_ends_that_are_not_there_are_refused() -> None:
     record = surveyed(ids, silent)
     assert not record.explicable[:, 0].any()
     assert record.explicable[:, 1:].all()
+    units = range(1, x.shape[2])
+    assert record.explicable_ends() == [(unit, end) for unit in units for end in ("top", "bottom")]
+    assert record.explicable_ends([2, 0, 1]) == [(2, "top"), (2, "bottom"), (1, "top"), (1, "bottom")]
     with pytest.raises(Refusal, match="active in too few excerpts"):
         record.examples(0)
     with pytest.raises(Refusal, match="four parts need one of each"):

@@ -1,11 +1,13 @@
 """Tables of tokens and runs, on units that are functions of tokens, and by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from microtome.core import Refusal
 from microtome.explain import ByRule, Explanation, TableExplainer, scores
-from microtome.explain.tables import fitted
+from microtome.explain.tables import best_order, fitted
 from tests.unit.explain.planted import bigram_unit, examples_of, name, random_unit, token_unit
 
 
@@ -23,6 +25,15 @@ def test_a_unit_of_a_pair_needs_pairs() -> None:
     assert pearson(2, bigram_unit) == pytest.approx(1)
     # corr of 1[pair] with the token's share of it, at most sqrt(share)
     assert 0.2 < pearson(1, bigram_unit) < 0.6
+
+
+def test_runs_are_as_long_as_calibration_excerpts_ask_for_and_no_longer() -> None:
+    pair, token = (examples_of(unit, 6) for unit in (bigram_unit, token_unit))
+    assert best_order(pair, (1, 2, 3)) == 2
+    assert best_order(pair, (3, 1)) == 3
+    assert best_order(token, (1, 2, 3)) == 1
+    silent = replace(pair, calibration=replace(pair.calibration, activation=torch.zeros_like(pair.calibration.activation)))
+    assert best_order(silent, (2, 3)) == 2, "where none can be told, the first"
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

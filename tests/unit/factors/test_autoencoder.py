@@ -9,7 +9,8 @@ from microtome.core import Refusal, Site
 from microtome.factors.autoencoder import Autoencoder, geometric_median
 from microtome.factors.dictionary import Above, Dictionary, Encoder, Largest
 from microtome.factors.scaling import Scaling, identity
-from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Tanh, TopK, Variant
+from microtome.factors.variant import Variant
+from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Tanh, TopK
 
 D, UNITS = 10, 40
 SITES = tuple(Site("resid_pre", layer) for layer in (2, 4, 6))

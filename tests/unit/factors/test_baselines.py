@@ -4,15 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from microtome.core import Refusal, Site
-from microtome.factors.baselines import BASELINES, Sample, baselines, random_twin, sampled
+from microtome.core import Refusal
+from microtome.factors.baselines import BASELINES, Sample, baselines, sampled
 from microtome.factors.coding import Greedy
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.evaluation import Candidate, evaluated
 from microtome.factors.scaling import Scaling, identity
-from microtome.model import capture
-from tests import toys
-from tests.unit.explain.planted import batch_of
 from tests.unit.factors.planted_dictionaries import planted_states, recovered
 from tests.unit.factors.test_evaluation import SITES, rows_of_states
 
@@ -128,21 +125,3 @@ def test_what_cannot_be_made_is_refused() -> None:
         sampled(plain, [], SITES[:1])
     with pytest.raises(Refusal, match="resid_pre.0"):
         sampled(plain, [], SITES[1:])
-
-
-def test_a_random_twin_has_the_same_sizes_and_nothing_else() -> None:
-    model = toys.toy_decoder()
-    twin, again, kept = random_twin(model), random_twin(model), random_twin(model, embeddings="kept")
-    assert twin.fingerprint == again.fingerprint != model.fingerprint
-    assert random_twin(model, 1).fingerprint != twin.fingerprint
-    before = dict(model.module.named_parameters())
-    for name, parameter in twin.module.named_parameters():
-        true = before[name]
-        if true.numel() > 500:
-            assert float(parameter.std()) == pytest.approx(float(true.std()), rel=0.15), name
-            assert abs(float(torch.corrcoef(torch.stack([parameter.flatten(), true.flatten()]))[0, 1])) < 0.2, name
-    assert torch.equal(kept.module.get_input_embeddings().weight, model.module.get_input_embeddings().weight)
-    batch = batch_of(torch.arange(24).view(2, 12))
-    site = Site("resid_post", 1)
-    states = [capture(each, batch, [site])[site].flatten() for each in (model, twin)]
-    assert abs(float(torch.corrcoef(torch.stack(states))[0, 1])) < 0.5

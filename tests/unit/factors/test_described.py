@@ -94,4 +94,6 @@ def test_too_few_active_factors_are_refused() -> None:
         found_of(silent)
     with pytest.raises(Refusal, match="1 of 1"):
         found_of(plain(torch.eye(WIDTH)[:4]), [2])
-    assert not math.isnan(described_stats(found_of(plain(torch.eye(WIDTH)[:4])))[0]["detection"].value)
+    few = described_stats(found_of(plain(torch.eye(WIDTH)[:4])))[0]["detection"]
+    assert math.isnan(few.value)
+    assert few.undefined == "4 factors have questions of both kinds, and 8 are needed"

@@ -11,7 +11,8 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.training import Trainer, Training, train
-from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Steps, Target, TopK, Variant
+from microtome.factors.variant import Variant
+from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Steps, Target, TopK
 from tests.unit.factors.planted_states import Planted, recovered, superposed
 
 

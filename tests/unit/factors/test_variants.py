@@ -6,19 +6,18 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.factors.autoencoder import Autoencoder
+from microtome.factors.variant import Parts, Variant
 from microtome.factors.variants import (
     NESTED,
     BatchTopK,
     Gated,
     JumpRelu,
     Matching,
-    Parts,
     Relu,
     Steps,
     Tanh,
     Target,
     TopK,
-    Variant,
 )
 
 D, UNITS, ROWS = 6, 20, 12
@@ -101,7 +100,7 @@ def test_gradients_are_those_of_finite_differences(variant: Variant, arrangement
 def test_active_entries_give_the_loss_and_gradients_of_all(
     variant: Variant, arrangement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microtome.factors.variants._DENSE", 1.0)
+    monkeypatch.setattr("microtome.factors.variant.DENSE", 1.0)
     both = [made(variant, arrangement, products) for products in ("sparse", "dense")]
     x, dead = batch(arrangement), torch.arange(UNITS) > 14
     losses = [each.loss(x, dead=dead) for each in both]
@@ -213,3 +212,10 @@ def test_numbers_without_meaning_are_refused() -> None:
     for prefixes in ((), (0.5,), (0.5, 0.25, 1.0), (0.0, 1.0)):
         with pytest.raises(Refusal, match="ascend"):
             BatchTopK(3, prefixes)
+
+
+def test_a_target_is_met_by_the_first_batch() -> None:
+    z = torch.randn(64, UNITS, generator=torch.Generator().manual_seed(4))
+    begun = JumpRelu(Target(5.0)).begun(z)["log_threshold"]
+    assert float((z >= begun.exp()).sum(1).double().mean()) == pytest.approx(5.0, abs=0.02)
+    assert JumpRelu(Steps(0.1)).begun(z) == {}

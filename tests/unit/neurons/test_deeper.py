@@ -14,8 +14,9 @@ from microtome.core import CONTENT, Batch, Half, Site
 from microtome.corpus import prompt_batch
 from microtome.model import Model, capture
 from microtome.neurons.deeper import _over_layers
-from microtome.neurons.families import SPELLING, Families, question_names
-from microtome.neurons.positional import turned_rows
+from microtome.neurons.families import Families, question_names
+from microtome.numerics import window_shifts
+from microtome.readout.spellings import SPELLING
 from microtome.readout.words import texts_of
 from tests import toys
 from tests.unit.neurons.planted_models import Cell, Stream, dictionary_model, planted
@@ -62,7 +63,7 @@ def best_question(model: Model, atlas: Atlas, unit: int) -> tuple[str, float, fl
     batch, act = seen(model, atlas)
     row, place = batch.counted(CONTENT).nonzero(as_tuple=True)
     x, confirm = act[row, place, unit].numpy(), (batch.half[row] == int(Half.CONFIRM)).numpy()
-    turned = turned_rows(batch, row, 4, Settings().seed)
+    turned = window_shifts(batch.window[row], 4, Settings().seed)
     found = []
     for question in question_names():
         yes = answers(model, batch, question)[row, place].double().numpy()

@@ -30,8 +30,9 @@ from microtome.neurons.deeper_rows import (
 from microtome.neurons.families import Families, FamilyMoments, families, question_names, spelling_tests
 from microtome.neurons.memories import Agreement, value_agreement, value_tokens
 from microtome.neurons.ngrams import NgramDetectors, ngram_detectors
-from microtome.neurons.positional import Activity, Positional, positional, turned_rows
+from microtome.neurons.positional import Activity, Positional, positional
 from microtome.neurons.roles import CosineMoments, Roles, role_names, write_roles
+from microtome.numerics import window_shifts
 from microtome.readout import output_reader
 from microtome.store import TABLES
 from tests.unit.model.tiny import opened
@@ -214,7 +215,7 @@ def shares(x: Tensor, batch: Batch, answer: Tensor, draws: int = 6) -> tuple[flo
     row, place = batch.counted(frozenset({Role.CONTENT})).nonzero(as_tuple=True)
     mine = (batch.half[row] == int(Half.CONFIRM)).numpy()
     unit, yes = x[row, place].numpy()[mine], answer[row, place].double().numpy()
-    turned = [yes[order.numpy()][mine] for order in turned_rows(batch, row, draws, 0)]
+    turned = [yes[order.numpy()][mine] for order in window_shifts(batch.window[row], draws, 0)]
     r = float(np.corrcoef(unit, yes[mine])[0, 1])
     return r, float(np.mean([np.corrcoef(unit, each)[0, 1] ** 2 for each in turned]))
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from microtome.capture import fold_batch
 from microtome.capture.lens import Results
-from microtome.core import Basis, Batch, Role, Site
+from microtome.core import Batch, Role, Site
+from microtome.examples.chosen import Chosen
 from microtome.explain import ByRule, Explanation, scores
 from microtome.explain.tables import fitted
 from microtome.model import Model
@@ -21,7 +22,6 @@ from microtome.neurons.explaining import (
     DIRECTIONS,
     EXPLAINED,
     METHODS,
-    Chosen,
     ExplainedEnd,
     LayerRecords,
     explain_layers,
@@ -190,15 +190,6 @@ def test_a_unit_below_a_random_direction_is_no_finding() -> None:
     assert best.value == 0.9
     assert "its bottom end" in best.sentence
     assert explanation_findings([replace(each, q=0.02, directions=math.nan)]) == []
-
-
-def test_chosen_units_are_a_basis_with_addresses_of_the_block() -> None:
-    chosen = Chosen(BASIS, (9, 2))
-    assert isinstance(chosen, Basis)
-    x = torch.randn(2, 3, UNITS)
-    assert torch.equal(chosen.encode({Site("mlp_act", 0): x}), torch.stack([x[..., 9], x[..., 2]], -1))
-    assert [str(chosen.address(place)) for place in range(chosen.units)] == ["neurons.0/9", "neurons.0/2"]
-    assert (chosen.sites, chosen.signed, Chosen(BASIS, (1,), signed=False).signed) == (BASIS.sites, True, False)
 
 
 def test_each_layer_that_has_units_gets_as_many_directions() -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 from microtome.core import Batch, Half, Refusal, Role
 from microtome.neurons import families as lens
 from microtome.neurons.basis import Neurons
-from microtome.neurons.families import SPELLING, Answered, FamilyMoments, explained, families, spelling_tests
+from microtome.neurons.families import Answered, FamilyMoments, explained, families, spelling_tests
+from microtome.readout.spellings import SPELLING
 
 TEXTS = [" the", " Of", "ing", "12", ",", ".", "\n", " USA", "é", ""]
 WINDOWS, TOKENS, UNITS = 80, 33, 30

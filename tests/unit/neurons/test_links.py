@@ -15,7 +15,6 @@ from microtome.neurons.links import (
     link_operations,
     link_rows,
     linked_kinds,
-    orthogonal,
     weight_links,
     why_no_links,
 )
@@ -83,22 +82,6 @@ def test_the_control_is_what_random_directions_do() -> None:
     found = list(weight_links(opened("gpt2").weights, "writes alike", k=4))
     own = torch.stack([each.cosine.abs().mean(0) for each in found])
     torch.testing.assert_close(own, torch.stack([each.control for each in found]), atol=0.03, rtol=0)
-
-
-@pytest.mark.parametrize("width", [1, 2, 24, 300])
-def test_what_is_turned_keeps_its_lengths_and_angles(width: int) -> None:
-    turn = orthogonal(width, 5).double()
-    torch.testing.assert_close(turn @ turn.T, torch.eye(width, dtype=torch.float64), atol=1e-5, rtol=0)
-    torch.testing.assert_close(turn.T @ turn, torch.eye(width, dtype=torch.float64), atol=1e-5, rtol=0)
-    assert torch.equal(orthogonal(width, 5), turn.float())
-    assert width == 1 or not torch.equal(orthogonal(width, 6), turn.float())
-
-
-def test_turns_prefer_no_direction() -> None:
-    """Haar-distributed: entries have mean 0 and second moment 1 / d, the diagonal too, which a bare QR would make of one sign."""
-    drawn = torch.stack([orthogonal(4, seed) for seed in range(500)])
-    torch.testing.assert_close(drawn.mean(0), torch.zeros(4, 4), atol=0.1, rtol=0)
-    torch.testing.assert_close(drawn.square().mean(0), torch.full((4, 4), 0.25), atol=0.06, rtol=0)
 
 
 def test_kinds_are_those_of_the_architecture(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from microtome.core import Batch, Refusal, Role
 from microtome.model import Model, wrap
-from microtome.neurons.links import orthogonal
 from microtome.neurons.universal import GURNEE, SETTINGS, UnitRows, Universal, UniversalSettings, _turn, unit_rows, universal
+from microtome.readout.directions import orthogonal
 from tests.unit.model.tiny import opened
 
 UNITS, ROWS = 40, 3000

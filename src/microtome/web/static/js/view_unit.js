@@ -9,7 +9,7 @@ import { sentence } from "./view_findings.js";
 
 const FIRST = 8;
 const LINKS = 12;
-const ENDS = { top: "Highest", bottom: "Lowest", deciles: "Across the range" };
+const ENDS = { top: "Highest", bottom: "Lowest", deciles: "Across the range", saliency: "Owed to" };
 
 export async function render({ source, summary, rest, params, el, signal }) {
   const unit = await source.unit(rest, signal);
@@ -67,14 +67,18 @@ function labels(unit) {
 function contexts(unit, params, source, summary) {
   const box = h("section", { class: "block" }, h("h2", {}, "Fires on"));
   if (!unit.contexts.length) return append(box, [empty(summary.tables.contexts ? `No contexts are kept for the units of ${unit.basis}.` : nothing(unit, summary))]);
-  const groups = { top: unit.contexts.filter((each) => each.end === "top"), bottom: unit.contexts.filter((each) => each.end === "bottom"), deciles: unit.contexts.filter((each) => each.end.startsWith("decile")) };
+  const groups = { top: unit.contexts.filter((each) => each.end === "top"), bottom: unit.contexts.filter((each) => each.end === "bottom"), deciles: unit.contexts.filter((each) => each.end.startsWith("decile")), saliency: unit.contexts.filter((each) => each.end === "saliency") };
   const there = Object.keys(ENDS).filter((end) => groups[end].length);
-  const limit = Math.max(...unit.contexts.map((each) => Math.abs(each.value ?? 0)), 1e-12);
+  const limit = Math.max(...unit.contexts.filter((each) => each.end !== "saliency").map((each) => Math.abs(each.value ?? 0)), 1e-12);
+  const least = unit.contexts.some((each) => each.end !== "saliency" && each.codes.some((code) => code < 0)) ? -limit : 0;
   const list = h("div", { class: "contexts" });
   const show = (end) => {
     for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.dataset.end === end));
     clear(list);
-    if (end === "deciles") {
+    if (end === "saliency") {
+      list.append(h("p", { class: "read" }, "Here colours say to which tokens the code at the framed one is owed: how much of it is lost when they are taken away, four at a time, on a scale of each line\u2019s own."),
+        ...groups.saliency.map((each) => row(each, Math.max(...each.codes.map(Math.abs)) * each.scale, source)));
+    } else if (end === "deciles") {
       for (let n = 9; n >= 0; n -= 1) {
         const rows = sortedByValue(groups.deciles.filter((each) => each.end === `decile${n}`), "top");
         if (rows.length) list.append(h("h3", { class: "decile" }, `${n * 10}\u2013${n * 10 + 10}\u202f% of its activations${unit.basis === "factors" ? " above 0" : ""}`), ...rows.map((each) => row(each, limit, source)));
@@ -96,7 +100,7 @@ function contexts(unit, params, source, summary) {
   }));
   append(box, [
     h("p", { class: "read" }, `Each line is a stretch of text, coloured by the unit\u2019s activation at every token${unit.basis === "factors" ? ` at ${unit.contexts[0].site}` : ""} on one scale; the framed token is where it was picked. `,
-      h("span", { class: "scalebar" }, h("span", {}, `${number(-limit, 2)}`), h("span", { class: "ramp", "aria-hidden": "true" }), h("span", {}, `+${number(limit, 2)}`))),
+      h("span", { class: "scalebar" }, h("span", {}, `${number(least, 2)}`), h("span", { class: least < 0 ? "ramp" : "ramp above", "aria-hidden": "true" }), h("span", {}, `+${number(limit, 2)}`))),
     tabs, list]);
   show(there.includes(params.get("end")) ? params.get("end") : there[0]);
   return box;

@@ -1,0 +1,127 @@
+"""Labelled words for probes of factors: their states as folds of a pass over the labelled text, and what is read from few factors of them.
+
+What a probe is put beside is said in `probing`, how label files are read in `probes`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from microtome.capture.lens import Results, Stage
+from microtome.core import Fold, Refusal, Site
+from microtome.corpus import Prompts, prompt_batch
+from microtome.factors.dictionary import Dictionary
+from microtome.factors.evaluation_numbers import Numbers
+from microtome.factors.probing import probe_stats, probed
+from microtome.model import Model
+from microtome.model.selection import vector_width
+from microtome.numerics import hash_parts
+from microtome.probes.folds import WordRows
+from microtome.probes.labels import LabelledText, brown_class, distinct, merged, read_labels
+from microtome.probes.words import LabelledWords, aligned
+from microtome.store import fingerprint
+
+__all__ = ["LabelledStates"]
+
+_BROWN: Final = frozenset({"at", "nn", "np", "in", "jj", "vb"})
+_FEWEST: Final = 50
+"""Words that a label must have."""
+_TOGETHER: Final = 150
+_WORDS: Final = 4096
+"""Words whose states are kept, at most."""
+_LABELS: Final = 6
+"""Labels that are probed for: the commonest."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledStates:
+    """Texts with labelled words, and what they are for each model."""
+
+    writer: str
+    texts: tuple[LabelledText, ...]
+
+    @staticmethod
+    def read(path: Path, writer: str) -> "LabelledStates":
+        """A file or folder of columns of the CoNLL kind, or of word/TAG; tags of the Brown corpus by their classes.
+
+        Errors: `Refusal` as of `read_labels`, and where no label has 50 words.
+        """
+        texts = read_labels(path)
+        if {label for text in texts for label in text.labels} >= _BROWN:
+            texts = read_labels(path, brown_class)
+        once = distinct(texts)
+        if max(Counter(label for text in once for label in text.labels).values(), default=0) < _FEWEST:
+            raise Refusal(f"labels in {path.name}", why=f"no label has {_FEWEST} words", instead="give more labelled text")
+        return LabelledStates(writer, tuple(once))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all texts and labels."""
+        return fingerprint(self.texts)
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[LabelledWords, Prompts]]:
+        return {}
+
+    def _for(self, model: Model) -> tuple[LabelledWords, Prompts]:
+        """The words, and the windows that have them."""
+        if model.fingerprint not in self._known:
+            context = model.shape.context
+            texts = merged(self.texts, min(_TOGETHER, (context or 4 * _TOGETHER) // 4))
+            words = aligned(model.tokenizer, texts, fewest=_FEWEST)
+            windows = Prompts(prompt_batch(model.tokenizer, [each.text for each in texts], context=context))
+            self._known[model.fingerprint] = words, windows
+        return self._known[model.fingerprint]
+
+    def over(self, model: Model) -> Prompts:
+        """The labelled text as windows. Errors: `Refusal` as of `aligned`."""
+        return self._for(model)[1]
+
+    def folds(self, model: Model, sites: Sequence[Site], seed: int) -> dict[str, Fold]:
+        """States of a sample of the words at each site."""
+        words, rows = self._for(model)[0], self._rows(model, seed)
+        return {self._named(site): WordRows(site, torch.arange(vector_width(model, site)), words, rows) for site in sites}
+
+    def states(self, results: Results, stage: Stage, site: Site) -> Float[Tensor, "row d_model"]:
+        """What the fold of a site found."""
+        return results.of(stage, self._named(site)).float()
+
+    def probe(
+        self,
+        numbers: Numbers,
+        dictionary: Dictionary,
+        read: Mapping[Site, Float[Tensor, "row d_model"]],
+        site: Site,
+        model: Model,
+        seed: int,
+    ) -> None:
+        """Probes of 1, 2 and 5 factors for each of the six commonest labels, beside dense ones and others."""
+        words, rows = self._for(model)[0], self._rows(model, seed)
+        there = ~torch.stack([x.isnan().any(1) for x in read.values()]).any(0)
+        rows, read = rows[there], {at: x[there] for at, x in read.items()}
+        codes = dictionary.encode(read)
+        (states, *_) = dictionary.scaled(read).values()
+        y, half, text = (each[rows] for each in (words.y, words.half, words.text))
+        common = [label for label, _ in Counter(y.tolist()).most_common(_LABELS)]
+        for label in common:
+            name = words.classes[label]
+            try:
+                own, controls = probe_stats(name, probed(codes, states, y == label, half, text, seed=seed))
+            except Refusal as refusal:
+                numbers.undefined((f"probe {name}",), refusal.why)
+                continue
+            numbers.add(site, own, controls)
+
+    def _rows(self, model: Model, seed: int) -> Int64[Tensor, " row"]:
+        count = len(self._for(model)[0].y)
+        return hash_parts(seed, torch.arange(count)).argsort(stable=True)[:_WORDS].sort().values
+
+    def _named(self, site: Site) -> str:
+        return f"{self.writer}.words.{site}"
