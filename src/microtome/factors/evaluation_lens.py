@@ -42,7 +42,9 @@ from microtome.factors.held_out import JUDGE, HeldOut, LearntFrom, held_out
 from microtome.factors.labelled import LabelledStates
 from microtome.factors.lens import FactorsLens
 from microtome.factors.plan import learning_operations
+from microtome.factors.polysemy import Sense
 from microtome.factors.rows import dictionary_row
+from microtome.factors.senses import sense_findings, sense_rows
 from microtome.factors.stored import write_dictionary
 from microtome.model import Model
 from microtome.model.selection import vector_width
@@ -148,7 +150,8 @@ class EvaluationLens:
         if stage == WORDS:
             assert self._labelled is not None, "a stage of labels has labels"
             sites = dict.fromkeys(site for each in self.judging.dictionaries for site in _probed_at(each))
-            return self._labelled.folds(_model(run), tuple(sites), run.seed)
+            everywhere = dict.fromkeys(site for each in self.judging.dictionaries for site in each.reads)
+            return self._labelled.folds(_model(run), tuple(sites), tuple(everywhere), run.seed)
         found: dict[str, Fold | RowFold] = {}
         harvested = self._harvested(earlier)
         rows = judged_rows(harvested, run.seed)
@@ -194,16 +197,25 @@ class EvaluationLens:
         in_place(numbers, judged, beside, harvested, held, model, seed)
         links, findings = compared(numbers, judged, alive)
         findings = [finding for each in judged for finding in findings_of(each, numbers[each.name], model.name)] + findings
+        told = {each.name: self._senses(each, run, results) for each in judged}
+        findings += [finding for each in judged for finding in sense_findings(each, told[each.name])]
         found: dict[str, Rows] = {
             "dictionaries": rows_of("dictionaries", [self._row(each, run, results) for each in judged]),
             "dictionary_stats": pa.concat_tables([numbers[each.name].rows(run.name, each.name) for each in judged]),
             "findings": findings_table(findings, run.name, self.name),
         }
+        if any(told.values()):
+            found["senses"] = pa.concat_tables([sense_rows(each, told[each.name], run.name) for each in judged])
         if len(links):
             found[f"links.{'-'.join(each.name for each in judged)}"] = links
             there = dict(self.judging.there)
             found |= {f"units.{each.name}": units_table([_basis(each)]) for each in judged if each.name not in there}
         return found
+
+    def _senses(self, dictionary: Dictionary, run: Run, results: Results) -> list[tuple[str, Sense]]:
+        if self._labelled is None:
+            return []
+        return self._labelled.senses(dictionary, results, WORDS, _model(run), run.seed)
 
     def absent(self, run: Run) -> Mapping[str, str]:
         """What needs text."""

@@ -1,11 +1,11 @@
-"""Labelled words for probes of factors: their states as folds of a pass over the labelled text, and what is read from few factors of them.
+"""Labelled words for probes of factors: their states as folds of a pass over the labelled text, and what is read from few factors of them, or from one.
 
 What a probe is put beside is said in `probing`, how label files are read in `probes`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,9 @@ from microtome.core import Fold, Refusal, Site
 from microtome.corpus import Prompts, prompt_batch
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.evaluation_numbers import Numbers
+from microtome.factors.polysemy import Sense
 from microtome.factors.probing import probe_stats, probed
+from microtome.factors.senses import Asked, ambiguous, senses
 from microtome.model import Model
 from microtome.model.selection import vector_width
 from microtome.numerics import hash_parts
@@ -34,6 +36,7 @@ _BROWN: Final = frozenset({"at", "nn", "np", "in", "jj", "vb"})
 _FEWEST: Final = 50
 """Words that a label must have."""
 _TOGETHER: Final = 150
+_SALT: Final = 0x6C61626C
 _WORDS: Final = 4096
 """Words whose states are kept, at most."""
 _LABELS: Final = 6
@@ -76,7 +79,10 @@ class LabelledStates:
             context = model.shape.context
             texts = merged(self.texts, min(_TOGETHER, (context or 4 * _TOGETHER) // 4))
             words = aligned(model.tokenizer, texts, fewest=_FEWEST)
-            windows = Prompts(prompt_batch(model.tokenizer, [each.text for each in texts], context=context))
+            kept = _needed(words)
+            words = _of_texts(words, kept)
+            read = [texts[number].text for number in kept.tolist()]
+            windows = Prompts(prompt_batch(model.tokenizer, read, context=context))
             self._known[model.fingerprint] = words, windows
         return self._known[model.fingerprint]
 
@@ -84,10 +90,15 @@ class LabelledStates:
         """The labelled text as windows. Errors: `Refusal` as of `aligned`."""
         return self._for(model)[1]
 
-    def folds(self, model: Model, sites: Sequence[Site], seed: int) -> dict[str, Fold]:
-        """States of a sample of the words at each site."""
+    def folds(self, model: Model, sites: Sequence[Site], everywhere: Sequence[Site], seed: int) -> dict[str, Fold]:
+        """States of a sample of the words at each site, and `everywhere` those of words that have several labels."""
         words, rows = self._for(model)[0], self._rows(model, seed)
-        return {self._named(site): WordRows(site, torch.arange(vector_width(model, site)), words, rows) for site in sites}
+        found: dict[str, Fold] = {self._named(site): _states(model, site, words, rows) for site in sites}
+        asked = ambiguous(words, seed)
+        if asked:
+            every = _together(asked)
+            found |= {self._named(site, "senses"): _states(model, site, words, every) for site in everywhere}
+        return found
 
     def states(self, results: Results, stage: Stage, site: Site) -> Float[Tensor, "row d_model"]:
         """What the fold of a site found."""
@@ -119,9 +130,48 @@ class LabelledStates:
                 continue
             numbers.add(site, own, controls)
 
+    def senses(
+        self, dictionary: Dictionary, results: Results, stage: Stage, model: Model, seed: int
+    ) -> list[tuple[str, Sense]]:
+        """What tells the labels of words that have several: nothing of a dictionary whose sites have no codes of their own."""
+        if dictionary.arrangement != "shared":
+            return []
+        words, found = self._for(model)[0], []
+        asked = ambiguous(words, seed)
+        read = {site: results.of(stage, self._named(site, "senses")).float() for site in dictionary.reads if asked}
+        for each in asked:
+            mine = torch.searchsorted(_together(asked), each.rows)
+            there = {site: x[mine] for site, x in read.items()}
+            found += [(each.word, sense) for sense in senses(dictionary, words, each, there)]
+        return found
+
     def _rows(self, model: Model, seed: int) -> Int64[Tensor, " row"]:
         count = len(self._for(model)[0].y)
         return hash_parts(seed, torch.arange(count)).argsort(stable=True)[:_WORDS].sort().values
 
-    def _named(self, site: Site) -> str:
-        return f"{self.writer}.words.{site}"
+    def _named(self, site: Site, what: str = "words") -> str:
+        return f"{self.writer}.{what}.{site}"
+
+
+def _needed(words: LabelledWords) -> Int64[Tensor, " text"]:
+    """The texts that are read: as many, by hash, as have the words whose states are kept, and those of words with several labels."""
+    count = torch.bincount(words.text)
+    order = hash_parts(_SALT, torch.arange(len(count))).argsort(stable=True)
+    some = order[: int((count[order].cumsum(0) < _WORDS).sum()) + 1]
+    return torch.cat([some, *(words.text[each.rows] for each in ambiguous(words))]).unique()
+
+
+def _of_texts(words: LabelledWords, kept: Int64[Tensor, " text"]) -> LabelledWords:
+    """The words of some texts, which are numbered anew."""
+    mine = torch.isin(words.text, kept)
+    rows = {name: getattr(words, name)[mine] for name in ("text", "first", "last", "y", "document", "half", "kind")}
+    return replace(words, **{**rows, "text": torch.searchsorted(kept, rows["text"])})
+
+
+def _together(asked: Sequence[Asked]) -> Int64[Tensor, " row"]:
+    """Rows of all words, in order."""
+    return torch.cat([each.rows for each in asked]).sort().values
+
+
+def _states(model: Model, site: Site, words: LabelledWords, rows: Int64[Tensor, " row"]) -> WordRows:
+    return WordRows(site, torch.arange(vector_width(model, site)), words, rows)

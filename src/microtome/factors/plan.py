@@ -157,6 +157,7 @@ def trained(
         "massive tokens left out": tokens - states // (len(harvested.harvest.sites) if shared else 1),
         "passes": plan.passes,
         "seed": seed,
+        "model_name": model.name,
         "kept as": plan.keep,
         "kept noise": harvested.noise(),
     }

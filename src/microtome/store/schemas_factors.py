@@ -86,4 +86,27 @@ FACTORS: Final = (
         deletion_control=pa.float64(),
         insertion_control=pa.float64(),
     ),
+    table_spec(
+        "senses",
+        "a label of a word that has several, told from the word's others on held-out occurrences by one factor (method factor), by all of the state (state), or by "
+        "one number of it (coordinate, component, random direction; majority: always the commoner), at a site or at the best of all; unit is the factor that was "
+        "chosen most often, in a share `chosen` of the parts that chose, at the site `at`; in_sample is the AUROC if all occurrences choose and judge",
+        "run name word label site method",
+        run=WORD,
+        name=WORD,
+        word=pa.string(),
+        label=WORD,
+        site=WORD,
+        method=WORD,
+        unit=pa.string(),
+        at=WORD,
+        chosen=pa.float64(),
+        positives=pa.int32(),
+        occurrences=pa.int32(),
+        f1=pa.float64(),
+        precision=pa.float64(),
+        recall=pa.float64(),
+        auroc=pa.float64(),
+        in_sample=pa.float64(),
+    ),
 )
