@@ -86,6 +86,7 @@ def _build(
     subject: Model | Checkpoint, text: Source | None, output: Path, settings: Settings, reading: Reading, watch: Watched
 ) -> Atlas:
     manifest = manifest_for(subject, output)
+    settings = settings.beside(output)
     material = corpus = None
     sites = sites_of(subject, settings)
     if text is not None:

@@ -88,6 +88,7 @@ def estimate(
     if output is not None:
         require_usable(Path(output))
         manifest_for(model, Path(output))
+        settings = settings.beside(Path(output))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sites = sites_of(model, settings)
@@ -102,7 +103,8 @@ def estimate(
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
         if not stages:
             names = ", ".join(lens.name for lens in lenses)
-            why = f"{names} would not read the text with this model"
+            reasons = [why for lens in lenses for why in lens.absent(run).values()]
+            why = reasons[0] if reasons else f"{names} would not read the text with this model"
             raise Refusal("an estimate", why=why, instead="leave the text out, or name another lens")
         text_bytes = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
     written = text_bytes + _learned_bytes(run.model.shape, settings)

@@ -4,7 +4,7 @@ What becomes of it is the business of `build`; what is recorded of it, of `cards
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,7 +13,8 @@ from microtome.capture import Depth, Lens
 from microtome.core import Refusal, Site
 from microtome.corpus import Joined
 from microtome.factors.dictionary import Dictionary
-from microtome.factors.evaluation_lens import EvaluationLens, Judging
+from microtome.factors.evaluation_lens import EvaluationLens
+from microtome.factors.judging import Judging
 from microtome.factors.lens import FactorsLens
 from microtome.factors.plan import Plan
 from microtome.geometry import GeometryLens
@@ -82,6 +83,12 @@ class Settings:
         if isinstance(self.dictionary, Judging):
             return EvaluationLens(self.dictionary)
         return FactorsLens(self.dictionary) if isinstance(self.dictionary, Plan) else FactorsLens(given=self.dictionary)
+
+    def beside(self, output: Path) -> "Settings":
+        """The same for an atlas in a folder: of dictionaries that are judged it may have some already. Errors: `Refusal` as of `Judging.beside`."""
+        if not isinstance(self.dictionary, Judging):
+            return self
+        return replace(self, dictionary=self.dictionary.beside(output, self.run))
 
     @property
     def given(self) -> dict[str, Path]:

@@ -29,6 +29,7 @@ __all__ = [
     "Run",
     "Stage",
     "Windows",
+    "few_documents",
     "sampled_windows",
     "windows_of",
 ]
@@ -105,6 +106,14 @@ class Run:
     seed: int
     depth: Depth
     sites: tuple[Site, ...] = ()
+
+
+def few_documents(run: Run) -> dict[str, str]:
+    """What a text of too few different documents does not have, and why; nothing of others."""
+    if run.corpus is None or not run.corpus.shared_halves:
+        return {}
+    why = "the text has fewer than four different documents, so discover and confirm are parts of the same ones and scores on the confirm half are too good"
+    return {"held-out documents": f"{why}; build with more documents"}
 
 
 def windows_of(run: Run, stage: Stage) -> Windows:

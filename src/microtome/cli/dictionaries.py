@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from microtome.core import Refusal
-
 if TYPE_CHECKING:
     from microtome.factors.dictionary import Dictionary
 
@@ -24,12 +22,6 @@ DictionaryPath = Annotated[
 
 def opened(path: Path, name: str | None, site: str | None) -> "Dictionary":
     """A dictionary of ours, or one that another tool has written."""
-    from microtome.core import Site
-    from microtome.factors.formats import read_dictionary
-    from microtome.factors.stored import find_dictionary, is_ours
+    from microtome.factors import judging
 
-    if not is_ours(path):
-        return read_dictionary(path, site=None if site is None else Site.parse(site), name=name or path.stem)
-    if site is not None:
-        raise Refusal(f"--site {site}", why="the dictionary says itself where its states are", instead="leave it out")
-    return find_dictionary(path, name)
+    return judging.opened(path, name, site)

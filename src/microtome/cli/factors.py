@@ -37,7 +37,6 @@ factors = typer.Typer(
 )
 
 Method = Literal["batch-topk", "topk", "matryoshka", "relu", "gated", "jumprelu", "matching", "sparse-coding"]
-_PREFIXES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 _PENALISED = ("relu", "gated")
 _PAPER_HAS = frozenset({"units", "method", "active", "penalty", "arrangement", "normalisation", "passes"})
 """Choices that the preset of the source work has made."""
@@ -189,12 +188,12 @@ def _require_used(context: typer.Context, preset: str, method: Method) -> None:
 def _method(name: Method, active: int, penalty: float) -> "Variant | Learning":
     from microtome.factors.aims import Aimed
     from microtome.factors.learning import Learning
-    from microtome.factors.variants import BatchTopK, Gated, JumpRelu, Matching, Relu, Target, TopK
+    from microtome.factors.variants import NESTED, BatchTopK, Gated, JumpRelu, Matching, Relu, Target, TopK
 
     made: dict[Method, Variant | Learning] = {
         "batch-topk": BatchTopK(active),
         "topk": TopK(active),
-        "matryoshka": BatchTopK(active, _PREFIXES),
+        "matryoshka": BatchTopK(active, NESTED),
         "relu": Relu(penalty),
         "gated": Gated(penalty),
         "jumprelu": JumpRelu(Target(float(active))),

@@ -1,8 +1,8 @@
-"""How an evaluation of dictionaries looks on a terminal: a table of the chief numbers, the dictionary's own above its controls', and the sentences."""
+"""How an evaluation of dictionaries looks on a terminal: the chief numbers, the dictionary's own above its controls', and the sentences."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from rich import box
 from rich.console import Console
@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from microtome.atlas import Atlas
+from microtome.factors.held_out import JUDGE
+from microtome.factors.numbers import Mean, means_of
 
 __all__ = ["show_judged"]
 
@@ -27,40 +29,32 @@ _COLUMNS: Final = {
 def show_judged(atlas: Atlas, run: str, names: Sequence[str]) -> None:
     """Of each dictionary the means over sites, and below the same of each control; nothing stands where there is no number."""
     console = Console(highlight=False)
-    listed = ", ".join("?" for _ in _COLUMNS)
     for name in names:
-        query = (
-            "select stat, control_kind, avg(value) as own, avg(control) as control, count(distinct site) as sites from dictionary_stats "
-            f"where run = ? and name = ? and stat in ({listed}) group by 1, 2"
-        )
-        _show(console, name, atlas.sql(query, [run, name, *_COLUMNS]).to_pylist())
-    lens = "factors-evaluation"
-    for row in atlas.sql("select sentence from findings where run = ? and lens = ? order by rank", [run, lens]).to_pylist():
+        rows = atlas.sql("select * from dictionary_stats where run = ? and name = ?", [run, name])
+        _show(console, name, means_of(rows))
+    for row in atlas.sql("select sentence from findings where run = ? and lens = ? order by rank", [run, JUDGE]).to_pylist():
         console.print(f"- {escape(row['sentence'])}", soft_wrap=True)
 
 
-def _show(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
-    own = {row["stat"]: row["own"] for row in rows}
-    sites = max((row["sites"] for row in rows), default=0)
-    controls: dict[str, dict[str, float | None]] = {}
-    for row in rows:
-        if row["control_kind"] and row["control"] is not None:
-            controls.setdefault(row["control_kind"], {})[row["stat"]] = row["control"]
-    shown = [stat for stat in _COLUMNS if stat in own]
-    table = Table("", box=box.SIMPLE, title=f"{escape(name)}, in the mean over {sites} sites", title_justify="left")
-    for stat in shown:
-        table.add_column(_COLUMNS[stat][0], justify="right", no_wrap=True)
-    table.add_row(f"[bold]{escape(name)}[/]", *(_cell(stat, own.get(stat)) for stat in shown))
-    ordered = sorted(controls, key=lambda kind: (-(controls[kind].get("explained_variance") or -math.inf), kind))
-    for kind in ordered:
-        table.add_row(escape(_short(kind)), *(_cell(stat, controls[kind].get(stat)) for stat in shown))
+def _show(console: Console, name: str, means: Mapping[str, Mapping[str, Mean]]) -> None:
+    shown = {stat: means[stat] for stat in _COLUMNS if stat in means}
+    table = Table("", box=box.SIMPLE, title=escape(name), title_justify="left")
+    for stat, kinds in shown.items():
+        sites = kinds[""].sites
+        table.add_column(f"{_COLUMNS[stat][0]}\n{sites} site{'s' if sites > 1 else ''}", justify="right", no_wrap=True)
+    table.add_row(f"[bold]{escape(name)}[/]", *(_cell(stat, kinds[""], kinds[""].sites) for stat, kinds in shown.items()))
+    explained = shown.get("explained_variance", {})
+    controls = {kind for kinds in shown.values() for kind in kinds if kind}
+    for kind in sorted(controls, key=lambda kind: (-(explained[kind].control if kind in explained else -math.inf), kind)):
+        cells = (_cell(stat, kinds.get(kind), kinds[""].sites) for stat, kinds in shown.items())
+        table.add_row(escape(kind.replace(", as many", "")), *cells)
     console.print(table)
 
 
-def _short(kind: str) -> str:
-    """What all baselines have in common is not said of each."""
-    return kind.removesuffix(", exact codes").removesuffix(", as many")
-
-
-def _cell(stat: str, value: float | None) -> str:
-    return "" if value is None else _COLUMNS[stat][1].format(value)
+def _cell(stat: str, mean: Mean | None, sites: int) -> str:
+    """A control's mean; with the dictionary's own beside it where it is one over fewer sites than stand above."""
+    if mean is None or not mean.sites:
+        return ""
+    told = _COLUMNS[stat][1]
+    beside = "" if mean.sites == sites else f" ({mean.sites}: {told.format(mean.own)})"
+    return told.format(mean.control) + beside

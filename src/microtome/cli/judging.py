@@ -1,7 +1,6 @@
 """The verbs of `microtome factors` that say how good dictionaries are: `evaluate` one, `compare` several, each with all controls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,17 +20,13 @@ from microtome.cli.arguments import (
     Window,
 )
 from microtome.cli.building import Opening, build_atlas, reading_of
-from microtome.cli.dictionaries import Text, opened
+from microtome.cli.dictionaries import Text
 from microtome.core import Refusal
 
 if TYPE_CHECKING:
-    from microtome.factors.dictionary import Dictionary
-    from microtome.factors.evaluation_lens import Judging
-    from microtome.factors.held_out import LearntFrom
+    from microtome.factors.judging import Judging
 
 __all__ = ["compare", "evaluate"]
-
-_Found = tuple["Dictionary", "LearntFrom | None"]
 
 Labels = Annotated[
     Path | None,
@@ -56,7 +51,7 @@ class _Asked:
     run: str
     seed: int
     window: int
-    way: Literal["build", "dry run"]
+    dry_run: bool
 
 
 def evaluate(
@@ -83,10 +78,11 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Say how good a dictionary is on a text that it has not learnt from: what it explains, what the model loses, whether its factors can be told."""
-    reading = (encoding, text_column, label_column)
-    opening = Opening(model, dtype, device, remote_code)
-    asked = _Asked(output, run, seed, window, "dry run" if dry_run else "build")
-    _judge(opening, text, asked, _judging([_found(dictionary, name, site)], twin, labels, asked), reading)
+    from microtome.factors.judging import judging_of
+
+    judging = judging_of([dictionary], output, run, name=name, site=site, twin=twin, labels=labels)
+    asked = _Asked(output, run, seed, window, dry_run)
+    _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
 
 def compare(
@@ -95,7 +91,7 @@ def compare(
     dictionary: Annotated[
         list[str],
         typer.Option(
-            help="Atlas or file of a dictionary; to be given twice or more. NAME=PATH calls it so; of an atlas with several it is the one of that name."
+            help="Atlas or file of a dictionary, twice or more. NAME=PATH calls it so; of an atlas with several it is the one of that name."
         ),
     ],
     output: Output = Path("atlas"),
@@ -117,77 +113,11 @@ def compare(
     if len(dictionary) < 2:
         why = "there is nothing to compare it with"
         raise Refusal("one dictionary", why=why, instead="give --dictionary twice, or use microtome factors evaluate")
-    reading = (encoding, text_column, label_column)
-    opening = Opening(model, dtype, device, remote_code)
-    asked = _Asked(output, run, seed, window, "dry run" if dry_run else "build")
-    found = [_found(each, None, site) for each in dictionary]
-    _judge(opening, text, asked, _judging(found, twin, labels, asked), reading)
+    from microtome.factors.judging import judging_of
 
-
-def _found(told: str, name: str | None, site: str | None) -> "_Found":
-    """A dictionary by PATH or NAME=PATH, and what it has learnt from, where that is known."""
-    from microtome.factors.held_out import learnt_from
-
-    calling, _, rest = told.partition("=")
-    path = Path(told) if not rest or Path(told).exists() else Path(rest)
-    called = "" if path == Path(told) else calling
-    if called and name is not None:
-        raise Refusal(f"--name {name}", why=f"the dictionary is called {called} already", instead="leave one of them out")
-    there = _named_of(path, called or name)
-    dictionary = opened(path, there, site)
-    learnt = learnt_from(path, dictionary)
-    return (replace(dictionary, name=called) if called else dictionary), learnt
-
-
-def _named_of(path: Path, name: str | None) -> str | None:
-    """Which of an atlas's dictionaries: the one of that name where there are several; otherwise the name is what it is to be called."""
-    from microtome.factors.stored import is_ours, open_dictionary
-
-    if name is None or not is_ours(path) or not path.is_dir():
-        return name
-    names = {open_dictionary(file).name for file in (path / "dictionaries").glob("*.safetensors")}
-    return name if name in names or len(names) > 1 else None
-
-
-def _judging(
-    found: "Sequence[_Found]", twin: Literal["drawn", "kept", "none"], labels: Path | None, asked: _Asked
-) -> "Judging":
-    """What is to be judged, beside what the atlas has already.
-
-    Errors: `Refusal` where it has another dictionary of a name, or numbers of one of this run.
-    """
-    from microtome.factors.evaluation_lens import Judging
-
-    dictionaries = tuple(dictionary for dictionary, _ in found)
-    learnt = tuple(each for _, each in found if each is not None)
-    there = {each.name: file for each in dictionaries if (file := _kept(each, asked)) is not None}
-    return Judging(dictionaries, twin, labels, learnt, tuple(there.items()))
-
-
-def _kept(dictionary: "Dictionary", asked: _Asked) -> str | None:
-    """The file in which the atlas has this dictionary already; None where it has not."""
-    import pyarrow.parquet as pq
-
-    from microtome.factors.held_out import JUDGE
-    from microtome.factors.stored import open_dictionary
-
-    kept = None
-    for table in sorted((asked.output / "tables" / "dictionaries").glob("*.parquet")):
-        ours = table.name.startswith(f"{JUDGE}.")
-        for row in pq.read_table(table, columns=["run", "name", "file"]).to_pylist():
-            if row["name"] != dictionary.name:
-                continue
-            if open_dictionary(asked.output / row["file"]).fingerprint != dictionary.fingerprint:
-                why = f"the atlas has another one of this name, of run {row['run']}"
-                raise Refusal(f"dictionary {dictionary.name}", why=why, instead="call it otherwise: --dictionary NAME=PATH")
-            if row["run"] == asked.run and not ours:
-                why = f"run {asked.run} has numbers of it already, from when it was made"
-                raise Refusal(
-                    f"an evaluation of {dictionary.name} in run {asked.run}", why=why, instead="use another --run NAME"
-                )
-            if not ours:
-                kept = row["file"]
-    return kept
+    judging = judging_of(dictionary, output, run, site=site, twin=twin, labels=labels)
+    asked = _Asked(output, run, seed, window, dry_run)
+    _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
 
 def _judge(opening: Opening, text: str, asked: _Asked, judging: "Judging", reading: tuple[str, str | None, str | None]) -> None:
@@ -195,7 +125,6 @@ def _judge(opening: Opening, text: str, asked: _Asked, judging: "Judging", readi
     from microtome.cli.judged import show_judged
 
     settings = Settings(asked.run, "standard", asked.seed, asked.window, lenses=("factors",), dictionary=judging)
-    dry = asked.way == "dry run"
-    build_atlas(opening, text, asked.output, settings, reading_of(*reading), dry_run=dry)
-    if not dry:
+    build_atlas(opening, text, asked.output, settings, reading_of(*reading), dry_run=asked.dry_run)
+    if not asked.dry_run:
         show_judged(Atlas(asked.output), asked.run, [each.name for each in judging.dictionaries])

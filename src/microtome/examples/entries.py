@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int8, Int32, Int64, UInt8
 from torch import Tensor
 
-from microtome.core import Batch, Role, State
+from microtome.core import Batch, Half, Role, State
 from microtome.numerics import quantise
 
 __all__ = ["NO_TOKEN", "PAYLOAD", "Contexts", "Seen", "empty_entries", "following", "neighbourhood", "payload", "to_device"]
@@ -42,6 +42,10 @@ class Contexts:
     half: UInt8[Tensor, "group unit k"]
     scale: Float32[Tensor, "group unit k"]
     activations: Int8[Tensor, "group unit k around"]
+
+    def group(self, end: str, half: Half) -> int:
+        """Which group has an end of a half: those of one end follow each other, a group for each half."""
+        return self.ends.index(end) + half
 
     @property
     def neighbours(self) -> int:

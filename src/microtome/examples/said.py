@@ -1,7 +1,7 @@
 """What a method says of units, as a value: rows, labels and findings that a lens puts together with those of other methods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -16,10 +16,10 @@ __all__ = ["Said", "together"]
 class Said:
     """Rows of `unit_stats`, labels, findings, and rows of other tables."""
 
-    stats: Sequence[pa.Table]
-    labels: Sequence[UnitLabel]
-    findings: Sequence[Finding]
-    tables: Mapping[str, Rows]
+    stats: Sequence[pa.Table] = ()
+    labels: Sequence[UnitLabel] = ()
+    findings: Sequence[Finding] = ()
+    tables: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def together(parts: Sequence[Said]) -> Said:

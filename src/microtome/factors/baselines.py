@@ -1,12 +1,13 @@
 """Dictionaries that cost next to nothing, made of the same states: what a trained one has to be better than, at as many factors to a code.
 
-A search finds better codes than an encoder does: compare what is coded alike, too (`Dictionary.coded_by(Greedy(k))`). All are `Dictionary` values on
-the scaling of the one that they stand beside, so that whatever judges one judges the others. Signed components are pairs of factors, one for each
-sign. How dictionaries are judged belongs in `evaluation`; a model that has learnt nothing, whose states ask the same of a whole method, in `model.twin`.
+A search finds better codes than an encoder does: compare what is coded alike, too (`Dictionary.coded_by(Greedy(k))`). All are `Dictionary` values
+on the scaling of the one that they stand beside, so that whatever judges one judges the others. Signed components are pairs of factors, one for
+each sign. How dictionaries are judged belongs in `evaluation`; a model that has learnt nothing, whose states ask the same of a whole method, in
+`model.twin`.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,19 +21,43 @@ from microtome.factors.coding import Greedy
 from microtome.factors.dictionary import Above, Coder, Dictionary, Encoder, Largest
 from microtome.factors.harvest import Rows
 from microtome.factors.scaling import Scaling
-from microtome.model.twin import random_twin as random_twin
 from microtome.numerics import hash_parts
 
-__all__ = ["BASELINES", "Baseline", "Sample", "baselines", "sampled"]
+__all__ = [
+    "BASELINES",
+    "CONTROLS",
+    "EXACT",
+    "GREEDY",
+    "REFITTED",
+    "Baseline",
+    "Sample",
+    "baselines",
+    "lowest",
+    "sampled",
+]
 
 Baseline = Literal["pca", "pca largest", "ica", "nmf", "k-means", "random directions", "random states"]
 """pca: the first components, as many as a code of the other has factors, each of which is always there: the best of all subspaces of that size. pca
-largest: of all components those that are largest in the state at hand. The others are directions with exact codes (`Greedy`) of as many factors: ica
+largest: of all components those that are largest in the state at hand. The others are directions with greedy codes (`Greedy`) of as many factors: ica
 and nmf: components; k-means: centres; random directions: normal ones; random states: states of the sample, drawn."""
 
 BASELINES: Final[tuple[Baseline, ...]] = (
     "pca", "pca largest", "ica", "nmf", "k-means", "random directions", "random states",
 )  # fmt: skip
+CONTROLS: Final[Mapping[Baseline, str]] = {
+    "pca": "principal components, as many",
+    "pca largest": "largest principal components, as many",
+    "ica": "independent components, as many, greedy codes",
+    "nmf": "non-negative parts, as many, greedy codes",
+    "k-means": "centres of k-means, as many, greedy codes",
+    "random directions": "random directions, as many, greedy codes",
+    "random states": "random states, as many, greedy codes",
+}
+"""What each is called where it is a control: `as many` factors to a code."""
+GREEDY: Final = "greedy codes of the same directions"
+EXACT: Final = "exact codes of the same directions"
+"""The lasso's."""
+REFITTED: Final = "exact codes, amounts refitted"
 _ROUNDS: Final = 200
 """Rounds of fits that go round by round."""
 _EPOCHS: Final = 10
@@ -56,7 +81,8 @@ class Sample:
 def sampled(dictionary: Dictionary, rows: Iterable[Rows], sites: Sequence[Site], count: int = 20_000, seed: int = 0) -> Sample:
     """Scaled states at the sites that a dictionary reads, of `count` tokens at most, those of lowest hash of (seed, window, position).
 
-    `rows` are those of the half that is learnt from, `sites` what their places are. Of a transcoder they are the states of what it reads. Massive states are left out.
+    `rows` are those of the half that is learnt from, `sites` what their places are. Of a transcoder they are the states of what it reads. Massive
+    states are left out.
     Errors: `Refusal` for no row, and for a site that rows do not have.
     Cost: one read.
     """
@@ -65,7 +91,7 @@ def sampled(dictionary: Dictionary, rows: Iterable[Rows], sites: Sequence[Site],
         raise Refusal(f"a sample of states at {missing[0]}", why=why, instead="keep states of all sites of a dictionary")
     kept: Rows | None = None
     for read in rows:
-        kept = _lowest([read] if kept is None else [kept, read], count, seed)
+        kept = lowest([read] if kept is None else [kept, read], count, seed)
     if kept is None:
         raise Refusal("a sample of states", why="there is no row", instead="give more text")
     places = {site: kept.states[:, list(sites).index(site)] for site in dictionary.reads}
@@ -74,15 +100,17 @@ def sampled(dictionary: Dictionary, rows: Iterable[Rows], sites: Sequence[Site],
     return Sample(torch.cat(list(scaled.values())).float(), dictionary.reads, dictionary.scaling, dictionary.model, seed)
 
 
-def _lowest(parts: Sequence[Rows], count: int, seed: int) -> Rows:
-    """The rows of lowest hash, in its order."""
+def lowest(parts: Sequence[Rows], count: int, seed: int) -> Rows:
+    """The `count` rows of lowest hash of (seed, window, position), in its order."""
     names = ("states", "id", "window", "position", "half")
     joined = Rows(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     return joined.take(hash_parts(seed, _SALT, joined.window, joined.position).argsort(stable=True)[:count])
 
 
-def baselines(sample: Sample, factors: int, directions: int, kinds: Sequence[Baseline] = BASELINES) -> dict[str, Dictionary]:
-    """Dictionaries by kind: codes of `factors` factors at most, which is what the other's l0 is, rounded; of `directions` factors where that can be chosen.
+def baselines(
+    sample: Sample, factors: int, directions: int, kinds: Sequence[Baseline] = BASELINES
+) -> dict[Baseline, Dictionary]:
+    """Dictionaries by kind: codes of `factors` factors at most, the other's l0 rounded; of `directions` factors where that can be chosen.
 
     Components are at most as many as the states are wide, two factors each. Those that are found round by round may not have settled (`learnt` says).
     Source: Hyvarinen and Oja 2000, doi:10.1016/S0893-6080(00)00026-5, on independent components.
@@ -94,7 +122,7 @@ def baselines(sample: Sample, factors: int, directions: int, kinds: Sequence[Bas
     if not 1 <= factors <= width or rows < width:
         why = f"there are {rows} states of {width} numbers"
         raise Refusal(f"baselines with codes of {factors} factors", why=why, instead="give more states, or sparser codes")
-    found = {}
+    found: dict[Baseline, Dictionary] = {}
     for kind in kinds:
         coder: Coder = Greedy(factors)
         if kind in ("pca", "pca largest"):

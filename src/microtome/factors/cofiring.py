@@ -1,8 +1,8 @@
 """Which factors are active at the same tokens, beyond what two that know nothing of each other would be.
 
-Counts of pairs, by half of the documents, for the text and for circular shifts of one side: what is left in these is what a window's subject makes of two
-factors, and not the token. Which factors point alike belongs in `tables`; how a pair acts on the model, in `intervene`. Additional axes: `other` is a second
-factor, `half` a half of the documents, `side` has the text itself and then its shifts.
+Counts of pairs, by half of the documents, for the text and for circular shifts of one side: what is left in these is what a window's subject makes
+of two factors, and not the token. Which factors point alike belongs in `tables`; how a pair acts on the model, in `intervene`. Additional axes:
+`other` is a second factor, `half` a half of the documents, `side` has the text itself and then its shifts.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,8 @@ class Cofiring:
 
     No token of a window of two or more meets itself there: see `numerics.window_shifts`.
     Errors: `Refusal` for more than 8,192 units, whose pairs are too many to count.
-    Cost: for each token and side k^2 counts with k active units, or units^2 multiplications where they are cheaper. Memory: 16 (1 + draws) units^2 bytes.
+    Cost: for each token and side k^2 counts with k active units, or units^2 multiplications where they are cheaper. Memory: 16 (1 + draws) units^2
+    bytes.
     """
 
     kind: ClassVar[str] = "factors.cofiring"
@@ -133,8 +134,8 @@ def jaccard(found: Cofired, half: Half, side: int = 0) -> Float64[Tensor, "unit 
 def pointwise_information(found: Cofired, half: Half, side: int = 0, *, least: float = 1.0) -> Float64[Tensor, "unit other"]:
     """log2 of how much more often two factors are active at one token than they would be if they knew nothing of each other.
 
-    log2(n_ij N / (n_i n_j)), minus infinity where they never are together; NaN where fewer than `least` such tokens would be expected, and of a factor with
-    itself. 0 is independence, with the same densities.
+    log2(n_ij N / (n_i n_j)), minus infinity where they never are together; NaN where fewer than `least` such tokens would be expected, and of a
+    factor with itself. 0 is independence, with the same densities.
     """
     both, active = found.both[half, side].double(), found.active[half].double()
     expected = active[:, None] * active / found.tokens[half].clamp(min=1)
@@ -146,9 +147,9 @@ def pointwise_information(found: Cofired, half: Half, side: int = 0, *, least: f
 class Partners:
     """The k factors that go most with each by the discover half (-1: none), and how much in the confirm half.
 
-    `value` is the measure there, `shifted` that of the same pairs where one of them is shifted, a mean over draws, and `expected` that of independent factors
-    of the same densities. `control` is the mean, by rank, of partners that are chosen and judged in the same way from shifted counts: what the best of so
-    many is worth by chance and by windows' subjects.
+    `value` is the measure there, `shifted` that of the same pairs where one of them is shifted, a mean over draws, and `expected` that of
+    independent factors of the same densities. `control` is the mean, by rank, of partners that are chosen and judged in the same way from shifted
+    counts: what the best of so many is worth by chance and by windows' subjects.
     """
 
     measure: Measure

@@ -7,7 +7,7 @@ sums of a group, `edge` the ends of a histogram's bins, `place` the sites of a d
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -21,11 +21,12 @@ from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Rows
 from microtome.store import rows_of
 
-__all__ = ["Candidate", "Evaluation", "Stat", "evaluated", "jackknifed", "stat_rows", "usage", "usage_stat"]
+__all__ = ["GROUPS", "Candidate", "Evaluation", "Groups", "Stat", "evaluated", "jackknifed", "stat_rows", "usage", "usage_stat"]
 
 FEWEST_GROUPS: Final = 8
 """With fewer groups there is no interval: a variance from seven numbers says little."""
-_GROUPS: Final = 64
+GROUPS: Final = 64
+"""Groups that are left out in turn, at most."""
 _AT_ONCE: Final = 1 << 24
 """Codes that are held at a time."""
 _PARTS: Final = ("rows", "square", "error", "made", "product", "cosine", "length", "codes", "amount")
@@ -105,6 +106,19 @@ class Evaluation:
         return torch.cat([(self.fired == 0).sum()[None], counts])
 
 
+@dataclass(eq=False)
+class Groups:
+    """Deals documents, or windows, to the groups of a jackknife in the order in which they are met: so few of them are in groups of their own."""
+
+    met: dict[int, int] = field(default_factory=dict)
+
+    def of(self, ids: Int[Tensor, " row"]) -> Int64[Tensor, " row"]:
+        """The group of each row, by the document or window that it is of."""
+        seen, place = ids.unique(return_inverse=True)
+        numbers = [self.met.setdefault(each, len(self.met)) for each in seen.tolist()]
+        return torch.tensor(numbers, dtype=torch.int64)[place.cpu()] % GROUPS
+
+
 def evaluated(
     candidates: Sequence[Candidate],
     rows: Iterable[Rows],
@@ -125,7 +139,7 @@ def evaluated(
     if len({each.name for each in candidates}) < len(candidates):
         raise Refusal("an evaluation", why="two dictionaries have the same name", instead="give each a name of its own")
     sums: dict[tuple[str, Site], _Sums] = {}
-    massive = 0
+    groups, massive = Groups(), 0
     most = max((each.dictionary.units for each in candidates), default=1)
     for whole in rows:
         there = {site: whole.states[:, place] for place, site in enumerate(sites)}
@@ -142,7 +156,7 @@ def evaluated(
             }
         for part in torch.arange(len(read.id)).split(max(1, _AT_ONCE // most)):
             few = read.take(part)
-            group = (few.window if documents is None else documents[few.window]) % _GROUPS
+            group = groups.of(few.window if documents is None else documents[few.window])
             states = {site: few.states[:, place] for place, site in enumerate(sites)}
             for each in candidates:
                 for site, codes, made in _remade(each, states):
@@ -186,8 +200,8 @@ class _Sums:
 
     @staticmethod
     def of(dictionary: Dictionary, centre: Float64[Tensor, " d_model"]) -> "_Sums":
-        zeros = torch.zeros(_GROUPS, len(_PARTS) + len(centre), dtype=torch.float64)
-        fired = torch.zeros(_GROUPS, dictionary.units, dtype=torch.int64)
+        zeros = torch.zeros(GROUPS, len(_PARTS) + len(centre), dtype=torch.float64)
+        fired = torch.zeros(GROUPS, dictionary.units, dtype=torch.int64)
         parts, states = zeros.split([len(_PARTS), len(centre)], dim=1)
         return _Sums(centre, parts.clone(), states.clone(), fired, torch.zeros(dictionary.units, dtype=torch.int64))
 

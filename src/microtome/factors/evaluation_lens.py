@@ -4,11 +4,10 @@
 `evaluation_numbers`; here are the passes over the text, and rows and sentences.
 """
 
-import re
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -16,33 +15,38 @@ import torch
 
 from microtome.capture.execution import flops_per_token
 from microtome.capture.lens import Results, Rows, Run, Stage
-from microtome.core import Fold, Refusal, RowFold, Site
+from microtome.core import Fold, Half, Refusal, RowFold, Site
 from microtome.corpus import Corpus
 from microtome.examples.chosen import Chosen
-from microtome.examples.findings import findings_table
+from microtome.examples.findings import Finding, findings_table
 from microtome.examples.rows import units_table
 from microtome.explain import ExcerptRecord, ExcerptSurvey, Selection
+from microtome.factors.anew import learnt_anew
 from microtome.factors.basis import Factors, factors_of
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.evaluation_numbers import (
-    Numbers,
-    Twin,
+    Beside,
+    alive_in,
     controls_of,
+    drawn_rows,
+    geometry,
     in_place,
-    judged_rows,
-    learnt_anew,
     mean_l0,
     of_factors,
     reconstructed,
+    reconstruction,
 )
-from microtome.factors.evaluation_rows import absorbed, compared, describe, findings_of, learnt_again, reasons
+from microtome.factors.evaluation_rows import compared, describe, findings_of, learnt_again, reasons
 from microtome.factors.harvest import Harvest, Harvested
 from microtome.factors.harvest import Rows as StateRows
-from microtome.factors.held_out import JUDGE, HeldOut, LearntFrom, held_out
+from microtome.factors.held_out import JUDGE, HeldOut, held_out
+from microtome.factors.judging import Judging
 from microtome.factors.labelled import LabelledStates
 from microtome.factors.lens import FactorsLens
+from microtome.factors.numbers import Numbers
 from microtome.factors.plan import learning_operations
 from microtome.factors.polysemy import Sense
+from microtome.factors.probing import absorbed
 from microtome.factors.rows import dictionary_row
 from microtome.factors.senses import sense_findings, sense_rows
 from microtome.factors.stored import write_dictionary
@@ -54,53 +58,24 @@ from microtome.store import fingerprint, rows_of
 __all__ = ["EXCERPTS", "STATES", "EvaluationLens", "Judging"]
 
 STATES: Final = Stage(30, "judged states")
+"""Of whole windows, so many that they have as many tokens as are kept."""
 EXCERPTS: Final = Stage(31, "judged factors", sample=128)
 WORDS: Final = Stage(32, "judged words")
 
 _TOKENS: Final = 1 << 16
-"""Tokens whose states are kept, at most."""
+"""Tokens whose states are kept, about."""
 _PICKED: Final = 64
 """Factors of a dictionary that are described."""
 _SALT: Final = 0x7069636B
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What is to be judged: dictionaries of one model, by a text.
-
-    Beside them stand dictionaries that are learnt anew, unless there is no `twin`; with `labels`, a file or folder of labelled words, there are probes
-    of few factors, too.
-    `learnt` says what texts they were learnt from, of those of which it is known (`held_out.learnt_from`). `there` names dictionaries that the atlas
-    has already, with their files: these are not written again.
-    Errors: `Refusal` for no dictionary, for two of the same name, and for a name that could not be part of an address.
-    """
-
-    dictionaries: tuple[Dictionary, ...]
-    twin: Twin = "drawn"
-    labels: Path | None = None
-    learnt: tuple[LearntFrom, ...] = ()
-    there: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-
-    def __post_init__(self) -> None:
-        names = [each.name for each in self.dictionaries]
-        if not names:
-            raise Refusal("an evaluation", why="there is no dictionary to judge", instead="name one: --dictionary PATH")
-        for name in names:
-            if not _NAME.fullmatch(name):
-                why = "names of dictionaries become parts of addresses and of files"
-                raise Refusal(f"dictionary {name!r}", why=why, instead="call it otherwise: --dictionary NAME=PATH")
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            why = f"{names.count(twice[0])} of them have this name"
-            raise Refusal(f"dictionary {twice[0]}", why=why, instead="call one of them otherwise: --dictionary NAME=PATH")
 
 
 @dataclass(frozen=True)
 class EvaluationLens:
     """Dictionaries judged by the confirm half of a text that none of them has learnt from.
 
-    At most 65,536 tokens are kept; of them 2,048 of whole windows judge reconstructions, 8 windows what the model loses, 8,192 of the other half
-    make baselines, and 64 factors of each dictionary are described, at its middle site, from 128 windows of the text.
+    States of whole windows with 65,536 tokens, about, are kept; of them 32 windows of as many documents, and of 2,048 tokens at least, judge
+    reconstructions, 8 windows what the model loses, 8,192 tokens of the other half make baselines, and 64 factors of each dictionary that are
+    active in the other half are described, at its middle site, from 128 windows of the text.
     Source: Karvonen et al. 2025, arXiv:2503.09532, on measures of dictionaries; Heap et al. 2025, arXiv:2501.17727, on the random transformer.
     """
 
@@ -135,7 +110,7 @@ class EvaluationLens:
         if run.corpus is None:
             return ()
         self.sites(run)
-        found = [_over(STATES, self._text(run))]
+        found = [_over(replace(STATES, sample=_windows(run)), self._text(run))]
         if _model(run).tokenizer is not None:
             found.append(_over(EXCERPTS, self._text(run)))
         if self._labelled is not None:
@@ -144,73 +119,61 @@ class EvaluationLens:
 
     def folds(self, stage: Stage, run: Run, earlier: Results) -> Mapping[str, Fold | RowFold]:
         """States in the first pass; then excerpts of a sample of factors and of random directions; then states of labelled words."""
-        if stage == STATES:
-            rate = min(1.0, _TOKENS / max(1, _corpus(run).tokens))
-            return {_fold("states"): Harvest(self.sites(run), rate, run.seed)}
+        if stage.name == STATES.name:
+            return {_fold("states"): Harvest(self.sites(run), 1.0, run.seed)}
         if stage == WORDS:
             assert self._labelled is not None, "a stage of labels has labels"
             sites = dict.fromkeys(site for each in self.judging.dictionaries for site in _probed_at(each))
             everywhere = dict.fromkeys(site for each in self.judging.dictionaries for site in each.reads)
             return self._labelled.folds(_model(run), tuple(sites), tuple(everywhere), run.seed)
-        found: dict[str, Fold | RowFold] = {}
-        harvested = self._harvested(earlier)
-        rows = judged_rows(harvested, run.seed)
-        for each in self.judging.dictionaries:
-            basis = _basis(each)
-            chosen = _picked(basis, rows, harvested.harvest.sites, run.seed)
-            selection = Selection(shortest=4, seed=run.seed)
-            if chosen:
-                found[_fold("excerpts", each.name)] = ExcerptSurvey(Chosen(basis, chosen, signed=False), selection)
-            l0 = mean_l0(each, rows, harvested.harvest.sites)
-            beside = controls_of(each, harvested, l0, run.seed, ("random directions",))
-            for random in beside.values():
-                other = Factors(random, basis.site)
-                drawn = _picked(other, rows, harvested.harvest.sites, run.seed)
-                if drawn:
-                    found[_fold("random", each.name)] = ExcerptSurvey(Chosen(other, drawn, signed=False), selection)
-        return found
+        return _surveys(self.judging, run, self._harvested(run, earlier))
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
         """dictionaries, dictionary_stats, findings; of several dictionaries of the same sites links, and the units that these name."""
         if run.corpus is None:
             return {}
-        judged, model, seed = self.judging.dictionaries, _model(run), run.seed
-        harvested, held = self._harvested(results), self._text(run)
-        sites, rows = harvested.harvest.sites, judged_rows(harvested, seed)
-        numbers = {each.name: Numbers() for each in judged}
-        beside, learnt, alive = {}, {}, {}
-        for each in judged:
-            l0 = mean_l0(each, rows, sites)
-            beside[each.name] = controls_of(each, harvested, l0, seed)
-            learnt[each.name] = learnt_anew(each, held, model, l0, self.judging.twin, seed)
-            others = [other for other in judged if other is not each]
-            alive[each.name] = reconstructed(
-                numbers[each.name], each, others, beside[each.name], learnt[each.name], rows, sites, held.corpus
-            )
-            reasons(numbers[each.name], each, learnt[each.name])
-            absorbed(numbers[each.name], each, list(harvested.rows(1))[:1], sites, model)
-            describe(numbers[each.name], each, _records(results), model, seed)
-            learnt_again(numbers[each.name], each, learnt[each.name], alive[each.name])
-            if self._labelled is not None:
-                read = {site: self._labelled.states(results, WORDS, site) for site in _probed_at(each)}
-                self._labelled.probe(numbers[each.name], each, read, of_factors(each), model, seed)
-        in_place(numbers, judged, beside, harvested, held, model, seed)
-        links, findings = compared(numbers, judged, alive)
-        findings = [finding for each in judged for finding in findings_of(each, numbers[each.name], model.name)] + findings
+        judged, name = self.judging.dictionaries, _model(run).name
+        numbers, links, shared = self._numbers(run, results)
+        findings = [finding for each in judged for finding in findings_of(each, numbers[each.name], name)] + shared
         told = {each.name: self._senses(each, run, results) for each in judged}
         findings += [finding for each in judged for finding in sense_findings(each, told[each.name])]
         found: dict[str, Rows] = {
-            "dictionaries": rows_of("dictionaries", [self._row(each, run, results) for each in judged]),
+            "dictionaries": rows_of("dictionaries", [_row(each, dict(self.judging.there), run, results) for each in judged]),
             "dictionary_stats": pa.concat_tables([numbers[each.name].rows(run.name, each.name) for each in judged]),
             "findings": findings_table(findings, run.name, self.name),
         }
         if any(told.values()):
             found["senses"] = pa.concat_tables([sense_rows(each, told[each.name], run.name) for each in judged])
         if len(links):
-            found[f"links.{'-'.join(each.name for each in judged)}"] = links
+            found[f"links.{fingerprint(judged)[:12]}"] = links
             there = dict(self.judging.there)
             found |= {f"units.{each.name}": units_table([_basis(each)]) for each in judged if each.name not in there}
         return found
+
+    def _numbers(self, run: Run, results: Results) -> tuple[dict[str, Numbers], pa.Table, list[Finding]]:
+        """All numbers of each dictionary; and of several what they have in common, as links and sentences."""
+        model, seed, held, known = _model(run), run.seed, self._text(run), dict(self.judging.learnt)
+        harvested, documents = self._harvested(run, results), held.corpus.documents_of_windows()
+        sites, rows = harvested.harvest.sites, drawn_rows(harvested, Half.CONFIRM, documents, seed)
+        if not rows:
+            raise Refusal("an evaluation", why="the text has no document to judge by", instead="give more text")
+        judged = _beside(self.judging, held, run, harvested, rows)
+        found = reconstructed(judged, rows, sites, documents)
+        lost = in_place(judged, harvested, held, model, seed)
+        alive = {each.dictionary.name: alive_in(each.dictionary, found[each.dictionary.name]) for each in judged}
+        matches, links, findings = compared(self.judging.dictionaries, alive)
+        numbers = {}
+        for each in judged:
+            dictionary, mine = each.dictionary, found[each.dictionary.name]
+            parts = [reconstruction(dictionary, mine), geometry(each, mine, seed)]
+            parts.append(reasons(each, "known" if dictionary.name in known else "not known"))
+            parts.append(absorbed(dictionary, harvested.rows, sites, of_factors(dictionary), model, seed))
+            parts += [describe(dictionary, _records(results), model, seed), learnt_again(each, mine)]
+            if self._labelled is not None:
+                read = {site: self._labelled.states(results, WORDS, site) for site in _probed_at(dictionary)}
+                parts.append(self._labelled.probe(dictionary, read, of_factors(dictionary), model, seed))
+            numbers[dictionary.name] = Numbers.joined([*parts, lost[dictionary.name], matches[dictionary.name]])
+        return numbers, links, findings
 
     def _senses(self, dictionary: Dictionary, run: Run, results: Results) -> list[tuple[str, Sense]]:
         if self._labelled is None:
@@ -226,14 +189,14 @@ class EvaluationLens:
         if not self.stages(run):
             return 0.0
         model, total = _model(run), 0.0
-        tokens = min(_TOKENS, _corpus(run).tokens)
+        tokens, window = min(_TOKENS, _corpus(run).tokens), _corpus(run).window
         for each in self.judging.dictionaries:
             states = min(16_384, tokens) // 2 * len(each.reads)
             units = min(each.units, max(64, states // 64))
-            learning = 0.0 if self.judging.twin == "none" else 2 * learning_operations(states, 3, each.width, units)
-            replaced = 7.0 * min(6, len(each.writes)) * 8 * _corpus(run).window
+            learning = (1 if self.judging.twin == "none" else 2) * learning_operations(states, 3, each.width, units)
+            replaced = 7.0 * min(6, len(each.writes)) * 8 * window
             head = 2.0 * model.shape.d_model * model.shape.vocab
-            codes = 60.0 * min(2048, tokens) * len(each.writes) * each.width * each.units
+            codes = 60.0 * min(max(2048, 32 * window), tokens) * len(each.writes) * each.width * each.units
             total += learning + replaced * (flops_per_token(model) + head) + codes
         return total
 
@@ -255,20 +218,12 @@ class EvaluationLens:
 
     def _text(self, run: Run) -> HeldOut:
         corpus = _corpus(run)
-        return self._held.setdefault(corpus.fingerprint, held_out(corpus, self.judging.learnt))
+        return self._held.setdefault(corpus.fingerprint, held_out(corpus, [each for _, each in self.judging.learnt]))
 
-    def _harvested(self, results: Results) -> Harvested:
-        found = results.of(STATES, _fold("states"))
+    def _harvested(self, run: Run, results: Results) -> Harvested:
+        found = results.of(replace(STATES, sample=_windows(run)), _fold("states"))
         assert isinstance(found, Harvested), "what the first pass keeps"
         return found
-
-    def _row(self, dictionary: Dictionary, run: Run, results: Results) -> dict[str, object]:
-        """The dictionary, which the atlas keeps, if it has not kept it before."""
-        file = dict(self.judging.there).get(dictionary.name)
-        if file is None:
-            file = f"dictionaries/{self.name}.{dictionary.name}.{run.name}.safetensors"
-            results.make(file, dictionary.fingerprint, partial(write_dictionary, dictionary))
-        return dictionary_row(dictionary, run.name, file)
 
 
 def _model(run: Run) -> Model:
@@ -279,6 +234,12 @@ def _model(run: Run) -> Model:
 def _corpus(run: Run) -> Corpus:
     assert run.corpus is not None, "there is a text"
     return run.corpus
+
+
+def _windows(run: Run) -> int:
+    """How many have as many tokens as are kept."""
+    corpus = _corpus(run)
+    return max(1, math.ceil(_TOKENS * corpus.windows / max(1, corpus.tokens)))
 
 
 def _over(stage: Stage, text: HeldOut) -> Stage:
@@ -317,3 +278,37 @@ def _records(results: Results) -> dict[str, ExcerptRecord]:
     return {
         name.removeprefix(prefix): results.of(EXCERPTS, name) for name in results.names(EXCERPTS) if name.startswith(prefix)
     }
+
+
+def _surveys(judging: Judging, run: Run, harvested: Harvested) -> dict[str, Fold | RowFold]:
+    """Excerpts of factors that the discover half says are active, and of as many random directions."""
+    found: dict[str, Fold | RowFold] = {}
+    sites, seed, selection = harvested.harvest.sites, run.seed, Selection(shortest=4, seed=run.seed)
+    rows = drawn_rows(harvested, Half.DISCOVER, _corpus(run).documents_of_windows(), seed)
+    for each in judging.dictionaries if rows else ():
+        basis = _basis(each)
+        bases = {"excerpts": basis}
+        beside = controls_of(each, harvested, mean_l0(each, rows, sites), seed, ("random directions",))
+        if beside:
+            bases["random"] = Factors(beside["random directions"], basis.site)
+        for what, of in bases.items():
+            if chosen := _picked(of, rows, sites, seed):
+                found[_fold(what, each.name)] = ExcerptSurvey(Chosen(of, chosen, signed=False), selection)
+    return found
+
+
+def _beside(judging: Judging, held: HeldOut, run: Run, harvested: Harvested, rows: Sequence[StateRows]) -> list[Beside]:
+    """Each dictionary with all that it is put beside."""
+    sized = [(each, mean_l0(each, rows, harvested.harvest.sites)) for each in judging.dictionaries]
+    windows = torch.cat([each.window for each in rows]).unique().tolist()
+    learnt = learnt_anew(sized, held, _model(run), judging.twin, windows, run.seed)
+    return [Beside(each, l0, controls_of(each, harvested, l0, run.seed), learnt[each.name]) for each, l0 in sized]
+
+
+def _row(dictionary: Dictionary, there: Mapping[str, str], run: Run, results: Results) -> dict[str, object]:
+    """The dictionary, which the atlas keeps, if it has not kept it before."""
+    file = there.get(dictionary.name)
+    if file is None:
+        file = f"dictionaries/{JUDGE}.{dictionary.name}.{run.name}.safetensors"
+        results.make(file, dictionary.fingerprint, partial(write_dictionary, dictionary))
+    return dictionary_row(dictionary, run.name, file)

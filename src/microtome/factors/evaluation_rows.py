@@ -10,44 +10,54 @@ from itertools import combinations
 from typing import Final, Literal
 
 import pyarrow as pa
-import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microtome.core import Refusal, Site, UnitAddress
+from microtome.core import Refusal, UnitAddress
 from microtome.examples.findings import Finding
 from microtome.explain import ExcerptRecord
+from microtome.factors.anew import ANEW, TWIN, active
+from microtome.factors.baselines import CONTROLS, GREEDY
 from microtome.factors.described import OTHERS, described, described_stats
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.evaluation import Stat
-from microtome.factors.evaluation_numbers import ANEW, CONTROLS, GREEDY, TWIN, Learnt, Numbers, of_factors
-from microtome.factors.harvest import Rows
-from microtome.factors.probing import absorption, absorption_undefined
+from microtome.factors.evaluation_numbers import Beside, Found, alive_in
+from microtome.factors.numbers import Numbers
 from microtome.factors.splicing import MEAN
-from microtome.factors.stability import ALIKE, flat_directions, matched, stability
+from microtome.factors.stability import ALIKE, Matched, flat_directions, matched, stability
 from microtome.model import Model
 from microtome.readout.words import named, texts_of
 from microtome.store import rows_of
 
-__all__ = ["SAME", "absorbed", "compared", "describe", "findings_of", "learnt_again", "reasons"]
+__all__ = ["SAME", "compared", "describe", "findings_of", "learnt_again", "reasons"]
 
 SAME: Final = "same direction"
 _DESCRIBED: Final = ("detection", "fuzzing")
 _MATCHES: Final = ("match_cosine", "match_above_07", "match_above_09", "nearest_cosine")
+_LEARNT_FROM: Final = "learnt_from"
+_ANEW: Final = "that learnt anew"
 _MATCHED: Final = 8192
 """Directions beyond which a match one to one takes hours."""
 
 
-def reasons(numbers: Numbers, dictionary: Dictionary, learnt: Learnt) -> None:
-    """Controls that there are not, and why."""
-    if dictionary.arrangement != "shared":
-        why = f"codes of a {dictionary.arrangement} are not of the states that are made of them"
-        numbers.undefined(("exact_codes", "baselines", "sites_used"), why)
-    if learnt.why:
-        numbers.undefined(("random_twin",), learnt.why)
+def reasons(each: Beside, learnt_from: Literal["known", "not known"]) -> Numbers:
+    """Controls that there are not, and why; and whether it is known what the dictionary has learnt from."""
+    found = []
+    if each.dictionary.arrangement != "shared":
+        why = f"codes of a {each.dictionary.arrangement} are not of the states that are made of them"
+        found.append(Numbers.undefined(("exact_codes", "baselines", "sites_used"), why))
+    if each.learnt.why_not_anew:
+        found.append(Numbers.undefined(("learnt_anew",), each.learnt.why_not_anew))
+    if each.learnt.why_no_twin:
+        found.append(Numbers.undefined(("random_twin",), each.learnt.why_no_twin))
+    if learnt_from == "not known":
+        found.append(
+            Numbers.undefined((_LEARNT_FROM,), "it is not known what it has learnt from: that may have been this text")
+        )
+    return Numbers.joined(found)
 
 
-def describe(numbers: Numbers, dictionary: Dictionary, records: Mapping[str, ExcerptRecord], model: Model, seed: int) -> None:
+def describe(dictionary: Dictionary, records: Mapping[str, ExcerptRecord], model: Model, seed: int) -> Numbers:
     """Detection and fuzzing of the factors that were picked, beside descriptions of others, and beside random directions.
 
     `records` are excerpts by `excerpts.NAME` and `random.NAME`.
@@ -55,8 +65,7 @@ def describe(numbers: Numbers, dictionary: Dictionary, records: Mapping[str, Exc
     record, random = records.get(f"excerpts.{dictionary.name}"), records.get(f"random.{dictionary.name}")
     if record is None:
         why = "the model reads no tokens of text" if model.tokenizer is None else "no factor is active"
-        numbers.undefined(_DESCRIBED, why)
-        return
+        return Numbers.undefined(_DESCRIBED, why)
     texts = texts_of(model.tokenizer, model.shape.vocab)
     controls: dict[str, Mapping[str, Stat]] = {}
 
@@ -66,99 +75,90 @@ def describe(numbers: Numbers, dictionary: Dictionary, records: Mapping[str, Exc
     try:
         own, controls[OTHERS] = described_stats(found := described(record, names, seed=seed), seed)
     except Refusal as refusal:
-        numbers.undefined(_DESCRIBED, refusal.why)
-        return
+        return Numbers.undefined(_DESCRIBED, refusal.why)
     own |= {"factors_described": Stat(float((~found.detection.own.isnan()).sum()))}  # that have questions of both kinds
     if random is not None:
         with contextlib.suppress(Refusal):  # too few of them are active: there is the other control
             controls[CONTROLS["random directions"]], _ = described_stats(described(random, names, seed=seed), seed)
-    numbers.add(record.basis.sites[0], own, controls)
+    return Numbers.at(record.basis.sites[0], own, controls)
 
 
-def absorbed(numbers: Numbers, dictionary: Dictionary, rows: Sequence[Rows], sites: Sequence[Site], model: Model) -> None:
-    """How often a first letter that the state says is said by another factor than the letter's: in the mean over letters, at the middle site."""
-    why = absorption_undefined(sum(each.numel() for each in model.module.parameters()), dictionary.units)
-    if why is None and dictionary.arrangement != "shared":
-        why = Stat(math.nan, undefined=f"codes of a {dictionary.arrangement} are not of the states that are made of them")
-    if why is not None:
-        numbers.add("", {"absorption": why}, {})
-        return
-    site = of_factors(dictionary)
-    x = torch.cat([each.states[:, list(sites).index(site)] for each in rows])
-    half, ids = (torch.cat([getattr(each, name) for each in rows]) for name in ("half", "id"))
-    codes, scaled = dictionary.encode({site: x}), dictionary.scaled({site: x})[site]
-    letters = [text.strip()[:1].casefold() for text in texts_of(model.tokenizer, model.shape.vocab)]
-    found = []
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        y = torch.tensor([each == letter for each in letters])[ids]
-        try:
-            found.append(absorption(codes, dictionary.directions[0], scaled, y, half))
-        except Refusal:
-            continue
-    values = [each.value for each in found if math.isfinite(each.value)]
-    told = Stat(sum(values) / len(values)) if values else Stat(math.nan, undefined="no letter is told from the states")
-    numbers.add(site, {"absorption": told}, {})
+def learnt_again(each: Beside, found: Found) -> Numbers:
+    """How many of the active directions are there again among those of a dictionary that was learnt anew, matched one to one, beside random ones."""
+    if each.learnt.anew is None:
+        return Numbers()
+    one = flat_directions(each.dictionary, alive_in(each.dictionary, found))
+    other = flat_directions(each.learnt.anew, active(found[ANEW]))
+    if why := _why_not(one, other):
+        return _unmatched(_ANEW, why)
+    return _stable(one, other, _ANEW, matched(one, other))
 
 
-def learnt_again(numbers: Numbers, dictionary: Dictionary, learnt: Learnt, alive: Bool[Tensor, " unit"]) -> None:
-    """How many of the active directions are there again in a dictionary that was learnt anew, matched one to one, beside random ones."""
-    if learnt.anew is None:
-        return
-    _stable(numbers, flat_directions(dictionary, alive), flat_directions(learnt.anew), "that learnt anew")
-
-
-def _stable(numbers: Numbers, one: Tensor, other: Tensor, name: str) -> bool:
-    """Add how much of one there is in the other; whether that could be told."""
-    why = ""
+def _why_not(one: Tensor, other: Tensor) -> str:
     if one.shape[1] != other.shape[1]:
-        why = "they are of other sites"
-    elif not len(one) or not len(other):
-        why = "no factor is active"
-    elif max(len(one), len(other)) > _MATCHED:
-        why = f"a match of more than {_MATCHED:,} directions takes hours"
-    if why:
-        numbers.undefined([f"{stat} with {name}" for stat in _MATCHES], why)
-        return False
-    found = {kind: {f"{stat} with {name}": value for stat, value in of.items()} for kind, of in stability(one, other).items()}
-    numbers.add("", found.pop(""), found)
-    return True
+        return "they are of other sites"
+    if not len(one) or not len(other):
+        return "no factor is active"
+    return f"a match of more than {_MATCHED:,} directions takes hours" if max(len(one), len(other)) > _MATCHED else ""
+
+
+def _unmatched(name: str, why: str) -> Numbers:
+    return Numbers.undefined([f"{stat} with {name}" for stat in _MATCHES], why)
+
+
+def _stable(one: Float[Tensor, "unit width"], other: Float[Tensor, "other width"], name: str, pairs: Matched) -> Numbers:
+    """How much of one there is in the other, of which the pairs are known."""
+    found = stability(one, other, pairs=pairs)
+    told = {kind: {f"{stat} with {name}": value for stat, value in of.items()} for kind, of in found.items()}
+    return Numbers.at("", told.pop(""), told)
 
 
 def compared(
-    numbers: Mapping[str, Numbers], dictionaries: Sequence[Dictionary], alive: Mapping[str, Bool[Tensor, " unit"]]
-) -> tuple[pa.Table, list[Finding]]:
-    """Matched directions of every two dictionaries of the same sites, as links both ways, and what is to be said of it."""
+    dictionaries: Sequence[Dictionary], alive: Mapping[str, Bool[Tensor, " _"]]
+) -> tuple[dict[str, Numbers], pa.Table, list[Finding]]:
+    """Matched directions of every two dictionaries of the same sites: numbers of each, links both ways, and what is to be said of it."""
+    parts: dict[str, list[Numbers]] = {each.name: [] for each in dictionaries}
     links: list[dict[str, object]] = []
     findings: list[Finding] = []
     for one, other in combinations(dictionaries, 2):
-        if one.writes != other.writes or (one.arrangement == "crosscoder") != (other.arrangement == "crosscoder"):
-            for mine, far in ((one, other), (other, one)):
-                numbers[mine.name].undefined([f"{stat} with {far.name}" for stat in _MATCHES], "they are of other sites")
-            continue
         first, second = (flat_directions(each, alive[each.name]) for each in (one, other))
-        if not _stable(numbers[one.name], first, second, other.name):
+        apart = one.writes != other.writes or (one.arrangement == "crosscoder") != (other.arrangement == "crosscoder")
+        if why := "they are of other sites" if apart else _why_not(first, second):
+            parts[one.name].append(_unmatched(other.name, why))
+            parts[other.name].append(_unmatched(one.name, why))
             continue
-        _stable(numbers[other.name], second, first, one.name)
-        own, beside = numbers[one.name].own[""], numbers[one.name].beside[""][ALIKE]
         pairs = matched(first, second)
-        places = [alive[each.name].nonzero()[:, 0] for each in (one, other)]
-        control = beside[f"match_cosine with {other.name}"].value
-        for i, j, score in zip(
-            places[0][pairs.first].tolist(), places[1][pairs.second].tolist(), pairs.cosine.tolist(), strict=True
-        ):
-            ends = [str(UnitAddress("factors", unit, name=each.name)) for unit, each in ((i, one), (j, other))]
-            links += [
-                {"unit": unit, "other": far, "kind": SAME, "score": score, "control": control}
-                for unit, far in (ends, ends[::-1])
-            ]
-        stat = f"match_above_07 with {other.name}"
-        sentence = (
-            f"of the factors of {one.name} that are active, matched one to one with those of {other.name}, {own[stat].value:.0%} have a cosine above 0.7 "
-            f"({ALIKE}: {beside[stat].value:.0%}); the mean cosine is {own[f'match_cosine with {other.name}'].value:.2f} (beside {control:.2f})"
-        )
-        subject = f"factors@{one.name}"
-        findings.append(Finding("dictionaries compared", subject, sentence, own[stat].value, beside[stat].value, ALIKE))
-    return rows_of("links", links), findings
+        numbers = _stable(first, second, other.name, pairs)
+        parts[one.name].append(numbers)
+        parts[other.name].append(_stable(second, first, one.name, Matched(pairs.second, pairs.first, pairs.cosine)))
+        links += _links(one, other, pairs, alive, numbers.beside[""][ALIKE][f"match_cosine with {other.name}"].value)
+        findings.append(_shared(one, other, numbers))
+    return {name: Numbers.joined(each) for name, each in parts.items()}, rows_of("links", links), findings
+
+
+def _links(
+    one: Dictionary, other: Dictionary, pairs: Matched, alive: Mapping[str, Bool[Tensor, " _"]], control: float
+) -> list[dict[str, object]]:
+    """Of every pair, both ways."""
+    places = [alive[each.name].nonzero()[:, 0] for each in (one, other)]
+    units = zip(places[0][pairs.first].tolist(), places[1][pairs.second].tolist(), pairs.cosine.tolist(), strict=True)
+    found: list[dict[str, object]] = []
+    for i, j, score in units:
+        ends = [str(UnitAddress("factors", unit, name=each.name)) for unit, each in ((i, one), (j, other))]
+        found += [
+            {"unit": unit, "other": far, "kind": SAME, "score": score, "control": control} for unit, far in (ends, ends[::-1])
+        ]
+    return found
+
+
+def _shared(one: Dictionary, other: Dictionary, numbers: Numbers) -> Finding:
+    stat, cosine = (f"{each} with {other.name}" for each in ("match_above_07", "match_cosine"))
+    own, beside = numbers.own[""], numbers.beside[""][ALIKE]
+    sentence = (
+        f"of the factors of {one.name} that are active, matched one to one with those of {other.name}, {own[stat].value:.0%} have a cosine above 0.7 "
+        f"({ALIKE}: {beside[stat].value:.0%}); the mean cosine is {own[cosine].value:.2f} (beside {beside[cosine].value:.2f})"
+    )
+    return Finding("dictionaries compared", f"factors@{one.name}", sentence, own[stat].value, beside[stat].value, ALIKE)
 
 
 def findings_of(dictionary: Dictionary, numbers: Numbers, model: str) -> list[Finding]:
@@ -175,9 +175,10 @@ def _explained(dictionary: Dictionary, numbers: Numbers) -> Finding:
     parts = [f"{name}: {value:.0%}" for name, value in ((kind, best), *beside.items()) if math.isfinite(value)]
     first, *more = dictionary.writes
     where = f"in the mean over {1 + len(more)} sites" if more else f"at {first}"
+    unknown = "; it is not known whether it has learnt from this text" if _LEARNT_FROM in numbers.own.get("", {}) else ""
     sentence = (
-        f"{l0:.0f} factors of the {dictionary.units:,} of {dictionary.name} explain {own:.0%} of the variance of held-out states, {where}; {dead:.0%} are never "
-        f"active on {numbers.mean('tokens'):,.0f} tokens ({'; '.join(parts) or 'nothing to compare with'})"
+        f"{l0:.0f} factors of the {dictionary.units:,} of {dictionary.name} explain {own:.0%} of the variance of held-out states, {where}; "
+        f"{dead:.0%} are never active on {numbers.mean('tokens'):,.0f} tokens ({'; '.join(parts) or 'nothing to compare with'}){unknown}"
     )
     return Finding("dictionary judged", f"factors@{dictionary.name}", sentence, own, best, kind)
 
@@ -190,8 +191,8 @@ def _lost(dictionary: Dictionary, numbers: Numbers, model: str) -> Finding | Non
     kind, best = _best(numbers, "kl", "lowest")
     parts = [f"{name} {value:.2f}" for name, value in ((kind, best), (MEAN, numbers.mean("kl", MEAN))) if math.isfinite(value)]
     sentence = (
-        f"where states are replaced by what {dictionary.name} makes of them, {model} predicts otherwise: KL {own:.2f} nats a token, loss {numbers.mean('loss_added'):+.2f}, in "
-        f"the mean over sites ({'; '.join(parts)})"
+        f"where states are replaced by what {dictionary.name} makes of them, {model} predicts otherwise: KL {own:.2f} nats a token, "
+        f"loss {numbers.mean('loss_added'):+.2f}, in the mean over sites ({'; '.join(parts)})"
     )
     return Finding("dictionary in place", f"factors@{dictionary.name}", sentence, own, best, kind)
 
@@ -201,12 +202,14 @@ def _told(dictionary: Dictionary, numbers: Numbers) -> Finding | None:
     if not math.isfinite(own):
         return None
     random = numbers.mean("detection", CONTROLS["random directions"])
-    beside = f", random directions with exact codes {random:.0%}" if math.isfinite(random) else ""
+    also = f", random directions with greedy codes {random:.0%}" if math.isfinite(random) else ""
     sentence = (
-        f"of factors of {dictionary.name} that are described by their tokens, a judge who knows the description tells {own:.0%} of held-out excerpts right "
-        f"({OTHERS} {others:.0%}{beside}; chance 50%); of marked tokens {numbers.mean('fuzzing'):.0%}"
+        f"of factors of {dictionary.name} that are described by their tokens, a judge who knows the description tells {own:.0%} "
+        f"of held-out excerpts right ({OTHERS} {others:.0%}{also}; chance 50%); of marked tokens {numbers.mean('fuzzing'):.0%}"
     )
-    return Finding("factors described", f"factors@{dictionary.name}", sentence, own, others, OTHERS)
+    beside = {OTHERS: others, CONTROLS["random directions"]: random}
+    kind = max((each for each in beside if math.isfinite(beside[each])), key=beside.__getitem__, default=OTHERS)
+    return Finding("factors described", f"factors@{dictionary.name}", sentence, own, beside[kind], kind)
 
 
 def _best(numbers: Numbers, stat: str, which: Literal["highest", "lowest"]) -> tuple[str, float]:

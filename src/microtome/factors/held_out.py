@@ -19,12 +19,13 @@ from microtome.core import Batch, Half, Refusal
 from microtome.corpus import Corpus
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.lens import FactorsLens
+from microtome.numerics import hash_parts
 from microtome.store import fingerprint, read_manifest
 
 __all__ = ["JUDGE", "HeldOut", "LearntFrom", "held_out", "learnt_from"]
 
-JUDGE: Final = "factors-evaluation"
-"""Who writes what dictionaries are found to be worth."""
+JUDGE: Final = "evaluation"
+"""Who writes what dictionaries are found to be worth. Lenses that make one write as `factors`, or `factors-NAME`, so that none has this name."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ class HeldOut:
             yield replace(batch, half=batch.half.masked_fill(moved, int(Half.DISCOVER)))
 
     def sample(self, n: int, seed: int) -> list[int]:
-        """`n` of them, drawn by hash, in order."""
-        return self.corpus.sample(n, seed)
+        """`n` of them, drawn by hash, in order; half of them, where there are as many, of what no dictionary has learnt from."""
+        if n >= self.windows or not bool(self.learnt.any()):
+            return self.corpus.sample(n, seed)
+        order = hash_parts(seed, torch.arange(self.windows)).argsort(stable=True)
+        free, learnt = order[~self.learnt[order]], order[self.learnt[order]]
+        few = max(n // 2, n - len(learnt))
+        drawn = torch.cat([free[:few], learnt[: n - min(few, len(free))]])
+        return sorted(drawn.tolist())
 
 
 def held_out(corpus: Corpus, learnt: Iterable[LearntFrom]) -> HeldOut:
@@ -103,12 +110,14 @@ def learnt_from(path: Path, dictionary: Dictionary) -> LearntFrom | None:
     if not (folder / "atlas.json").is_file():
         return None
     runs, coded = read_manifest(folder).runs, FactorsLens(given=dictionary)
-    for file in sorted((folder / "tables" / "dictionaries").glob("factors*.parquet")):
+    for file in sorted((folder / "tables" / "dictionaries").glob("*.parquet")):
+        if file.name.split(".")[0] == JUDGE:
+            continue
         for row in pq.read_table(file, columns=["run", "name", "file"]).to_pylist():
             card = runs.get(row["run"])
             if row["name"] != dictionary.name or card is None or card.corpus is None or row["file"] not in card.files:
                 continue
-            if file.name.startswith(JUDGE) or card.given.get(coded.name) == coded.fingerprint:  # it was there before that run
+            if card.given.get(coded.name) == coded.fingerprint:  # it was there before that run
                 continue
             return LearntFrom(card.corpus["fingerprint"], frozenset(_learnt(folder, row["run"])))
     return None

@@ -1,8 +1,10 @@
 """What a build says of its dictionary as a whole: how well held-out states are made of its factors, and whether exact codes agree with its encoder.
 
-Beside every number is that of what costs next to nothing: principal components, random directions. Judged on a sample of the tokens that were kept. What takes passes of its own, or minutes, is in `splicing`, `stability`, `probing` and `described`.
+Beside every number is that of what costs next to nothing: principal components, random directions. Judged on a sample of the tokens that were kept.
+What takes passes of its own, or minutes, is in `splicing`, `stability`, `probing` and `described`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +18,7 @@ from microtome.core import Half, Refusal, Site, token_keys
 from microtome.examples import Contexts
 from microtome.examples.findings import Finding
 from microtome.factors.aims import Aimed, penalty_for
-from microtome.factors.baselines import Baseline, baselines, sampled
+from microtome.factors.baselines import CONTROLS, EXACT, REFITTED, Baseline, baselines, sampled
 from microtome.factors.coding import Lasso, Prepared, coded
 from microtome.factors.dictionary import Dictionary, Encoder
 from microtome.factors.evaluation import Candidate, Evaluation, Stat, evaluated, stat_rows, usage_stat
@@ -32,13 +34,6 @@ _FITTED: Final = 8192
 """Tokens of the discover half that baselines are made of."""
 _BESIDE: Final[tuple[Baseline, ...]] = ("pca", "pca largest", "random directions")
 _AIMED: Final = 512
-_EXACT: Final = "exact codes of the same directions"
-_REFITTED: Final = "exact codes, amounts refitted"
-_CONTROLS: Final = {
-    "pca": "principal components, as many",
-    "pca largest": "largest principal components, as many",
-    "random directions": "random directions, as many, exact codes",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +61,10 @@ def exact_codes(dictionary: Dictionary, states: Float[Tensor, "row d_model"], l0
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Rows of `dictionary_stats`, the finding about them, and the exact coder that stands beside an encoder."""
+    """Rows of `dictionary_stats`, the finding about them, if there is something to judge by, and the exact coder that stands beside an encoder."""
 
     rows: pa.Table
-    finding: Finding
+    finding: Finding | None
     exact: Exact | None
 
 
@@ -82,6 +77,11 @@ def judged_by(
     """
     sites = harvested.harvest.sites
     judged = list(_first(of_half(harvested.rows, Half.CONFIRM)(1), _JUDGED))
+    if not judged:
+        why = "no token of the confirm half was kept"
+        return Judged(
+            stat_rows(run, dictionary.name, "", {"explained_variance": Stat(math.nan, undefined=why)}, {}), None, None
+        )
     (own,) = evaluated([Candidate(dictionary.name, dictionary)], judged, sites, documents).values()
     l0 = sum(each.stats["l0"].value for each in own.values()) / len(own)
     candidates = [Candidate(dictionary.name, dictionary)]
@@ -92,11 +92,11 @@ def judged_by(
         if len(sample.states) >= width:
             factors = min(max(1, round(l0)), width)
             made = baselines(sample, factors, dictionary.units, _BESIDE)
-            candidates += [Candidate(_CONTROLS[kind], each) for kind, each in made.items()]
+            candidates += [Candidate(CONTROLS[kind], each) for kind, each in made.items()]
         if isinstance(dictionary.coder, Encoder):
             exact = exact_codes(dictionary, sample.states[:: max(1, len(sample.states) // _AIMED)][:_AIMED], l0)
         if exact is not None:
-            candidates += [Candidate(_EXACT, exact.dictionary), Candidate(_REFITTED, exact.dictionary, "refitted")]
+            candidates += [Candidate(EXACT, exact.dictionary), Candidate(REFITTED, exact.dictionary, "refitted")]
     found = evaluated(candidates, judged, sites, documents)
     return Judged(_rows(dictionary, found, run), _finding(dictionary, found), exact)
 
@@ -131,11 +131,11 @@ def _finding(dictionary: Dictionary, found: _Found) -> Finding:
         return sum(each.value for each in values) / len(values)
 
     explained, l0, dead = (mean(dictionary.name, stat) for stat in ("explained_variance", "l0", "dead"))
-    cheap = [name for name in found if name in _CONTROLS.values()]
+    cheap = [name for name in found if name in CONTROLS.values()]
     best = max(cheap, key=lambda name: mean(name, "explained_variance"), default=None)
     beside = float("nan") if best is None else mean(best, "explained_variance")
     told = "" if best is None else f"; {best}: {beside:.0%}"
-    exact = f"; {_EXACT}: {mean(_EXACT, 'explained_variance'):.0%} by {mean(_EXACT, 'l0'):.0f}" if _EXACT in found else ""
+    exact = f"; {EXACT}: {mean(EXACT, 'explained_variance'):.0%} by {mean(EXACT, 'l0'):.0f}" if EXACT in found else ""
     tokens = min(each.rows for each in found[dictionary.name].values())
     first, *more = dictionary.writes
     where = f"in the mean over {1 + len(more)} sites" if more else f"at {first}"

@@ -1,8 +1,9 @@
-"""Labelled words for probes of factors: their states as folds of a pass over the labelled text, and what is read from few factors of them, or from one.
+"""Labelled words for probes of factors: their states as folds of a pass over the labelled text, and what few factors tell of them.
 
 What a probe is put beside is said in `probing`, how label files are read in `probes`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ from microtome.capture.lens import Results, Stage
 from microtome.core import Fold, Refusal, Site
 from microtome.corpus import Prompts, prompt_batch
 from microtome.factors.dictionary import Dictionary
-from microtome.factors.evaluation_numbers import Numbers
+from microtome.factors.evaluation import Stat
+from microtome.factors.numbers import Numbers
+from microtome.factors.patterns import TURNED, Answers, Occurrences, agreement
 from microtome.factors.polysemy import Sense
 from microtome.factors.probing import probe_stats, probed
 from microtome.factors.senses import Asked, ambiguous, senses
@@ -36,6 +39,7 @@ _BROWN: Final = frozenset({"at", "nn", "np", "in", "jj", "vb"})
 _FEWEST: Final = 50
 """Words that a label must have."""
 _TOGETHER: Final = 150
+_BY_LABELS: Final = "unexplained by labels"
 _SALT: Final = 0x6C61626C
 _WORDS: Final = 4096
 """Words whose states are kept, at most."""
@@ -106,29 +110,31 @@ class LabelledStates:
 
     def probe(
         self,
-        numbers: Numbers,
         dictionary: Dictionary,
         read: Mapping[Site, Float[Tensor, "row d_model"]],
         site: Site,
         model: Model,
         seed: int,
-    ) -> None:
-        """Probes of 1, 2 and 5 factors for each of the six commonest labels, beside dense ones and others."""
+    ) -> Numbers:
+        """Probes of 1, 2 and 5 factors for each of the six commonest labels, beside dense ones and others; how many factors no label explains."""
         words, rows = self._for(model)[0], self._rows(model, seed)
         there = ~torch.stack([x.isnan().any(1) for x in read.values()]).any(0)
         rows, read = rows[there], {at: x[there] for at, x in read.items()}
         codes = dictionary.encode(read)
         (states, *_) = dictionary.scaled(read).values()
         y, half, text = (each[rows] for each in (words.y, words.half, words.text))
+        tokens = Occurrences(words.kind[rows], text, words.first[rows], half)
+        parts = [Numbers.at(site, *_unexplained(codes, tokens, Answers("label", words.classes, y), seed))]
         common = [label for label, _ in Counter(y.tolist()).most_common(_LABELS)]
         for label in common:
             name = words.classes[label]
             try:
                 own, controls = probe_stats(name, probed(codes, states, y == label, half, text, seed=seed))
             except Refusal as refusal:
-                numbers.undefined((f"probe {name}",), refusal.why)
+                parts.append(Numbers.undefined((f"probe {name}",), refusal.why))
                 continue
-            numbers.add(site, own, controls)
+            parts.append(Numbers.at(site, own, controls))
+        return Numbers.joined(parts)
 
     def senses(
         self, dictionary: Dictionary, results: Results, stage: Stage, model: Model, seed: int
@@ -146,26 +152,44 @@ class LabelledStates:
         return found
 
     def _rows(self, model: Model, seed: int) -> Int64[Tensor, " row"]:
-        count = len(self._for(model)[0].y)
-        return hash_parts(seed, torch.arange(count)).argsort(stable=True)[:_WORDS].sort().values
+        words = self._for(model)[0]
+        return torch.isin(words.text, _some_texts(words, seed)).nonzero()[:, 0]
 
     def _named(self, site: Site, what: str = "words") -> str:
         return f"{self.writer}.{what}.{site}"
 
 
+def _unexplained(
+    codes: Float[Tensor, "row unit"], tokens: Occurrences, answers: Answers, seed: int
+) -> tuple[dict[str, Stat], dict[str, dict[str, Stat]]]:
+    """The share of active factors that no label explains, by F1 on held-out documents, beside labels that were turned round in their texts."""
+    try:
+        row, unit = (codes > 0).nonzero(as_tuple=True)
+        found = agreement((row, unit), codes.shape[1], tokens, [answers], seed=seed)
+    except Refusal as refusal:
+        return {_BY_LABELS: Stat(math.nan, undefined=refusal.why)}, {}
+    return {_BY_LABELS: Stat(found.unexplained())}, {TURNED: {_BY_LABELS: Stat(found.unexplained_by_chance())}}
+
+
 def _needed(words: LabelledWords) -> Int64[Tensor, " text"]:
     """The texts that are read: as many, by hash, as have the words whose states are kept, and those of words with several labels."""
+    asked = (words.text[each.rows] for each in ambiguous(words))
+    return torch.cat([_some_texts(words, _SALT), *asked]).unique()
+
+
+def _some_texts(words: LabelledWords, seed: int) -> Int64[Tensor, " text"]:
+    """Whole texts, drawn by hash, until there are as many words as are kept."""
     count = torch.bincount(words.text)
-    order = hash_parts(_SALT, torch.arange(len(count))).argsort(stable=True)
-    some = order[: int((count[order].cumsum(0) < _WORDS).sum()) + 1]
-    return torch.cat([some, *(words.text[each.rows] for each in ambiguous(words))]).unique()
+    order = hash_parts(seed, torch.arange(len(count))).argsort(stable=True)
+    return order[: int((count[order].cumsum(0) < _WORDS).sum()) + 1]
 
 
 def _of_texts(words: LabelledWords, kept: Int64[Tensor, " text"]) -> LabelledWords:
     """The words of some texts, which are numbered anew."""
     mine = torch.isin(words.text, kept)
     rows = {name: getattr(words, name)[mine] for name in ("text", "first", "last", "y", "document", "half", "kind")}
-    return replace(words, **{**rows, "text": torch.searchsorted(kept, rows["text"])})
+    spelled = tuple(words.words[row] for row in mine.nonzero()[:, 0].tolist())
+    return replace(words, **{**rows, "text": torch.searchsorted(kept, rows["text"])}, words=spelled)
 
 
 def _together(asked: Sequence[Asked]) -> Int64[Tensor, " row"]:

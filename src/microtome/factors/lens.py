@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.capture.lens import MAIN, Results, Rows, Run, Stage
+from microtome.capture.execution import flops_per_token
+from microtome.capture.lens import MAIN, Results, Rows, Run, Stage, few_documents
 from microtome.core import Fold, Refusal, RowFold, Site
 from microtome.examples import DecileContexts, TokenCounts, UnitSurvey
 from microtome.examples.counts import Counts
 from microtome.factors.basis import Factors, factors_of
-from microtome.factors.deeper import why_not_deeper
+from microtome.factors.deeper import tokens_read, why_not_deeper
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested, Live
 from microtome.factors.importance import TopCodes
@@ -119,7 +120,8 @@ class FactorsLens:
         if why:
             return {self.name: why}
         shallow = why_not_deeper(run)
-        return {"patterns, reach, saliency, places and links of factors": shallow} if shallow else {}
+        deep = {"patterns, reach, saliency, places and links of factors": shallow} if shallow else {}
+        return deep | few_documents(run)
 
     def dictionary(self, run: Run, earlier: Results) -> Dictionary:
         """The dictionary of this run: the one that was given, or one trained on the states that were kept, once."""
@@ -139,10 +141,14 @@ class FactorsLens:
         return open_dictionary(earlier.make(f"dictionaries/{self.name}.{run.name}.safetensors", identity, write))
 
     def operations(self, run: Run) -> float:
-        """FLOP of the training, roughly; 0 where there is none."""
-        if self.given is not None or not self.stages(run):
+        """FLOP of the training, and of what is read again beyond the quick depth, roughly; 0 where there is neither."""
+        model, corpus = run.model, run.corpus
+        if corpus is None or not isinstance(model, Model) or not self.stages(run):
             return 0.0
-        return learning_operations(self._states(run), self.plan.passes, run.model.shape.d_model, self._units(run))
+        again = 0.0 if why_not_deeper(run) else flops_per_token(model) * tokens_read(corpus.window)
+        if self.given is not None:
+            return again
+        return again + learning_operations(self._states(run), self.plan.passes, run.model.shape.d_model, self._units(run))
 
     def kept_bytes(self, run: Run) -> int:
         """What the states take on disk while a dictionary is trained."""

@@ -1,7 +1,8 @@
 """A map of a dictionary in the plane, factors that point alike near each other, and how far it can be believed.
 
-The map says which share of neighbourhoods it keeps, beside what two principal components and a map with its places dealt out anew would. How points are laid
-out and what that keeps is measured in `numerics.plane`. Lists of the likest factors, which need no map, are in `tables`; drawing belongs in `report`.
+The map says which share of neighbourhoods it keeps, beside what two principal components and a map with its places dealt out anew would. How points
+are laid out and what that keeps is measured in `numerics.plane`. Lists of the likest factors, which need no map, are in `tables`; drawing belongs
+in `report`.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ def neighbour_map(
     """A map of directions by their cosines: distances are those of directions of length 1. Without a layout the best of those `available`.
 
     A crosscoder's directions at all places are laid side by side first.
-    Errors: `Refusal` where there are no more than twice as many directions as neighbours, where one is 0 or not finite, and for a layout that is not installed.
+    Errors: `Refusal` where there are no more than twice as many directions as neighbours, where one is 0 or not finite, and for a layout that is
+    not installed.
     Cost: about a second for a thousand directions; units^2 memory.
     """
     layout = available()[-1] if layout is None else layout

@@ -17,12 +17,12 @@ from torch.nn.functional import normalize
 
 from microtome.factors.basis import Factors
 from microtome.factors.dictionary import Dictionary
-from microtome.model import Shape, Weights
+from microtome.model import Weights
 from microtome.readout import fold_norm, written
 from microtome.readout.directions import Nearest, UnitWeight, compared, orthogonal, unit_directions
 from microtome.store import rows_of
 
-__all__ = ["HEADS", "NEURONS", "head_links", "neuron_links", "of_stream", "stream_links"]
+__all__ = ["HEADS", "NEURONS", "head_links", "neuron_links", "stream_links", "why_not_linked"]
 
 NEURONS: Final[Mapping[str, UnitWeight]] = {
     "written by": "W_out",
@@ -34,16 +34,25 @@ NEURONS: Final[Mapping[str, UnitWeight]] = {
 HEADS: Final = ("written by head", "read by values of head")
 """Kinds of links between a factor and a head."""
 _K: Final = 5
-_STREAM: Final = frozenset({"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"})
+_STREAM: Final = frozenset({"embed", "resid_pre", "resid_mid", "resid_post", "attn_out_post", "mlp_out_post"})
+_BRANCHES: Final[Mapping[str, str]] = {"attn_out": "attn_norm_post", "mlp_out": "mlp_norm_post"}
+"""Sites that are added to the stream as they are, unless there is this norm behind them."""
+_AFFORDED: Final = 5e13
+"""Operations: a quarter of an hour of one core."""
+_TILE: Final = 4096
 
 
-def of_stream(dictionary: Dictionary, shape: Shape) -> bool:
-    """Whether the factors are directions of the stream: one for all their sites."""
-    return (
-        dictionary.directions.shape[0] == 1
-        and dictionary.directions.shape[2] == shape.d_model
-        and all(site.name in _STREAM for site in dictionary.writes)
-    )
+def why_not_linked(dictionary: Dictionary, weights: Weights) -> str:
+    """Why neurons and heads are not linked to factors; empty where they are: where these are directions of the stream, one for all their sites."""
+    shape = weights.shape
+    if dictionary.directions.shape[0] > 1:
+        return "its factors have a direction of their own at every site"
+    for site in dictionary.writes:
+        behind = _BRANCHES.get(site.name)
+        if site.name not in _STREAM and (behind is None or weights.has(behind, site.layer or 0)):
+            return f"{site} is not added to the stream as it is"
+    operations = 2.2 * shape.d_model * dictionary.units * shape.layers * shape.d_mlp * len(NEURONS)
+    return f"they take {operations:.0e} operations" if operations > _AFFORDED else ""
 
 
 def stream_links(dictionary: Dictionary, basis: Factors, weights: Weights, seed: int = 0) -> pa.Table:
@@ -73,16 +82,25 @@ def neuron_links(
     for kind, name in NEURONS.items():
         if not weights.has(name, 0):
             continue
-        own, drawn = Nearest(len(directions), k), Nearest(len(turned), k)
-        for layer in range(shape.layers):
-            vectors = unit_directions(weights, name, layer)
-            own.add(directions @ vectors.T, layer)
-            drawn.add(turned @ vectors.T, layer)
+        own, drawn = (_nearest(each, weights, name, k) for each in (directions, turned))
         others = [
             [f"neurons.{layer}/{index}" for layer, index in zip(*each, strict=True)]
             for each in zip(own.layer.tolist(), own.index.tolist(), strict=True)
         ]
         yield _rows(basis, kind, others, own.cosine, drawn.cosine.abs().mean(0))
+
+
+def _nearest(directions: Float[Tensor, "unit d_model"], weights: Weights, name: UnitWeight, k: int) -> Nearest:
+    """The neurons of all layers that are nearest to each direction."""
+    found = Nearest(len(directions), k)
+    for begin in range(0, len(directions), _TILE):
+        tile = directions[begin : begin + _TILE]
+        part = Nearest(len(tile), k)
+        for layer in range(weights.shape.layers):
+            part.add(tile @ unit_directions(weights, name, layer).T, layer)
+        for field in ("cosine", "layer", "index"):
+            getattr(found, field)[begin : begin + _TILE] = getattr(part, field)
+    return found
 
 
 def head_links(
@@ -93,8 +111,8 @@ def head_links(
         written by head            |W_VO d| / |W_VO|_F, over W_VO = W_V W_O of rows that are read and columns that are written
         read by values of head     |d W_VO| / |W_VO|_F
 
-    Of a direction that has nothing to do with a head 1 / sqrt(d_model) in the root of the mean square. The control is the mean at each rank of the same
-    search for 256 factors that are turned at random in the stream.
+    Of a direction that has nothing to do with a head it is 1 / sqrt(d_model) in the root of the mean square. The control is the mean at each rank
+    of the same search for 256 factors that are turned at random in the stream.
     """
     shape = weights.shape
     if not weights.has("W_V", 0) or not weights.has("W_O", 0):
@@ -134,11 +152,12 @@ def _gain(
 ) -> Float[Tensor, "unit head"]:
     """|d W_VO| or |W_VO d| over |W_VO|_F, by products of d_head numbers."""
     inner, outer = (reads, writes) if side == "reads" else (writes, reads)
-    through = torch.einsum("ud,hed->uhe", directions, inner)
-    gram = outer @ outer.mT
-    squares = torch.einsum("uhe,hef,uhf->uh", through, gram, through).clamp(min=0)
+    gram, squares = outer @ outer.mT, []
+    for tile in directions.split(_TILE):
+        through = torch.einsum("ud,hed->uhe", tile, inner)
+        squares.append(torch.einsum("uhe,hef,uhf->uh", through, gram, through).clamp(min=0))
     whole = ((reads @ reads.mT) * (writes @ writes.mT)).sum((1, 2))
-    return (squares / whole.clamp(min=1e-30)).sqrt()
+    return (torch.cat(squares) / whole.clamp(min=1e-30)).sqrt()
 
 
 def _rows(

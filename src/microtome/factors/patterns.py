@@ -1,8 +1,8 @@
 """What is known of language against what factors are: which question about a token, if any, says best whether a factor is active there.
 
-Questions are of a token's word, spelling, place and run of tokens, and of labels that are given: part-of-speech tags, WordNet senses. The best is chosen in
-the discover half and scored in the confirm half; where none is good, nothing known explains the factor, and somebody should look. What explainers
-write belongs in `explain`; how the senses of one word are told, in `polysemy`.
+Questions are of a token's word, spelling, place and run of tokens, and of labels that are given: part-of-speech tags, WordNet senses. The best is
+chosen in the discover half and scored in the confirm half; where none is good, nothing known explains the factor, and somebody should look. What
+explainers write belongs in `explain`; how the senses of one word are told, in `polysemy`.
 
 Additional axes: `question` counts questions, `kind` their kinds, `entry` (token, factor) pairs at which a factor is active.
 """
@@ -24,7 +24,12 @@ from microtome.probes import LabelledWords
 from microtome.readout import pooled_chance
 from microtome.readout.spellings import SPELLING
 
-__all__ = ["Agreement", "Answers", "Occurrences", "agreement", "answers_by_text", "labelled_answers"]
+__all__ = ["LEAST", "TURNED", "Agreement", "Answers", "Occurrences", "agreement", "answers_by_text", "labelled_answers"]
+
+TURNED: Final = "answers turned round in their windows"
+"""What `Agreement` has beside its numbers."""
+LEAST: Final = 5
+"""Tokens of each half at which a factor is active, at least, of which is asked what explains it."""
 
 _SPELLED: Final = (
     "starts with a capital", "is in capitals", "is of digits", "is punctuation", "ends a sentence", "is white space",
@@ -131,10 +136,10 @@ def labelled_answers(kind: str, words: LabelledWords, tokens: Occurrences) -> An
 class Agreement:
     """Of each factor the question that goes best with it, and how well at the confirm half, which did not choose it.
 
-    `question` is its number among `questions`, (kind, name); -1 for a factor that is not active in both halves, whose scores are NaN. `mcc` is the Matthews
-    correlation of (answer is yes) and (factor is active), `f1` their F1; `control` is the mean Matthews correlation of what is chosen in the same way from
-    answers that were turned round in their windows, and `p` and `q` say whether `mcc` is beyond such. `by_kind` is the F1 at the confirm half of each
-    kind's own best question.
+    `question` is its number among `questions`, (kind, name); -1 for a factor that is too rarely active in a half, whose scores are NaN. `mcc` is
+    the Matthews correlation of (answer is yes) and (factor is active), `f1` their F1; `control` is the mean Matthews correlation of what is chosen
+    in the same way from answers that were turned round in their windows, `shifted_f1` their F1 in each draw, and `p` and `q` say whether `mcc` is
+    beyond such. `by_kind` is the F1 at the confirm half of each kind's own best question.
     """
 
     questions: tuple[tuple[str, str], ...]
@@ -143,6 +148,7 @@ class Agreement:
     f1: Float64[Tensor, " unit"]
     mcc: Float64[Tensor, " unit"]
     control: Float64[Tensor, " unit"]
+    shifted_f1: Float64[Tensor, "draw unit"]
     p: Float64[Tensor, " unit"]
     q: Float64[Tensor, " unit"]
     by_kind: Float64[Tensor, "kind unit"]
@@ -155,6 +161,10 @@ class Agreement:
         """The share of active factors that no question explains."""
         return 1 - float(self.explained(least, level)[self.question >= 0].double().mean())
 
+    def unexplained_by_chance(self, least: float = 0.5) -> float:
+        """The share of (draw, active factor) of which the F1 with answers that were turned round is below that: what `unexplained` would be by chance."""
+        return float((self.shifted_f1[:, self.question >= 0] < least).double().mean())
+
 
 def agreement(
     active: tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]],
@@ -164,11 +174,13 @@ def agreement(
     *,
     draws: int = 8,
     seed: int = 0,
+    least: int = LEAST,
 ) -> Agreement:
     """Compare where factors are active, (rows, factors), with the answers to all questions: chosen by MCC on the discover half, scored on the confirm half.
 
-    The null turns every window's answers round by an offset of its own, which keeps how often and in what runs they are yes, and chooses anew; p is the
-    tail of `readout.pooled_chance` (not below 1 / (1 + draws factors), so a few factors take many draws), q over all factors.
+    Factors that are active at fewer than `least` tokens of a half are not asked: of them nothing can be confirmed.
+    The null turns every window's answers round by an offset of its own, which keeps how often and in what runs they are yes, and chooses anew; p is
+    the tail of `readout.pooled_chance` (not below 1 / (1 + draws factors), so a few factors take many draws), q over all factors.
     Errors: `Refusal` for fewer than three draws, for no question, and for tokens of one half.
     Cost: 1 + draws products of sparse matrices, each an operation for every (question with yes, active factor) of every token.
     """
@@ -187,7 +199,7 @@ def agreement(
     halves = [(tokens.half == half).numpy().nonzero()[0] for half in Half]
     orders = [np.arange(len(tokens.id)), *(each.numpy() for each in window_shifts(tokens.window, draws, seed))]
     found = [_scored(yes[order], fires, halves, kind, len(kinds)) for order in orders]
-    seen = np.minimum(*(fires[rows].sum(0) for rows in halves)) > 0
+    seen = np.minimum(*(fires[rows].sum(0) for rows in halves)) >= least
     nothing = torch.where(torch.from_numpy(seen), 0.0, torch.nan)
     real, drawn = found[0], torch.stack([each.mcc for each in found[1:]])
     p = torch.full((units,), torch.nan, dtype=torch.float64)
@@ -201,6 +213,7 @@ def agreement(
         real.f1 + nothing,
         real.mcc + nothing,
         drawn.mean(0) + nothing,
+        torch.stack([each.f1 for each in found[1:]]) + nothing,
         p,
         benjamini_hochberg(p),
         real.by_kind + nothing,
@@ -238,7 +251,7 @@ def _scored(
     discover, confirm = (_Counts.of(yes[rows], fires[rows]) for rows in halves)
     units = fires.shape[1]
     together = discover.both.tocoo()
-    question, unit = together.coords
+    question, unit = (each.astype(np.int64) for each in together.coords)
     mcc, _ = discover.worth(question, unit, together.data)
     order = np.lexsort((question, -mcc, kind[question], unit))
     group = unit[order].astype(np.int64) * kinds + kind[question[order]]

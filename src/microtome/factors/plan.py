@@ -22,8 +22,9 @@ from microtome.factors.mixing import Mixing, in_order, served
 from microtome.factors.scaling import Normalisation, Scaling
 from microtome.factors.training import Training, train
 from microtome.factors.variant import Variant
-from microtome.factors.variants import BatchTopK
+from microtome.factors.variants import BatchTopK, Matching, TopK
 from microtome.model import Model, Shape, sites_named
+from microtome.model.selection import vector_width
 
 __all__ = ["SMALLEST", "SOURCE_WORK", "Plan", "default_units", "learning_operations", "shared_sites", "sites_of", "trained"]
 
@@ -51,7 +52,8 @@ class Plan:
     No name is that of the run, no site six of the stream, and without a number there are as many units as the text has states for, 2,048 at most.
     `tokens` are how many of the corpus's are looked at for it, at most; they are kept as numbers of a `Form`, or as nothing: then every pass of
     training is a forward pass over the text. `passes` is how often those of the discover half are learnt from; the confirm half is there to
-    judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. `order` is that of states in sparse coding. Of `Learning` the plan's own numbers of units, passes and seed hold.
+    judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. `order` is that of
+    states in sparse coding. Of `Learning` the plan's own numbers of units, passes and seed hold.
     Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, and for sparse coding of what is not shared.
     """
 
@@ -108,11 +110,19 @@ def shared_sites(shape: Shape) -> tuple[Site, ...]:
 def sites_of(plan: Plan, model: Model) -> tuple[Site, ...]:
     """The sites that a plan names in a model; `paper` are those of the source work.
 
-    Errors: `Refusal` where the model lacks one, see `model.sites_named`.
+    Errors: `Refusal` where the model lacks one, see `model.sites_named`; for sites of several widths; and for a transcoder of other than two.
     """
     if plan.sites == ("paper",):
         return paper_sites(model.shape.layers)
-    return sites_named(model, plan.sites) if plan.sites else shared_sites(model.shape)
+    found = sites_named(model, plan.sites) if plan.sites else shared_sites(model.shape)
+    widths = {vector_width(model, site) for site in found}
+    if len(widths) > 1:
+        why = f"their states have {' and '.join(map(str, sorted(widths)))} numbers"
+        raise Refusal(f"a dictionary of {', '.join(map(str, found))}", why=why, instead="name sites whose states are as wide")
+    if plan.arrangement == "transcoder" and len(found) != 2:
+        why = f"it reads one site and makes another, and there are {len(found)}"
+        raise Refusal("a transcoder", why=why, instead="name two: --sites mlp_in.3 --sites mlp_out.3")
+    return found
 
 
 def default_units(states: int) -> int:
@@ -150,6 +160,9 @@ def trained(
     if states < units:
         why = f"there are {states:,} states to learn from"
         raise Refusal(f"a dictionary of {units:,} units", why=why, instead="give more text, or name fewer units")
+    if isinstance(plan.method, TopK | Matching) and plan.method.k > units:
+        why = f"a code is to have {plan.method.k} of them"
+        raise Refusal(f"a dictionary of {units:,} units", why=why, instead="give more units, or sparser codes")
     told: dict[str, str | int | float] = {
         "method": str(plan.method),
         "normalisation": plan.normalisation,

@@ -1,31 +1,40 @@
-"""Can a label be read from few factors? Probes of 1, 2 and 5 factors, beside one of the whole state, of as many coordinates, and of other dictionaries.
+"""Can a label be read from few factors? Probes of 1, 2 and 5 factors, beside those of the whole state and of as many coordinates.
 
-Factors are chosen and probes trained on the discover half, and judged on the confirm half. Probes themselves are made in `probes`; here is what they are
-put beside. And absorption: a factor of a letter that keeps silent where a factor of a word says the letter, too.
+Factors are chosen and probes trained on the discover half, and judged on the confirm half. Probes themselves are made in `probes`; here is what
+they are put beside. And absorption: a factor of a letter that keeps silent where a factor of a word says the letter, too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from string import ascii_lowercase
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from microtome.core import Half, Refusal
+from microtome.core import Half, Refusal, Site
+from microtome.factors.baselines import lowest
+from microtome.factors.dictionary import Dictionary
 from microtome.factors.evaluation import Stat
+from microtome.factors.harvest import Rows, Source, of_half
+from microtome.factors.numbers import Numbers
+from microtome.model import Model
 from microtome.numerics import hash_parts
 from microtome.probes import Scores, Sparse, balanced_logistic, sparse_probe
 from microtome.probes.sparse import probe_first
+from microtome.readout.words import texts_of
 
 __all__ = [
     "COORDINATES",
     "DENSE",
     "KS",
+    "LETTERS",
     "RANDOM_UNITS",
     "SHIFTED",
     "Probed",
+    "absorbed",
     "absorption",
     "absorption_undefined",
     "probe_stats",
@@ -37,6 +46,7 @@ DENSE: Final = "a probe of the whole state"
 COORDINATES: Final = "as many coordinates of the state"
 RANDOM_UNITS: Final = "as many random factors"
 SHIFTED: Final = "labels shifted along the rows"
+LETTERS: Final = "letters of other tokens"
 _PENALTIES: Final = (1.0, 10.0, 100.0, 1000.0)
 _SALT: Final = 0x70726F6265
 _RISE: Final = 0.03
@@ -46,6 +56,8 @@ _ALONG: Final = 0.025
 """The cosine with a label's direction from which a factor says the label."""
 _PARAMETERS: Final = 1_000_000_000
 _UNITS: Final = 16_384
+_SPELT: Final = 4096
+"""Tokens of each half whose first letters are asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +175,10 @@ def absorption(
 ) -> Stat:
     """How often a label that is in the state (a first letter, say) is said by another factor than its own, which are silent.
 
-    A label's own factors are those of a k-sparse probe, one more as long as its F1 in the discover half rises by 0.03. Of rows of the confirm half that have
-    the label and that a probe of the whole state gets right, those count at which none of its own factors is active, and the factor that adds most along
-    that probe's direction has a cosine above 0.025 with it. States are scaled, as codes are of them. Ask `absorption_undefined` first.
+    A label's own factors are those of a k-sparse probe, one more as long as its F1 in the discover half rises by 0.03. Of rows of the confirm half
+    that have the label and that a probe of the whole state gets right, those count at which none of its own factors is active, and the factor that
+    adds most along that probe's direction has a cosine above 0.025 with it. States are scaled, as codes are of them. Ask `absorption_undefined`
+    first.
     Source: Chanin et al. 2024, arXiv:2409.14507, section 4.
     Errors: `Refusal` as of `probed`.
     Cost: a dense probe, `probed` of 10 factors, and 2 d_model FLOP for each factor.
@@ -201,3 +214,48 @@ def absorption_undefined(parameters: int, units: int) -> Stat | None:
         return None
     why = f"the model has {parameters:,} parameters and the dictionary {units:,} factors; below 1,000,000,000 and 16,384 absorption means nothing"
     return Stat(math.nan, undefined=why)
+
+
+def absorbed(dictionary: Dictionary, source: Source, sites: Sequence[Site], site: Site, model: Model, seed: int) -> Numbers:
+    """How often a first letter that the state says is said by another factor than the letter's: in the mean over letters, at a site that is read.
+
+    Of 4,096 tokens of each half, of lowest hash; nothing is read where it would mean nothing (`absorption_undefined`). Beside it stands the same
+    where each token has the letter of another one.
+    Cost: a read of the rows, and two times 26 of `absorption`.
+    """
+    why = absorption_undefined(sum(each.numel() for each in model.module.parameters()), dictionary.units)
+    if why is None and dictionary.arrangement != "shared":
+        why = Stat(math.nan, undefined=f"codes of a {dictionary.arrangement} are not of the states that are made of them")
+    if why is not None:
+        return Numbers.at("", {"absorption": why})
+    rows = [_few(of_half(source, half), seed) for half in Half]
+    x = torch.cat([each.states[:, list(sites).index(site)] for each in rows if each is not None])
+    half, ids = (torch.cat([getattr(each, name) for each in rows if each is not None]) for name in ("half", "id"))
+    usual = dictionary.scaling.usual(x, dictionary.place(site))
+    x, half, ids = x[usual], half[usual].long(), ids[usual].long()
+    letters = [text.strip()[:1].casefold() for text in texts_of(model.tokenizer, model.shape.vocab)]
+    first = torch.tensor([ascii_lowercase.find(each) if each else -1 for each in letters])
+    spelt = (first >= 0).nonzero()[:, 0]
+    other = first.clone()
+    other[spelt] = first[spelt][hash_parts(seed, _SALT, spelt).argsort(stable=True)]
+    codes, scaled = dictionary.encode({site: x}), dictionary.scaled({site: x})[site]
+
+    def mean(of: Int[Tensor, " vocab"]) -> Stat:
+        found = []
+        for letter in range(len(ascii_lowercase)):
+            try:
+                found.append(absorption(codes, dictionary.directions[0], scaled, of[ids] == letter, half).value)
+            except Refusal:
+                continue
+        known = [each for each in found if math.isfinite(each)]
+        return Stat(sum(known) / len(known)) if known else Stat(math.nan, undefined="no letter is told from the states")
+
+    return Numbers.at(site, {"absorption": mean(first)}, {LETTERS: {"absorption": mean(other)}})
+
+
+def _few(source: Source, seed: int) -> Rows | None:
+    """The tokens of lowest hash, a block at a time."""
+    kept: Rows | None = None
+    for read in source(0):
+        kept = lowest([read] if kept is None else [kept, read], _SPELT, seed)
+    return kept

@@ -236,9 +236,9 @@ def recovered(
 class Reach:
     """Of each of `units` how far it looks.
 
-    `share` is the mean code at each width over the mean code in the whole window; `width` the smallest width from which on it is at least what was asked
-    for: infinite where only the whole window does, NaN where the unit has no context in which it is active. `room` is the mean number of context tokens
-    that there were: a reach is never beyond it. `contexts` is how many were looked at.
+    `share` is the mean code at each width over the mean code in the whole window; `width` the smallest width from which on it is at least what was
+    asked for: infinite where only the whole window does, NaN where the unit has no context in which it is active. `room` is the mean number of
+    context tokens that there were: a reach is never beyond it. `contexts` is how many were looked at.
     """
 
     units: Int64[Tensor, " unit"]
@@ -258,7 +258,8 @@ def reach(found: Recovery, units: Sequence[int], *, least: float = 0.8, whole: F
     """The reach of units whose targets were read again: the smallest width from which on `least` of the whole window's code is there.
 
     Ratios are of means over a unit's contexts, so that those in which there is most of it decide. `whole` takes the place of the codes of the whole
-    windows: those of the windows as they were, where the contexts were `shuffled`; then not even the whole window may be enough, and the width is NaN.
+    windows: those of the windows as they were, where the contexts were `shuffled`; then not even the whole window may be enough, and the width is
+    NaN.
     Source: Yun et al. 2021, arXiv:2103.15949, section 3, for the levels; the test is ours.
     """
     chosen = torch.tensor(list(units), dtype=torch.int64)

@@ -1,7 +1,9 @@
 """Rows that several writers of the lens make: of a dictionary, and statistics of factors where they are strongest, or of no one site."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,12 @@ from torch import Tensor
 from microtome.examples.rows import stat_rows
 from microtome.factors.basis import Factors
 from microtome.factors.dictionary import Dictionary, Encoder
+from microtome.factors.evaluation import Stat
+from microtome.factors.evaluation import stat_rows as dictionary_rows
 
-__all__ = ["anywhere", "by_place", "dictionary_row"]
+__all__ = ["OTHER_HALF", "anywhere", "by_place", "dictionary_row", "undefined_rows"]
+
+OTHER_HALF: Final = "the same in the other half of the documents"
 
 
 def by_place(
@@ -54,3 +60,8 @@ def dictionary_row(dictionary: Dictionary, run: str, file: str) -> dict[str, obj
         "coder": f"{type(coder.rule).__name__} of an encoder" if isinstance(coder, Encoder) else str(coder),
         "learnt": json.dumps(dict(dictionary.learnt), sort_keys=True),
     }
+
+
+def undefined_rows(run: str, name: str, reasons: Mapping[str, str]) -> pa.Table:
+    """Rows of `dictionary_stats` of what there is not, and why."""
+    return dictionary_rows(run, name, "", {stat: Stat(math.nan, undefined=why) for stat, why in reasons.items()}, {})

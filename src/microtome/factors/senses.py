@@ -1,4 +1,4 @@
-"""Words with several labels in a labelled text, and which factor of a dictionary tells each label from the word's others, site by site.
+"""Words with several labels in a labelled text, and which factor of a dictionary tells the commonest two apart, site by site.
 
 The methods, and what stands beside a factor, are in `polysemy`; here is which words are asked for, and rows and sentences of it.
 """
@@ -24,7 +24,7 @@ from microtome.store import rows_of
 
 __all__ = ["Asked", "ambiguous", "sense_findings", "sense_rows", "senses"]
 
-_WORDS: Final = 6
+_WORDS: Final = 4
 """Words that are asked for, at most: those of which the rarer of two labels is most frequent."""
 _FEWEST: Final = 30
 """Occurrences that a label of a word must have."""
@@ -44,19 +44,22 @@ class Asked:
 
 
 def ambiguous(words: LabelledWords, seed: int = 0) -> list[Asked]:
-    """The words that have two labels or more with 30 occurrences each; of each label at most 120, by hash."""
-    kinds, classes = len(words.words), len(words.classes)
+    """The four words whose two commonest labels are most frequent, with 30 occurrences of either at least; of each at most 120, by hash."""
+    kinds, classes = int(words.kind.max()) + 1, len(words.classes)
     count = torch.bincount(words.kind * classes + words.y, minlength=kinds * classes).view(kinds, classes)
-    rarer = count.sort(dim=1, descending=True).values[:, 1] if classes > 1 else torch.zeros(kinds, dtype=torch.int64)
+    if classes < 2:
+        return []
+    common = count.sort(dim=1, descending=True, stable=True)
+    rarer = common.values[:, 1]
     order = rarer.argsort(descending=True, stable=True)[:_WORDS].tolist()
     drawn = hash_parts(seed, _SALT, torch.arange(len(words.y)))
     found = []
     for kind in (each for each in order if int(rarer[each]) >= _FEWEST):
         rows = []
-        for label in (count[kind] >= _FEWEST).nonzero()[:, 0].tolist():
+        for label in common.indices[kind, :2].tolist():
             mine = ((words.kind == kind) & (words.y == label)).nonzero()[:, 0]
             rows.append(mine[drawn[mine].argsort(stable=True)[:_MOST]])
-        found.append(Asked(words.words[kind], torch.cat(rows).sort().values))
+        found.append(Asked(words.words[int(rows[0][0])].casefold(), torch.cat(rows).sort().values))
     return found
 
 
@@ -117,7 +120,7 @@ def sense_findings(dictionary: Dictionary, found: Sequence[tuple[str, Sense]]) -
         subject = f"factors@{dictionary.name}/{unit}"
         whole = sense.anywhere["state"].scores.auroc
         sentence = (
-            f"{subject} at {site} tells ‘{word}’ as {sense.name} from its other labels: AUROC {own.scores.auroc:.2f} on {sense.rows} held-out occurrences by a factor that others "
+            f"{subject} at {site} tells ‘{word}’ as {sense.name} from its other label: AUROC {own.scores.auroc:.2f} on {sense.rows} held-out occurrences by a factor that others "
             f"chose (it in {parts} of {sum(own.chosen.values())} parts; a regression on the whole state {whole:.2f}, the best single number of the state {most:.2f})"
         )
         yield Finding("senses of words", subject, sentence, own.scores.auroc, most, _CONTROL)

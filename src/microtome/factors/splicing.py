@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from microtome.core import CONTENT, Batch, Half, Refusal, Role, Site
-from microtome.factors.evaluation import Candidate, Stat, jackknifed
+from microtome.factors.evaluation import GROUPS, Candidate, Groups, Stat, jackknifed
 from microtome.intervene import Edit, Masked, Set, edited, final_states, predictions
 from microtome.model import Model, capture
 from microtome.readout.sample import target_ids
@@ -23,7 +23,6 @@ __all__ = ["MEAN", "ZERO", "remade", "spliced"]
 
 ZERO: Final = "zero ablation"
 MEAN: Final = "mean ablation"
-_GROUPS: Final = 64
 _AT_ONCE: Final = 1 << 24
 """Codes that are held at a time."""
 
@@ -94,27 +93,29 @@ def spliced(
     if len({each.name for each in candidates} | {ZERO, MEAN}) < len(candidates) + 2:
         raise Refusal("a splice", why="two candidates have the same name", instead="give each a name of its own")
     names = (ZERO, MEAN, *(each.name for each in candidates))
-    sums = torch.zeros(_GROUPS, 2 + 2 * len(names), dtype=torch.float64)
+    sums = torch.zeros(GROUPS, 2 + 2 * len(names), dtype=torch.float64)
+    groups = Groups()
     for batch in batches:
         mine = (batch.half == Half.CONFIRM).nonzero()[:, 0]
         if len(mine):
-            _add(sums, model, batch.take(mine), site, candidates, mean, over, roles)
+            few = batch.take(mine)
+            window, row = _sums(model, few, site, candidates, mean, roles)
+            sums.index_add_(0, groups.of((few.document if over == "documents" else few.window).cpu()[window]), row)
     if not bool(sums[:, 0].any()):
         why = "no token of the confirm half has something to predict"
         raise Refusal(f"a splice at {site} of {model.name}", why=why, instead="give more text")
     return _stats(sums, names)
 
 
-def _add(
-    sums: Float64[Tensor, "group part"],
+def _sums(
     model: Model,
     batch: Batch,
     site: Site,
     candidates: Sequence[Candidate],
     mean: Float[Tensor, " d_model"],
-    over: Literal["documents", "windows"],
     roles: frozenset[Role],
-) -> None:
+) -> tuple[Int64[Tensor, " row"], Float64[Tensor, "row part"]]:
+    """Of each token that is judged the window, by its place in the batch, and what it adds to the sums."""
     targets, counted = _targets(model, batch, roles)
     replaced, final = batch.counted(roles), Site("final_norm")
     reads = [_reads(each, site) for each in candidates]
@@ -130,10 +131,8 @@ def _add(
         with edited(model, batch, [Edit(site, Set(value), tokens=Masked(replaced))]):
             found.append(final_states(model, batch)[counted])
     told = predictions(model, states[final][counted], torch.stack(found), targets[counted])
-    window = counted.nonzero()[:, 0].cpu()
-    group = (batch.document if over == "documents" else batch.window).cpu()[window] % _GROUPS
     row = torch.cat([torch.ones_like(told.clean)[None], told.clean[None], told.loss, told.kl]).T
-    sums.index_add_(0, group, row)
+    return counted.nonzero()[:, 0].cpu(), row
 
 
 def _targets(

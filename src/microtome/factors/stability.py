@@ -62,7 +62,7 @@ def matched(one: Float[Tensor, "unit width"], other: Float[Tensor, "other width_
 
 
 def stability(
-    one: Float[Tensor, "unit width"], other: Float[Tensor, "other width_given"], seed: int = 0
+    one: Float[Tensor, "unit width"], other: Float[Tensor, "other width_given"], seed: int = 0, pairs: Matched | None = None
 ) -> dict[str, dict[str, Stat]]:
     """How much of a dictionary there is in another: under "" of both, under `RANDOM` and `ALIKE` of the first and as many random directions.
 
@@ -70,17 +70,19 @@ def stability(
         match_above_07, _09  the share of the matched with a cosine above 0.7, 0.9
         nearest_cosine       the mean over the first's directions of the largest cosine with any of the second, whoever else has it
 
+    With `pairs`, what `matched` has found of the two either way round, that match is not made again.
     Errors and cost: of three matches, see `matched`.
     """
     generator = torch.Generator().manual_seed(_SALT + seed)
     drawn = torch.randn(other.shape, generator=generator).to(other)
     # rows G Phi / sqrt(other) have the second moments of Phi's own rows
     mixed = torch.randn(len(other), len(other), generator=generator).to(other) @ other
-    return {"": _alike(one, other), RANDOM: _alike(one, drawn), ALIKE: _alike(one, mixed)}
+    own = _alike(one, other, pairs or matched(one, other))
+    return {"": own, RANDOM: _alike(one, drawn, matched(one, drawn)), ALIKE: _alike(one, mixed, matched(one, mixed))}
 
 
-def _alike(one: Float[Tensor, "unit width"], other: Float[Tensor, "other width_given"]) -> dict[str, Stat]:
-    cosine = matched(one, other).cosine
+def _alike(one: Float[Tensor, "unit width"], other: Float[Tensor, "other width_given"], pairs: Matched) -> dict[str, Stat]:
+    cosine = pairs.cosine
     nearest = torch.cat([(normalize(some, dim=1) @ normalize(other, dim=1).T).amax(1) for some in one.split(_TILE)])
     return {
         "match_cosine": Stat(float(cosine.mean())),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -60,6 +61,18 @@ def open_dictionary(path: Path) -> Dictionary:
     Errors: `Refusal` for a file that is not there, is damaged, is something else, or is of a later version.
     """
     told, tensors = _read(path)
+    infinite = [
+        name for name, tensor in sorted(tensors.items()) if name != "longest" and not bool(torch.isfinite(tensor).all())
+    ]
+    if infinite:
+        raise Refusal(str(path), why=f"its {infinite[0]} has numbers that are not finite", instead="train the dictionary anew")
+    try:
+        return _whole(told, tensors)
+    except KeyError as error:
+        raise Refusal(str(path), why=f"it lacks {error.args[0]}", instead="train the dictionary anew") from error
+
+
+def _whole(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dictionary:
     scaling = Scaling(tensors["centre"], tensors["size"], tensors.get("longest"))
     target = Scaling(tensors["target_centre"], tensors["target_size"]) if "target_size" in tensors else None
     return Dictionary(

@@ -30,7 +30,7 @@ from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvested, Live
 from microtome.factors.importance import Profile, profile
 from microtome.factors.judgement import exact_shares, judged_by
-from microtome.factors.rows import anywhere, by_place, dictionary_row
+from microtome.factors.rows import OTHER_HALF, anywhere, by_place, dictionary_row
 from microtome.model import Model
 from microtome.readout import output_reader
 from microtome.readout.detected import Detected, detector_findings, token_labels
@@ -45,7 +45,6 @@ _TOKENS: Final = 10
 """Tokens at each end of a factor's direction."""
 _SIMILAR: Final = 5
 _ALL_CODES: Final = "its share of all exact codes"
-_OTHER_HALF: Final = "the same in the other half of the documents"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +108,8 @@ def factor_tables(
             bases, first.peak, "exact_share_top", share.numpy(), run.name, {"control": control.numpy()}, _ALL_CODES
         )
     labels = _level_labels(bases[0], first, second, high)
-    findings = [judged.finding, *_level_findings(dictionary, seen, first, second)]
+    whole_finding = [] if judged.finding is None else [judged.finding]
+    findings = [*whole_finding, *_level_findings(dictionary, seen, first, second)]
     said = Said(stats, labels, findings, {"dictionary_stats": judged.rows})
     deep = [] if more is None else [more.said]
     whole = together([said, *deep, _detectors(bases, first.peak, contexts, counts, texts, run)])
@@ -176,7 +176,7 @@ def _site_stats(dictionary: Dictionary, seen: Sequence[Seen], run: str) -> list[
         rows += [stat_rows(each.basis, stat, values.numpy(), run, {}, "") for stat, values in plain.items()]
         for stat, by in (("importance", 1.0), ("importance_raw", size)):
             columns = {"control": (second * by).double().numpy()}
-            rows.append(stat_rows(each.basis, stat, (first * by).numpy(), run, columns, _OTHER_HALF))
+            rows.append(stat_rows(each.basis, stat, (first * by).numpy(), run, columns, OTHER_HALF))
     return rows
 
 
@@ -209,7 +209,7 @@ def _level_labels(basis: Factors, first: Profile, second: Profile, high: Bool[Te
         value, beside = float(first.importance[place, unit]), float(second.importance[place, unit])
         level = "high" if high[unit] and level == "mid" else level
         text = f"{level}: strongest at {float(first.depth[place]):.0%} of the depth"
-        found.append(UnitLabel(str(basis.address(unit)), "", "level", text, value, beside, _OTHER_HALF, None))
+        found.append(UnitLabel(str(basis.address(unit)), "", "level", text, value, beside, OTHER_HALF, None))
     return found
 
 
@@ -255,7 +255,7 @@ def _similar(dictionary: Dictionary, basis: Factors) -> pa.Table:
     return pa.table(
         {
             "unit": pa.array([str(basis.address(unit)) for unit in range(len(flat)) for _ in range(k)], pa.string()),
-            "other": pa.array([str(basis.address(int(each))) for each in other.flatten()], pa.string()),
+            "other": pa.array([str(basis.address(each)) for each in other.flatten().tolist()], pa.string()),
             "kind": pa.array(["similar direction"] * (len(flat) * k), pa.string()),
             "score": pa.array(score.flatten().numpy()),
             "control": pa.array(control.repeat(len(flat)).numpy()),

@@ -77,7 +77,7 @@ def train(
             )
         dictionary = trained(plan, plan.name or _RUN, units, harvested, subject, seed=seed)
         judged = judged_by(dictionary, harvested, corpus.documents_of_windows(), _RUN, seed)
-    return Made(dictionary, judged.rows, judged.finding.sentence)
+    return Made(dictionary, judged.rows, "" if judged.finding is None else judged.finding.sentence)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A variant is given pre-activations, either of all entries of a [row, unit] matri
 `row unit` or `entry`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Variant(ABC):
 
 
 def require_positive(what: Variant, **numbers: float | int) -> None:
-    """Refuse numbers of a variant that are not above 0, by their names."""
+    """Refuse numbers of a variant that are not above 0 and finite, by their names."""
     for name, number in numbers.items():
-        if not number > 0:
-            raise Refusal(f"{what}", why=f"{name} is not above 0", instead="give a positive number")
+        if not 0 < number < math.inf:
+            raise Refusal(f"{what}", why=f"{name} is not above 0 and finite", instead="give a positive number")

@@ -1,7 +1,7 @@
 """The sparse autoencoders that there are, as values: what of an encoder's product is a code, which loss makes codes sparse, and how each is trained.
 
-What a variant is, is said in `variant`. Parameters, reconstruction and the loss as a whole belong in `autoencoder`, steps in `training`. Penalties are for
-states whose mean square length is d_model. Additional axes: `entry` as in `sparse_ops`; an annotation `*at` is `row unit` or `entry`.
+What a variant is, is said in `variant`. Parameters, reconstruction and the loss as a whole belong in `autoencoder`, steps in `training`. Penalties
+are for states whose mean square length is d_model. Additional axes: `entry` as in `sparse_ops`; an annotation `*at` is `row unit` or `entry`.
 """
 
 import math
@@ -223,8 +223,7 @@ class JumpRelu(Variant):
         """With a `Target`, one threshold for all that gives the first batch as many codes as it aims at: short runs do not get there otherwise."""
         if not isinstance(self.sparsity, Target):
             return {}
-        ordered = z.flatten().sort(descending=True).values
-        least = ordered[min(len(ordered), max(1, round(self.sparsity.count * len(z)))) - 1]
+        least = z.flatten().topk(min(z.numel(), max(1, round(self.sparsity.count * len(z))))).values[-1]
         return {"log_threshold": least.clamp(min=1e-6).log().expand(z.shape[1])}
 
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:

@@ -190,7 +190,7 @@ def _runs(
 def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     """What a unit's contexts have in common, by the texts before them."""
     if why_not_alike(run):
-        return Said([], [], [], {})
+        return Said()
     places = places_of(_batches(run), run.model.weights.get("W_E"))
     found = _over_layers([cohesion(_survey(results, basis).contexts, places, seed=run.seed) for basis in bases])
     rows = [cohesion_rows(basis, each, run.name) for basis, each in zip(bases, found, strict=True)]
@@ -200,7 +200,7 @@ def _common(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
 def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     """Whether values say the token that follows: asked of models that predict it."""
     if why_no_agreement(run):
-        return Said([], [], [], {})
+        return Said()
     assert isinstance(run.model, Model), "a text is read by a model that was built"
     reader = output_reader(run.model.weights)
     found = [
@@ -218,7 +218,7 @@ def _values(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
 
 def _together(bases: Sequence[Neurons], run: Run, results: Results) -> Said:
     if why_not_together(run):
-        return Said([], [], [], {})
+        return Said()
     half = results.of(MAIN, fold_name("tokens", bases[0])).half
     layers = [basis.layer for basis in in_order_of_text(bases)]
     by_layer = {basis.layer: fold_name("tokens", basis) for basis in bases}

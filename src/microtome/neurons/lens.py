@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow as pa
 import torch
 
-from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage
+from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage, few_documents
 from microtome.core import Fold, Half
 from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
 from microtome.examples.counts import Counts, TokenCounts, token_counts_table
@@ -51,10 +51,6 @@ _LINKS: Final = "links.weights"
 _SEED: Final = 0
 """Of what the weights alone decide, which is the same in every run."""
 _BOTH_WAYS: Final = "every token attends to those after it, so firing before a token may be no more than having read it"
-_FEW: Final = {
-    "held-out documents": "the text has fewer than four different documents, so discover and confirm are parts of the same ones and "
-    "scores on the confirm half are too good; build with more documents"
-}
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,7 @@ class NeuronsLens:
                 "value agreement": why_no_agreement(run),
             }
             causal |= {what: reason for what, reason in deep.items() if reason}
-            return missing | seen | causal | links | (_FEW if run.corpus.shared_halves else {})
+            return missing | seen | causal | links | few_documents(run)
         why = "needs text: run `microtome build MODEL TEXT -o ATLAS`"
         return {"contexts": why, "token_counts": why, "statistics of activations": why} | links
 

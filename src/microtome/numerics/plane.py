@@ -1,8 +1,8 @@
 """Points laid out in the plane, by principal components or by t-SNE, and how much of their neighbourhoods is kept there.
 
 Two dimensions cannot keep the neighbourhoods of many points in many dimensions: a map is worth something beside what it keeps, and what others would.
-Which points are laid out and what stands beside their map is the business of the lenses; drawing it, of `report`. Additional axes: `point` counts points,
-`width` their coordinates, `component` principal ones.
+Which points are laid out and what stands beside their map is the business of the lenses; drawing it, of `report`. Additional axes: `point` counts
+points, `width` their coordinates, `component` principal ones.
 """
 
 from dataclasses import dataclass

@@ -76,6 +76,7 @@ FACTORS: Final = (
         site=WORD,
         window=pa.int64(),
         position=pa.int32(),
+        half=WORD,
         method=WORD,
         tokens=pa.list_(pa.int32()),
         weights=pa.list_(pa.float32()),

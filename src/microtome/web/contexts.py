@@ -40,7 +40,10 @@ def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
 
 
 def contexts(view: View, unit: str) -> list[Context]:
-    """Contexts of a unit with the tokens around them spelt out; order: end, rank. Of a unit of several sites those where it is largest; then coloured ones."""
+    """Contexts of a unit with the tokens around them spelt out; order: end, rank; then those that are coloured by what the code is owed to.
+
+    Of a unit of several sites those where it is largest.
+    """
     rows = [*_at_its_site(context_rows(view, [unit]).get(unit, [])), *owed(view, [unit]).get(unit, [])]
     there = windows(view, {row[6] for row in rows})
     return [_context(view, row, there.get(row[6])) for row in rows]
@@ -49,19 +52,19 @@ def contexts(view: View, unit: str) -> list[Context]:
 def owed(view: View, units: Sequence[str]) -> dict[str, _Rows]:
     """What units' codes at a token are owed to, as contexts whose activations are weights; tokens that were not taken away have 0."""
     rows = view.sql(
-        'SELECT unit::VARCHAR, site::VARCHAR, "window", position, tokens, weights, whole FROM saliencies '
-        "WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 3, 4",
+        'SELECT unit::VARCHAR, site::VARCHAR, half::VARCHAR, "window", position, tokens, weights, whole FROM saliencies '
+        "WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2, 4, 5",
         list(units),
     )
     found: dict[str, _Rows] = {}
-    for unit, site, window, position, tokens, weights, whole in rows:
+    for unit, site, half, window, position, tokens, weights, whole in rows:
         scale = max((abs(weight) for weight in weights), default=0.0) / 127 or 1.0
         first, last = min([position, *tokens]), max([position, *tokens])
         codes = [0] * (last + 1 - first)
         for token, weight in zip(tokens, weights, strict=True):
             codes[token - first] = round(weight / scale)
         own = found.setdefault(unit, [])
-        own.append((SALIENCY, "confirm", len(own), site, whole, scale, window, position, first, codes))
+        own.append((SALIENCY, half, len(own), site, whole, scale, window, position, first, codes))
     return found
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from microtome.atlas import Atlas
+from microtome.cli.judged import _show
+from microtome.factors.numbers import Mean
 from microtome.factors.stored import find_dictionary
 from tests.unit.cli.calls import run as _run
 
@@ -29,8 +32,10 @@ def test_a_dictionary_is_evaluated_where_it_is_and_once(
     monkeypatch.setenv("COLUMNS", "160")
     assert _run(monkeypatch, *asked) == 0
     said = capsys.readouterr().out
-    for word in ("expl.", "KL", "detect", "random directions", "learnt anew", "factors of the 24 of one explain"):
+    for word in ("expl.", "KL", "detect", "random directions, greedy codes", "learnt anew", "factors of the 24 of one explain"):
         assert word in said, word
+    (sites,) = (line for line in said.splitlines() if line.split() and set(line.split()) == {"1", "site"})
+    assert sites.count("1 site") >= 5, "each column says over how many sites its means are"
     files = sorted(file.name for file in (atlas / "dictionaries").iterdir())
     assert files == ["factors-one.one.safetensors", "factors-two.two.safetensors"]
     assert find_dictionary(atlas, "one").name == "one"
@@ -59,6 +64,17 @@ def test_two_are_compared_by_the_names_they_are_given(
         "select count(*) as n from links where kind = 'same direction' and unit like 'factors@one/%'"
     ).to_pylist()
     assert 0 < row["n"] <= 24
+    unknown = found.sql("select name from dictionary_stats where stat = 'learnt_from'").to_pylist()
+    assert unknown == [], "atlases know what their dictionaries have learnt from"
+
+
+def test_a_control_of_fewer_sites_stands_beside_the_numbers_of_these(capsys: pytest.CaptureFixture[str]) -> None:
+    whole, some = {"": Mean(0.5, 0.5, 6)}, {"pca": Mean(0.25, 0.125, 2), "zero": Mean(0.5, 0.75, 6)}
+    _show(Console(width=120), "own", {"explained_variance": whole | some, "kl": {"": Mean(1.0, 1.0, 1)}})
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["6", "sites", "1", "site"] for line in lines)
+    assert any(line.split() == ["pca", "12.5%", "(2:", "25.0%)"] for line in lines)
+    assert any(line.split() == ["zero", "75.0%"] for line in lines)
 
 
 def test_what_cannot_be_judged_is_said_before_anything_is_done(

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from microtome.atlas import Atlas, Settings, build, estimate
-from microtome.capture import Run
+from microtome.capture import Results, Run
 from microtome.core import Half, Refusal, Site
 from microtome.corpus import Corpus, open_corpus
+from microtome.factors.anew import ANEW, TWIN
+from microtome.factors.baselines import CONTROLS, EXACT, GREEDY
 from microtome.factors.dictionary import Above, Dictionary, Encoder
-from microtome.factors.evaluation_lens import EvaluationLens, Judging
-from microtome.factors.evaluation_numbers import ANEW, CONTROLS, EXACT, GREEDY, TWIN
-from microtome.factors.held_out import LearntFrom, held_out, learnt_from
+from microtome.factors.evaluation_lens import EvaluationLens
+from microtome.factors.held_out import held_out, learnt_from
+from microtome.factors.judging import Judging
+from microtome.factors.patterns import TURNED
 from microtome.factors.plan import Plan
 from microtome.factors.probing import COORDINATES, DENSE, RANDOM_UNITS, SHIFTED
 from microtome.factors.scaling import identity
@@ -149,9 +152,12 @@ def test_a_second_run_of_the_same_makes_nothing_and_of_another_is_refused(
     before = {file: file.stat().st_mtime_ns for file in first.path.rglob("*.parquet")}
     judged(decoder, tmp_path, own, twin="none")
     assert {file: file.stat().st_mtime_ns for file in first.path.rglob("*.parquet")} == before
-    with pytest.raises(Refusal, match="other factors-evaluation; use --run NAME"):
+    with pytest.raises(Refusal, match="other evaluation; use --run NAME"):
         judged(decoder, tmp_path, replace(own, name="another"), twin="none")
     assert numbers(first, "own", "random_twin") == {("", ""): (None, None)}
+    kinds = {kind for _, kind in numbers(first, "own", "explained_variance")}
+    assert ANEW in kinds, "what is learnt anew needs no twin"
+    assert TWIN not in kinds
 
 
 @pytest.mark.parametrize("arrangement", ["crosscoder", "transcoder"])
@@ -210,7 +216,7 @@ def test_documents_that_were_learnt_from_judge_nothing(decoder: Model, tmp_path:
         decoder,
         [*seen[:4], *fresh[:4]],
         output=tmp_path / "mixed",
-        settings=replace(settings, dictionary=Judging((own,), "none", learnt=(learnt,)), run="evaluation"),
+        settings=replace(settings, dictionary=Judging((own,), "none", learnt=((own.name, learnt),)), run="evaluation"),
     )
     corpus = _corpus(mixed, "evaluation")
     held = held_out(corpus, [learnt])
@@ -252,15 +258,17 @@ def test_probes_of_few_factors_stand_beside_dense_ones(decoder: Model, tmp_path:
     assert value > 0.98
     assert dense > 0.98
     assert kinds[SHIFTED][1] < 0.8
+    (((_, kind), (unexplained, by_chance)),) = numbers(found, "the", "unexplained by labels").items()
+    assert kind == TURNED
+    assert unexplained < by_chance, "the planted factors are active at articles"
 
 
 def test_an_estimate_is_made_and_weights_alone_are_not_judged(decoder: Model, learnt: Dictionary) -> None:
-    own = learnt
-    told = estimate(decoder, TEXTS, settings=replace(SETTINGS, dictionary=Judging((own,))))
+    told = estimate(decoder, TEXTS, settings=replace(SETTINGS, dictionary=Judging((learnt,))))
     assert told.seconds > 0
-    lens = EvaluationLens(Judging((own,)))
     run = Run("evaluation", decoder, None, 0, "quick")
+    lens = EvaluationLens(Judging((learnt,)))
     assert lens.stages(run) == ()
-    assert lens.absent(run) == {"factors-evaluation": "needs text: name one to judge by"}
-    assert LearntFrom("x", frozenset()).documents == frozenset()
-    assert Site("resid_pre", 0) in own.writes
+    assert lens.tables(run, Results()) == {}
+    assert lens.operations(run) == lens.kept_bytes(run) == 0
+    assert lens.absent(run) == {"evaluation": "needs text: name one to judge by"}

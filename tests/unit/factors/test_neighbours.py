@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from microtome.core import Site
 from microtome.factors.basis import Factors
 from microtome.factors.dictionary import Above, Dictionary, Encoder
-from microtome.factors.neighbours import HEADS, NEURONS, head_links, neuron_links, of_stream, stream_links
+from microtome.factors.neighbours import HEADS, NEURONS, head_links, neuron_links, stream_links, why_not_linked
 from microtome.factors.scaling import Scaling
 from microtome.model import Weights, wrap
 from microtome.readout import fold_norm, written
@@ -113,8 +113,25 @@ def test_untrained_units_are_no_nearer_than_turned_directions() -> None:
 
 
 def test_only_directions_of_the_stream_are_linked() -> None:
-    shape = opened("gpt2").shape
-    directions = drawn(shape.d_model)
-    assert of_stream(dictionary_of(directions, Site("resid_pre", 0), Site("mlp_out", 1)), shape)
-    assert not of_stream(dictionary_of(directions, Site("z", 0)), shape)
-    assert not of_stream(dictionary_of(drawn(shape.d_model + 1), Site("resid_pre", 0)), shape)
+    weights = opened("gpt2").weights
+    directions = drawn(weights.shape.d_model)
+    assert not why_not_linked(dictionary_of(directions, Site("resid_pre", 0), Site("mlp_out", 1)), weights)
+    assert "z.0 is not added" in why_not_linked(dictionary_of(directions, Site("z", 0)), weights)
+    assert "mlp_in.0 is not added" in why_not_linked(dictionary_of(directions, Site("mlp_in", 0)), weights)
+
+
+def test_a_branch_with_a_norm_behind_it_is_added_behind_that() -> None:
+    weights = opened("gemma2").weights
+    directions = drawn(weights.shape.d_model)
+    assert "mlp_out.1 is not added" in why_not_linked(dictionary_of(directions, Site("mlp_out", 1)), weights)
+    assert not why_not_linked(dictionary_of(directions, Site("mlp_out_post", 1)), weights)
+
+
+def test_factors_are_taken_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = opened("llama").weights
+    directions = drawn(weights.shape.d_model)
+    whole = stream_links(dictionary_of(directions, Site("resid_pre", 1)), basis_of(directions), weights)
+    monkeypatch.setattr("microtome.factors.neighbours._TILE", 5)
+    parts = stream_links(dictionary_of(directions, Site("resid_pre", 1)), basis_of(directions), weights)
+    assert whole["other"] == parts["other"]
+    np.testing.assert_allclose(whole["score"].to_numpy(), parts["score"].to_numpy(), atol=1e-6)

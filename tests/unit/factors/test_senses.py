@@ -27,7 +27,7 @@ def words_of(labels: dict[str, tuple[int, int]]) -> LabelledWords:
     number = torch.arange(len(rows))
     return LabelledWords(
         text=number, first=number, last=number, y=y[order], document=number // 10, half=number // 10 % 2, kind=kind[order],
-        classes=("noun", "verb"), words=tuple(kinds), missed=0, leading=0, rare={},
+        classes=("noun", "verb"), words=tuple(kinds[each].title() for each in kind[order].tolist()), missed=0, leading=0, rare={},
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_words_are_asked_for_that_have_two_labels_often_enough() -> None:
     assert len(run.rows) == 240, "120 of each label"
     assert len(left.rows) == 110
     for each in asked:
-        assert {words.words[kind] for kind in words.kind[each.rows].tolist()} == {each.word}
+        assert {words.words[row].casefold() for row in each.rows.tolist()} == {each.word}
         assert bool((each.rows.diff() > 0).all())
     assert torch.equal(ambiguous(words)[0].rows, run.rows)
     assert not torch.equal(ambiguous(words, seed=1)[0].rows, run.rows)

@@ -100,7 +100,8 @@ def test_gradients_are_those_of_finite_differences(variant: Variant, arrangement
 def test_active_entries_give_the_loss_and_gradients_of_all(
     variant: Variant, arrangement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microtome.factors.variant.DENSE", 1.0)
+    for module in ("variant", "variants"):
+        monkeypatch.setattr(f"microtome.factors.{module}.DENSE", 1.0)
     both = [made(variant, arrangement, products) for products in ("sparse", "dense")]
     x, dead = batch(arrangement), torch.arange(UNITS) > 14
     losses = [each.loss(x, dead=dead) for each in both]
