@@ -32,6 +32,12 @@ Labels = Annotated[
     Path | None,
     typer.Option(help="File or folder of labelled words, as of `microtome neurons`: whether few factors tell a label."),
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A word with several labels in the labelled text, may be repeated: which factor tells them apart, site by site."
+    ),
+]
 TwinOption = Annotated[
     Literal["drawn", "kept", "none"],
     typer.Option(
@@ -66,6 +72,7 @@ def evaluate(
     site: Site = None,
     twin: TwinOption = "drawn",
     labels: Labels = None,
+    word: Words = None,
     run: Run = "evaluation",
     seed: Seed = 0,
     window: Window = 256,
@@ -80,7 +87,7 @@ def evaluate(
     """Say how good a dictionary is on a text that it has not learnt from: what it explains, what the model loses, whether its factors can be told."""
     from microtome.factors.judging import judging_of
 
-    judging = judging_of([dictionary], output, run, name=name, site=site, twin=twin, labels=labels)
+    judging = judging_of([dictionary], output, run, name=name, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
     _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
@@ -98,6 +105,7 @@ def compare(
     site: Site = None,
     twin: TwinOption = "none",
     labels: Labels = None,
+    word: Words = None,
     run: Run = "comparison",
     seed: Seed = 0,
     window: Window = 256,
@@ -115,7 +123,7 @@ def compare(
         raise Refusal("one dictionary", why=why, instead="give --dictionary twice, or use microtome factors evaluate")
     from microtome.factors.judging import judging_of
 
-    judging = judging_of(dictionary, output, run, site=site, twin=twin, labels=labels)
+    judging = judging_of(dictionary, output, run, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
     _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 

@@ -94,7 +94,7 @@ class EvaluationLens:
 
     @cached_property
     def _labelled(self) -> LabelledStates | None:
-        return None if self.judging.labels is None else LabelledStates.read(self.judging.labels, JUDGE)
+        return None if self.judging.labels is None else LabelledStates.read(self.judging.labels, JUDGE, self.judging.words)
 
     @cached_property
     def _held(self) -> dict[str, HeldOut]:

@@ -28,7 +28,7 @@ class Judging:
     """What is to be judged: dictionaries of one model, by a text.
 
     Beside them stand dictionaries that are learnt anew, and, unless there is no `twin`, such of a random twin; with `labels`, a file or folder of
-    labelled words, there are probes of few factors, too.
+    labelled words, there are probes of few factors, too, and of `words` (none named: some) the factor that tells their labels apart.
     `learnt` says what texts they were learnt from, by name, of those of which it is known (`held_out.learnt_from`). `there` names dictionaries that
     the atlas has already, with their files: these are not written again (`beside`).
     Errors: `Refusal` for no dictionary, for two of the same name, and for a name that could not be part of an address.
@@ -37,6 +37,7 @@ class Judging:
     dictionaries: tuple[Dictionary, ...]
     twin: Twin = "drawn"
     labels: Path | None = None
+    words: tuple[str, ...] = ()
     learnt: tuple[tuple[str, LearntFrom], ...] = ()
     there: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
@@ -48,6 +49,9 @@ class Judging:
             if not _NAME.fullmatch(name):
                 why = "names of dictionaries become parts of addresses and of files"
                 raise Refusal(f"dictionary {name!r}", why=why, instead="call it otherwise: --dictionary NAME=PATH")
+        if self.words and self.labels is None:
+            why = "its labels are in a labelled text, and none is given"
+            raise Refusal(f"senses of {self.words[0]!r}", why=why, instead="give --labels FILE, too")
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             why = f"{names.count(twice[0])} of them have this name"
             raise Refusal(f"dictionary {twice[0]}", why=why, instead="call one of them otherwise: --dictionary NAME=PATH")
@@ -64,7 +68,7 @@ class Judging:
 
 def judging_of(
     told: Sequence[str], atlas: Path, run: str, *, name: str | None = None, site: str | None = None, twin: Twin = "drawn",
-    labels: Path | None = None,
+    labels: Path | None = None, words: Sequence[str] = (),
 ) -> Judging:  # fmt: skip
     """Dictionaries as they are named: PATH, or NAME=PATH to call one so; of an atlas with several it is the one of that name, or of `name`.
 
@@ -73,7 +77,7 @@ def judging_of(
     """
     found = [_found(each, name, site) for each in told]
     learnt = tuple((dictionary.name, each) for dictionary, each in found if each is not None)
-    return Judging(tuple(dictionary for dictionary, _ in found), twin, labels, learnt).beside(atlas, run)
+    return Judging(tuple(dictionary for dictionary, _ in found), twin, labels, tuple(words), learnt).beside(atlas, run)
 
 
 def opened(path: Path, name: str | None, site: str | None) -> Dictionary:

@@ -49,13 +49,14 @@ _LABELS: Final = 6
 
 @dataclass(frozen=True, eq=False)
 class LabelledStates:
-    """Texts with labelled words, and what they are for each model."""
+    """Texts with labelled words, what they are for each model, and the words whose labels are told apart, where they are `named`."""
 
     writer: str
     texts: tuple[LabelledText, ...]
+    named: tuple[str, ...] = ()
 
     @staticmethod
-    def read(path: Path, writer: str) -> "LabelledStates":
+    def read(path: Path, writer: str, named: tuple[str, ...] = ()) -> "LabelledStates":
         """A file or folder of columns of the CoNLL kind, or of word/TAG; tags of the Brown corpus by their classes.
 
         Errors: `Refusal` as of `read_labels`, and where no label has 50 words.
@@ -66,12 +67,12 @@ class LabelledStates:
         once = distinct(texts)
         if max(Counter(label for text in once for label in text.labels).values(), default=0) < _FEWEST:
             raise Refusal(f"labels in {path.name}", why=f"no label has {_FEWEST} words", instead="give more labelled text")
-        return LabelledStates(writer, tuple(once))
+        return LabelledStates(writer, tuple(once), named)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all texts and labels."""
-        return fingerprint(self.texts)
+        """Of all texts and labels, and of the words that are named."""
+        return fingerprint((self.texts, self.named))
 
     @cached_property
     def _known(self) -> dict[str, tuple[LabelledWords, Prompts]]:
@@ -83,7 +84,7 @@ class LabelledStates:
             context = model.shape.context
             texts = merged(self.texts, min(_TOGETHER, (context or 4 * _TOGETHER) // 4))
             words = aligned(model.tokenizer, texts, fewest=_FEWEST)
-            kept = _needed(words)
+            kept = _needed(words, self.named)
             words = _of_texts(words, kept)
             read = [texts[number].text for number in kept.tolist()]
             windows = Prompts(prompt_batch(model.tokenizer, read, context=context))
@@ -98,7 +99,7 @@ class LabelledStates:
         """States of a sample of the words at each site, and `everywhere` those of words that have several labels."""
         words, rows = self._for(model)[0], self._rows(model, seed)
         found: dict[str, Fold] = {self._named(site): _states(model, site, words, rows) for site in sites}
-        asked = ambiguous(words, seed)
+        asked = ambiguous(words, seed, self.named)
         if asked:
             every = _together(asked)
             found |= {self._named(site, "senses"): _states(model, site, words, every) for site in everywhere}
@@ -143,7 +144,7 @@ class LabelledStates:
         if dictionary.arrangement != "shared":
             return []
         words, found = self._for(model)[0], []
-        asked = ambiguous(words, seed)
+        asked = ambiguous(words, seed, self.named)
         read = {site: results.of(stage, self._named(site, "senses")).float() for site in dictionary.reads if asked}
         for each in asked:
             mine = torch.searchsorted(_together(asked), each.rows)
@@ -171,9 +172,9 @@ def _unexplained(
     return {_BY_LABELS: Stat(found.unexplained())}, {TURNED: {_BY_LABELS: Stat(found.unexplained_by_chance())}}
 
 
-def _needed(words: LabelledWords) -> Int64[Tensor, " text"]:
+def _needed(words: LabelledWords, named: tuple[str, ...]) -> Int64[Tensor, " text"]:
     """The texts that are read: as many, by hash, as have the words whose states are kept, and those of words with several labels."""
-    asked = (words.text[each.rows] for each in ambiguous(words))
+    asked = (words.text[each.rows] for each in ambiguous(words, named=named))
     return torch.cat([_some_texts(words, _SALT), *asked]).unique()
 
 

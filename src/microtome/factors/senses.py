@@ -4,7 +4,7 @@ The methods, and what stands beside a factor, are in `polysemy`; here is which w
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +27,9 @@ __all__ = ["Asked", "ambiguous", "sense_findings", "sense_rows", "senses"]
 _WORDS: Final = 4
 """Words that are asked for, at most: those of which the rarer of two labels is most frequent."""
 _FEWEST: Final = 30
-"""Occurrences that a label of a word must have."""
+"""Occurrences that a label of a word must have, unless the word is named."""
+_NAMED: Final = 10
+"""The same of a word that is named."""
 _MOST: Final = 120
 """Occurrences of a label of a word that are read, at most."""
 _SALT: Final = 0x73656E73
@@ -43,24 +45,39 @@ class Asked:
     rows: Int64[Tensor, " row"]
 
 
-def ambiguous(words: LabelledWords, seed: int = 0) -> list[Asked]:
-    """The four words whose two commonest labels are most frequent, with 30 occurrences of either at least; of each at most 120, by hash."""
+def ambiguous(words: LabelledWords, seed: int = 0, named: Collection[str] = ()) -> list[Asked]:
+    """The four words whose two commonest labels are most frequent, with 30 occurrences of either at least; of each at most 120, by hash.
+
+    Words that are `named` are asked for instead, in small letters, with 10 occurrences.
+    Errors: `Refusal` for a named word that has them not.
+    """
     kinds, classes = int(words.kind.max()) + 1, len(words.classes)
     count = torch.bincount(words.kind * classes + words.y, minlength=kinds * classes).view(kinds, classes)
     if classes < 2:
+        _require_found(named, [])
         return []
     common = count.sort(dim=1, descending=True, stable=True)
     rarer = common.values[:, 1]
-    order = rarer.argsort(descending=True, stable=True)[:_WORDS].tolist()
+    order, fewest = rarer.argsort(descending=True, stable=True)[:_WORDS].tolist(), _FEWEST
+    if named:
+        spelled = {kind: word.casefold() for kind, word in zip(words.kind.tolist(), words.words, strict=True)}
+        order, fewest = [kind for kind, word in sorted(spelled.items()) if word in {each.casefold() for each in named}], _NAMED
     drawn = hash_parts(seed, _SALT, torch.arange(len(words.y)))
     found = []
-    for kind in (each for each in order if int(rarer[each]) >= _FEWEST):
+    for kind in (each for each in order if int(rarer[each]) >= fewest):
         rows = []
         for label in common.indices[kind, :2].tolist():
             mine = ((words.kind == kind) & (words.y == label)).nonzero()[:, 0]
             rows.append(mine[drawn[mine].argsort(stable=True)[:_MOST]])
         found.append(Asked(words.words[int(rows[0][0])].casefold(), torch.cat(rows).sort().values))
+    _require_found(named, [each.word for each in found])
     return found
+
+
+def _require_found(named: Collection[str], found: Collection[str]) -> None:
+    if missing := [word for word in named if word.casefold() not in found]:
+        why = f"it has no two labels with {_NAMED} occurrences each in the labelled text"
+        raise Refusal(f"senses of {missing[0]!r}", why=why, instead="give more labelled text, or name another word")
 
 
 def senses(

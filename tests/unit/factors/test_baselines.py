@@ -1,5 +1,8 @@
 """Cheap dictionaries are what their names say: principal components explain what eigenvalues say, and planted structure of each kind is found."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ def sample_of(states: Tensor) -> Sample:
     return Sample(states, SITES[:1], identity(1, states.shape[1]))
 
 
-def explained(found: dict[str, Dictionary], states: Tensor) -> dict[str, tuple[float, float]]:
+def explained(found: Mapping[Any, Dictionary], states: Tensor) -> dict[str, tuple[float, float]]:
     """Explained variance and l0 of each."""
     candidates = [Candidate(name, each) for name, each in found.items()]
     done = evaluated(candidates, [rows_of_states(states[:, None])], SITES[:1])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from microtome.core import Site
+from microtome.core import Refusal, Site
 from microtome.factors.dictionary import Above, Dictionary, Encoder
+from microtome.factors.judging import Judging
 from microtome.factors.scaling import Scaling
 from microtome.factors.senses import Asked, ambiguous, sense_findings, sense_rows, senses
 from microtome.probes.words import LabelledWords
@@ -94,3 +95,17 @@ def test_too_few_documents_give_no_sense() -> None:
     rows = torch.arange(20)
     few = Asked("left", rows)
     assert senses(dictionary, words, few, states_of(dictionary, words.y[rows])) == []
+
+
+def test_a_named_word_is_asked_for_and_one_without_two_labels_is_refused() -> None:
+    words = words_of({"left": (60, 50), "seldom": (90, 29), "noun": (80, 0)})
+    assert [each.word for each in ambiguous(words, named=("Seldom",))] == ["seldom"]
+    assert [each.word for each in ambiguous(words)] == ["left"]
+    for missing in ("noun", "absent"):
+        with pytest.raises(Refusal, match=missing):
+            ambiguous(words, named=("left", missing))
+
+
+def test_words_are_asked_for_of_labelled_text_only() -> None:
+    with pytest.raises(Refusal, match="--labels FILE"):
+        Judging((dictionary_of(),), words=("left",))
