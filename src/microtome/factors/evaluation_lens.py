@@ -175,7 +175,7 @@ class EvaluationLens:
             numbers[dictionary.name] = Numbers.joined([*parts, lost[dictionary.name], matches[dictionary.name]])
         return numbers, links, findings
 
-    def _senses(self, dictionary: Dictionary, run: Run, results: Results) -> list[tuple[str, Sense]]:
+    def _senses(self, dictionary: Dictionary, run: Run, results: Results) -> list[tuple[str, Sense | str]]:
         if self._labelled is None:
             return []
         return self._labelled.senses(dictionary, results, WORDS, _model(run), run.seed)

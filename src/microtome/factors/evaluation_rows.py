@@ -3,7 +3,6 @@
 The numbers of reconstructions are made in `evaluation_numbers`.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -46,6 +45,8 @@ def reasons(each: Beside, learnt_from: Literal["known", "not known"]) -> Numbers
     if each.dictionary.arrangement != "shared":
         why = f"codes of a {each.dictionary.arrangement} are not of the states that are made of them"
         found.append(Numbers.undefined(("exact_codes", "baselines", "sites_used"), why))
+    elif not each.baselines:
+        found.append(Numbers.undefined(("baselines",), "the text has fewer states to learn from than a state has numbers"))
     if each.learnt.why_not_anew:
         found.append(Numbers.undefined(("learnt_anew",), each.learnt.why_not_anew))
     if each.learnt.why_no_twin:
@@ -78,8 +79,11 @@ def describe(dictionary: Dictionary, records: Mapping[str, ExcerptRecord], model
         return Numbers.undefined(_DESCRIBED, refusal.why)
     own |= {"factors_described": Stat(float((~found.detection.own.isnan()).sum()))}  # that have questions of both kinds
     if random is not None:
-        with contextlib.suppress(Refusal):  # too few of them are active: there is the other control
+        try:
             controls[CONTROLS["random directions"]], _ = described_stats(described(random, names, seed=seed), seed)
+        except Refusal as refusal:
+            missing = Numbers.undefined(("random_directions_described",), refusal.why)
+            return Numbers.joined([Numbers.at(record.basis.sites[0], own, controls), missing])
     return Numbers.at(record.basis.sites[0], own, controls)
 
 

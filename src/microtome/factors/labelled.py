@@ -139,17 +139,21 @@ class LabelledStates:
 
     def senses(
         self, dictionary: Dictionary, results: Results, stage: Stage, model: Model, seed: int
-    ) -> list[tuple[str, Sense]]:
-        """What tells the labels of words that have several: nothing of a dictionary whose sites have no codes of their own."""
-        if dictionary.arrangement != "shared":
-            return []
-        words, found = self._for(model)[0], []
+    ) -> list[tuple[str, Sense | str]]:
+        """What tells the labels of words that have several, or why nothing does."""
+        words = self._for(model)[0]
         asked = ambiguous(words, seed, self.named)
+        if dictionary.arrangement != "shared":
+            return [(each.word, f"sites of a {dictionary.arrangement} have no codes of their own") for each in asked]
+        found: list[tuple[str, Sense | str]] = []
         read = {site: results.of(stage, self._named(site, "senses")).float() for site in dictionary.reads if asked}
         for each in asked:
             mine = torch.searchsorted(_together(asked), each.rows)
             there = {site: x[mine] for site, x in read.items()}
-            found += [(each.word, sense) for sense in senses(dictionary, words, each, there)]
+            try:
+                found += [(each.word, sense) for sense in senses(dictionary, words, each, there)]
+            except Refusal as refusal:
+                found.append((each.word, f"{refusal.what}: {refusal.why}"))
         return found
 
     def _rows(self, model: Model, seed: int) -> Int64[Tensor, " row"]:

@@ -83,21 +83,22 @@ def _require_found(named: Collection[str], found: Collection[str]) -> None:
 def senses(
     dictionary: Dictionary, words: LabelledWords, asked: Asked, states: Mapping[Site, Float[Tensor, "row d_model"]]
 ) -> list[Sense]:
-    """What tells each label of a word; none where a method has too few documents. `states` are those of the word's rows at the dictionary's sites.
+    """What tells each label of a word. `states` are those of the word's rows at the dictionary's sites.
 
-    Errors: none; cost: that of `polysemy`.
+    Errors and cost: those of `polysemy`: it refuses too few documents.
     """
     labels = [words.classes[label] for label in words.y[asked.rows].tolist()]
-    try:
-        return polysemy(states, factors_of(dictionary), labels, words.document[asked.rows])
-    except Refusal:
-        return []
+    return polysemy(states, factors_of(dictionary), labels, words.document[asked.rows])
 
 
-def sense_rows(dictionary: Dictionary, found: Sequence[tuple[str, Sense]], run: str) -> pa.Table:
-    """Rows of `senses`: of every word and label each method at each site, and over all sites ("")."""
+def sense_rows(dictionary: Dictionary, found: Sequence[tuple[str, Sense | str]], run: str) -> pa.Table:
+    """Rows of `senses`: of every word and label each method at each site, and over all sites (""); of a word of which there is nothing, why."""
     rows: list[dict[str, object]] = []
     for word, sense in found:
+        if isinstance(sense, str):
+            key = {"run": run, "name": dictionary.name, "word": word, "label": "", "site": "", "method": "factor"}
+            rows.append({**key, "undefined": sense})
+            continue
         for (site, method), each in sense.sites.items():
             rows.append(_row(dictionary, word, sense, str(site), method, each, run))
         rows += [_row(dictionary, word, sense, "", method, each, run) for method, each in sense.anywhere.items()]
@@ -122,14 +123,17 @@ def _row(
         "chosen": found.chosen[best] / sum(found.chosen.values()) if best is not None else None,
         "positives": sense.positives,
         "occurrences": sense.rows,
+        "undefined": "",
         **{name: value if math.isfinite(value) else None for name, value in scores.items()},
         "in_sample": found.in_sample if math.isfinite(found.in_sample) else None,
     }
 
 
-def sense_findings(dictionary: Dictionary, found: Sequence[tuple[str, Sense]]) -> Iterator[Finding]:
+def sense_findings(dictionary: Dictionary, found: Sequence[tuple[str, Sense | str]]) -> Iterator[Finding]:
     """Of each word the factor that tells it best, beside single numbers of the state and beside all of it."""
     for word, sense in found:
+        if isinstance(sense, str):
+            continue
         own = sense.anywhere["factor"]
         beside = {method: sense.anywhere[method].scores.auroc for method in _BESIDE}
         most = max(beside.values())

@@ -91,7 +91,7 @@ FACTORS: Final = (
         "senses",
         "a label of a word that has several, told from the word's others on held-out occurrences by one factor (method factor), by all of the state (state), or by "
         "one number of it (coordinate, component, random direction; majority: always the commoner), at a site or at the best of all; unit is the factor that was "
-        "chosen most often, in a share `chosen` of the parts that chose, at the site `at`; in_sample is the AUROC if all occurrences choose and judge",
+        "chosen most often, in a share `chosen` of the parts that chose, at the site `at`; in_sample is the AUROC if all occurrences choose and judge; where there is nothing, undefined says why",
         "run name word label site method",
         run=WORD,
         name=WORD,
@@ -109,5 +109,6 @@ FACTORS: Final = (
         recall=pa.float64(),
         auroc=pa.float64(),
         in_sample=pa.float64(),
+        undefined=WORD,
     ),
 )

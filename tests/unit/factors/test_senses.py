@@ -90,11 +90,15 @@ def test_where_nothing_tells_a_label_nothing_is_found() -> None:
     assert sense.anywhere["factor"].in_sample > sense.anywhere["factor"].scores.auroc
 
 
-def test_too_few_documents_give_no_sense() -> None:
+def test_too_few_documents_are_refused_and_the_reason_is_a_row() -> None:
     words, dictionary = words_of({"left": (60, 60)}), dictionary_of()
     rows = torch.arange(20)
     few = Asked("left", rows)
-    assert senses(dictionary, words, few, states_of(dictionary, words.y[rows])) == []
+    with pytest.raises(Refusal, match="documents"):
+        senses(dictionary, words, few, states_of(dictionary, words.y[rows]))
+    (row,) = sense_rows(dictionary, [("left", "there are 2 documents")], "main").to_pylist()
+    assert (row["word"], row["undefined"], row["auroc"]) == ("left", "there are 2 documents", None)
+    assert not list(sense_findings(dictionary, [("left", "there are 2 documents")]))
 
 
 def test_a_named_word_is_asked_for_and_one_without_two_labels_is_refused() -> None:
