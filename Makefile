@@ -84,6 +84,7 @@ bench: .venv/.dev ## speed of observing SmolLM2, and memory, against its bare fo
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.neurons
 	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.vocabulary
 	$(BIN)/python -m benchmarks.large
 

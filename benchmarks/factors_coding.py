@@ -58,10 +58,7 @@ def drawn(kind: str, rows: int) -> tuple[Tensor, Tensor]:
     """A dictionary and states that are none of its factors."""
     every = states()
     if kind == "centred":
-        wide = {site: x.double() for site, x in every.items()}
-        mean = torch.stack([x.mean(0) for x in wide.values()])
-        square = torch.stack([x.square().sum(1).mean() for x in wide.values()])
-        scaling = measured(mean, square, "mean+rms")
+        scaling = measured(torch.stack(list(every.values()), 1), "mean+rms")
         every = {site: scaling.apply(x, place) for place, (site, x) in enumerate(every.items())}
     generator = torch.Generator().manual_seed(0)
     x = torch.cat(list(every.values()))
@@ -140,7 +137,7 @@ def race(kind: str, rows: int, rounds: int, results: Path) -> None:
             f"  {row['name']:33} {row['tokens_per_second']:7} codes/s {row['ratio']:8} x  largest gap {float(gap.max()):.1e}, "
             f"median {float(gap.median()):.1e}, {several:.1f} factors\n"
         )
-    write_results(results, f"factors coding {kind}", found)
+    write_results(results, f"factors_coding {kind}, exact", found)
 
 
 def greed(kind: str, rows: int, rounds: int, results: Path) -> None:
@@ -167,7 +164,7 @@ def greed(kind: str, rows: int, rounds: int, results: Path) -> None:
             sys.stdout.write(
                 f"  {row['name']:33} {row['tokens_per_second']:7} codes/s {row['ratio']:8} x  {left:.3f} left over\n"
             )
-    write_results(results, f"factors coding greedy {kind}", found)
+    write_results(results, f"factors_coding {kind}, greedy", found)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def explained(held: Tensor, made: Callable[[Tensor], Tensor]) -> float:
     return float(1 - rest.square().sum() / (kept - kept.mean(0)).square().sum())
 
 
-def measured(kind: str, data: tuple[Tensor, Tensor], rounds: int, turn: int) -> Mapping[str, object]:
+def measured(kind: str, data: tuple[Tensor, Tensor], rounds: int, turn: int) -> list[dict[str, float | str]]:
     """Seconds of `turn` steps a round, then what is explained."""
     first = torch.nn.functional.normalize(torch.randn(UNITS, WIDTH, generator=torch.Generator().manual_seed(3)), dim=1)
     found, absent = contestants(kind, (rounds + 1) * turn, first)
@@ -261,7 +261,7 @@ def measured(kind: str, data: tuple[Tensor, Tensor], rounds: int, turn: int) -> 
         print(kind, row)
     for name, why in absent.items():
         print(kind, name, "left out:", why)
-    return {"rows": rows, "left_out": absent, "steps": (rounds + 1) * turn, "threads": torch.get_num_threads()}
+    return rows
 
 
 def main() -> None:
@@ -275,9 +275,10 @@ def main() -> None:
     given = parser.parse_args()
     prepare(given.peers)
     data = states(given.states)
-    found = {kind: measured(kind, data, given.rounds, given.steps) for kind in ("TopK", "BatchTopK")}
-    if given.write == "yes":
-        write_results(RESULTS, "factors_training", found)
+    for kind in ("TopK", "BatchTopK"):
+        found = measured(kind, data, given.rounds, given.steps)
+        if given.write == "yes":
+            write_results(RESULTS, f"factors_training {kind}, after {(given.rounds + 1) * given.steps} steps", found)
 
 
 if __name__ == "__main__":

@@ -245,16 +245,24 @@ def speed() -> str:
     ]
     for path in sorted((ROOT / "benchmarks").glob("*.py")) + [ROOT / "benchmarks" / "peers" / "__main__.py"]:
         name = path.parent.name if path.name == "__main__.py" else path.stem
-        tables = {key: rows for key, rows in results.items() if key.split()[0] == name}
+        tables = {key: rows for key, rows in results.items() if key.split()[0].rstrip(",") == name}
         if not tables:
             continue
         says, *rest = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
-        lines += [f"## {name.capitalize()}", "", says, *_prose(rest), "", f"    python -m benchmarks.{name}", ""]
+        lines += [
+            f"## {name.capitalize().replace('_', ' ')}",
+            "",
+            says,
+            *_prose(rest),
+            "",
+            f"    python -m benchmarks.{name}",
+            "",
+        ]
         for key, rows in tables.items():
             heads = list(dict.fromkeys(column for row in rows for column in row))
             heads.sort(key=_SPEED.index)
             lines += [
-                f"**{key}**",
+                f"**{key.replace('_', ' ')}**",
                 "",
                 f"| {' | '.join(head.replace('_', ' ') for head in heads)} |",
                 "|---" * len(heads) + "|",
@@ -266,16 +274,22 @@ def speed() -> str:
 _SPEED = [
     "name",
     "depth",
+    "part",
     "windows",
     "tokens",
+    "rows_seen",
+    "l0",
+    "factors",
     "ratio",
     "quartile_low",
     "quartile_high",
     "first_half",
     "second_half",
     "tokens_per_second",
+    "steps_per_second",
     "gflop_per_second",
     "seconds",
+    "cpu_seconds",
     "p50_ms",
     "p95_ms",
     "checkpoint_bytes",
@@ -283,6 +297,12 @@ _SPEED = [
     "resident_bytes",
     "peak_bytes",
     "largest_difference",
+    "largest_gap",
+    "median_gap",
+    "left_over",
+    "explained",
+    "explained_refitted",
+    "unused",
 ]
 """Columns of the tables of speed.md, in order."""
 
