@@ -98,7 +98,7 @@ def estimate(
         every = lenses_of(model, settings)
         if output is not None:
             card_for(run, settings, manifest_for(model, Path(output)), every)
-        lenses = [lens for lens in every if lens.name in settings.asked]
+        lenses = [lens for lens in lenses_of(model, settings.tried) if lens.name in settings.asked]
         results = Results(folder / "work")
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
         if not stages:

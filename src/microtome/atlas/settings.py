@@ -91,6 +91,11 @@ class Settings:
         return replace(self, dictionary=self.dictionary.beside(output, self.run))
 
     @property
+    def tried(self) -> "Settings":
+        """The same for a trial of what it costs, see `Plan.tried`."""
+        return replace(self, dictionary=self.dictionary.tried) if isinstance(self.dictionary, Plan) else self
+
+    @property
     def given(self) -> dict[str, Path]:
         """The files that are given, by the lens that is made of each."""
         files = {name: getattr(self, name) for name in GIVEN}

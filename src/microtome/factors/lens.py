@@ -23,7 +23,7 @@ from microtome.factors.deeper import tokens_read, why_not_deeper
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested, Live
 from microtome.factors.importance import TopCodes
-from microtome.factors.plan import SMALLEST, Plan, default_units, learning_operations, sites_of, trained
+from microtome.factors.plan import SMALLEST, Plan, default_units, sites_of, trained, training_operations
 from microtome.factors.stored import open_dictionary, write_dictionary
 from microtome.factors.tables import Seen, factor_tables
 from microtome.model import Model, sites_named
@@ -148,7 +148,7 @@ class FactorsLens:
         again = 0.0 if why_not_deeper(run) else flops_per_token(model) * tokens_read(corpus.window)
         if self.given is not None:
             return again
-        return again + learning_operations(self._states(run), self.plan.passes, run.model.shape.d_model, self._units(run))
+        return again + training_operations(self.plan, self._states(run), run.model.shape.d_model, self._units(run))
 
     def kept_bytes(self, run: Run) -> int:
         """What the states take on disk while a dictionary is trained."""

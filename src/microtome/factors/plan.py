@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from microtome.core import Half, Refusal, Site
+from microtome.factors.aims import Fixed
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.dictionary import Arrangement, Dictionary
 from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of, usual
@@ -26,7 +27,17 @@ from microtome.factors.variants import BatchTopK, Matching, TopK
 from microtome.model import Model, Shape, sites_named
 from microtome.model.selection import vector_width
 
-__all__ = ["SMALLEST", "SOURCE_WORK", "Plan", "default_units", "learning_operations", "shared_sites", "sites_of", "trained"]
+__all__ = [
+    "SMALLEST",
+    "SOURCE_WORK",
+    "Plan",
+    "default_units",
+    "learning_operations",
+    "shared_sites",
+    "sites_of",
+    "trained",
+    "training_operations",
+]
 
 _SITES: Final = 6
 _UNITS: Final = 2048
@@ -39,6 +50,10 @@ SMALLEST: Final = _FEWEST, _FEWEST * _PER_UNIT
 _STEPS: Final = 100
 """Steps that a short text is cut into, so that there is something to learn in."""
 _LEAST_ROWS: Final = 256
+_TRIED: Final = 32
+"""Factors of a code, where costs are tried."""
+_SEARCHED: Final = 8.0
+"""FLOP of an exact code, in products of d_model and units: twice what `benchmarks.factors_coding` takes, beside the products of a forward pass."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 Progress = Callable[[int, int], None]
@@ -83,6 +98,17 @@ class Plan:
             raise Refusal(
                 f"a {self.arrangement} by sparse coding", why=why, instead="train an autoencoder, or share the dictionary"
             )
+
+    @property
+    def tried(self) -> "Plan":
+        """What stands in for it where costs are tried on a few states: one pass, and an autoencoder in place of sparse coding.
+
+        Searching for codes takes as long on the few as on all of a short text; what it costs, `training_operations` has.
+        """
+        if not isinstance(self.method, Learning):
+            return replace(self, passes=1)
+        method = BatchTopK(min(_TRIED, self.units or _TRIED))
+        return replace(self, method=method, normalisation="mean+rms", massive="left out", passes=1)
 
 
 SOURCE_WORK: Final = Plan(
@@ -134,6 +160,16 @@ def default_units(states: int) -> int:
 def learning_operations(states: int, passes: int, width: int, units: int) -> float:
     """FLOP of training an autoencoder, roughly."""
     return 6.0 * states * passes * width * units
+
+
+def training_operations(plan: Plan, states: int, width: int, units: int) -> float:
+    """FLOP of training, roughly, and where codes are searched for of coding the states of both halves afterwards."""
+    if not isinstance(plan.method, Learning):
+        return learning_operations(states, plan.passes, width, units)
+    codes = plan.method.codes
+    searched = _SEARCHED * width * units
+    learnt = 4.0 * codes.steps * width * units if isinstance(codes, Fixed) else searched
+    return states * (plan.passes * learnt + 2 * searched)
 
 
 def trained(
