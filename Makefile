@@ -54,6 +54,12 @@ browser:
 		echo "the browser tests need a Chromium: run  sudo apt-get install chromium" >&2; exit 1; \
 	fi
 
+.PHONY: ui
+ui: .venv/.run ## build the page of ui/ into the package (needs Node, which users of it do not)
+	@command -v npm >/dev/null || { echo "building the page needs Node 20.19 or later, with npm" >&2; exit 1; }
+	$(BIN)/python -m microtome.web.schema > ui/openapi.json.new && mv ui/openapi.json.new ui/openapi.json
+	cd ui && npm install && npm run build
+
 .PHONY: lint
 lint: .venv/.dev ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

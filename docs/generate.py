@@ -207,6 +207,10 @@ def command_line() -> str:
     return NOTE + "\n".join(lines).rstrip() + "\n"
 
 
+_BUNDLED = ("svelte", "@observablehq/plot", "d3")
+"""Of the packages in the bundle of the pages, those that are named."""
+
+
 def licences() -> str:
     """docs/licences.md."""
     from microtome.cli.packaged import PACKAGES
@@ -226,9 +230,18 @@ downloads none of them. Each licence text is kept beside what it covers, in micr
 SmolLM2's weights are quantised in that package and are de-quantised when opened. The network is exactly the one in the file, but it is
 not the original bfloat16 checkpoint: numbers from it are not to be compared with published ones.
 
+The pages of an atlas are one bundle in the package, with these in it:
+BUNDLED. Their licence texts are in the package, too
+(`web/static/licences.txt`), and in every export.
+
 The Python packages that are installed are listed in `requirements/run.txt` and `requirements/dev.txt`; each carries its own licence.
 """
-    return NOTE + text + "\n".join(rows) + tail
+    bundle = (ROOT / "src" / "microtome" / "web" / "static" / "licences.txt").read_text(encoding="utf-8")
+    packages = re.findall(r"^(\S+) (\d+\.\d+\.\d+) \((.+)\)$", bundle, re.MULTILINE)
+    named = [f"{name} {version}" for name, version, _ in packages if name in _BUNDLED]
+    kinds = sorted({licence for *_, licence in packages})
+    bundled = f"{', '.join(named)}, and {len(packages) - len(named)} that these need ({', '.join(kinds)})"
+    return NOTE + text + "\n".join(rows) + tail.replace("BUNDLED", bundled)
 
 
 def speed() -> str:

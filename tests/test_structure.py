@@ -36,7 +36,6 @@ EXCEPTIONS: dict[str, str] = {
     "cli/verbs.py: parameters of neurons": "those of build: it builds one lens",
     "cli/verbs.py: parameters of steer": "an option is an argument",
     "cli/verbs.py: parameters of vocabulary": "those of build, and of how a single vector is read",
-    "web/app.py: parameters of get_units": "a query parameter is an argument",
 }
 
 

@@ -12,8 +12,10 @@ __all__ = [
     "Dtype",
     "DryRun",
     "Encoding",
+    "Host",
     "LabelColumn",
     "Model",
+    "ModelOfAtlas",
     "Output",
     "Port",
     "Protocol",
@@ -38,6 +40,11 @@ RemoteCode = Annotated[
     Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")]
+ModelOfAtlas = Annotated[
+    str | None,
+    typer.Option("--model", help="The model of the atlas, to read texts that are typed: local folder, or .gguf file."),
+]
 AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
 
 

@@ -13,8 +13,10 @@ from microtome.cli.arguments import (
     DryRun,
     Dtype,
     Encoding,
+    Host,
     LabelColumn,
     Model,
+    ModelOfAtlas,
     Output,
     Port,
     Protocol,
@@ -295,18 +297,12 @@ def diff(
 
 
 @app.command(name="open")
-def open_(
-    atlas: AtlasPath,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")
-    ] = "127.0.0.1",
-    port: Port = 8765,
-) -> None:
-    """Serve the pages of an atlas, also while it is being built."""
+def open_(atlas: AtlasPath, host: Host = "127.0.0.1", port: Port = 8765, model: ModelOfAtlas = None) -> None:
+    """Serve the pages of an atlas, also while it is being built; with its model, also what the model makes of a text."""
     from microtome.cli.show import show_address
     from microtome.web import serve
 
-    serve(atlas, host=host, port=port, started=show_address)
+    serve(atlas, host=host, port=port, model=model, started=show_address)
 
 
 @app.command()

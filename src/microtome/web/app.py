@@ -1,32 +1,42 @@
 """The server of an atlas: typed JSON under /api, the page's own files beside it.
 
-Every answer depends only on the address and on the atlas's files, so it carries their signature as its ETag. Queries belong
-in `browse`, `unit` and `summary`; who may ask in `security`.
+Every answer depends only on the address and on the atlas's files, so it carries their signature as its ETag. What is answered is in
+`resources`, who may ask in `security`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from microtome.core import Refusal
-from microtome.web import browse, contexts, summary, unit
+from microtome.live import ModelOfAtlas
+from microtome.model import Model
 from microtome.web.assets import Asset, assets
-from microtome.web.reader import Reader, View, problem_of
-from microtome.web.records import Document, Finding, Layers, Progressed, Suggestions, Summary, UnitPage, Units
+from microtome.web.reader import Reader, problem_of
+from microtome.web.records import Problem, Progressed
+from microtome.web.resource import Answer, Nothing, Resource
+from microtome.web.resources import RESOURCES
 from microtome.web.security import Guard
+from microtome.web.text_routes import serve_text
+from microtome.web.turns import Turns
 
 __all__ = ["create_app"]
 
+BAD, MISSING, UNREADABLE = 400, 404, 424
+_ASKED_WRONGLY: Final = {"pattern", "bounds"}
+_NAMED: Final = {"unit", "document", "run", "site", "head", "map", "statistic", "label"}
+"""What a refusal begins with where an address names something that is not there."""
 
-def create_app(atlas: Path, *, token: str | None = None) -> FastAPI:
+
+def create_app(atlas: Path, *, token: str | None = None, model: str | Path | Model | None = None) -> FastAPI:
     """The application that shows the atlas in folder `atlas`; it asks for `token` if given, else for a loopback Host.
 
-    A folder that is no atlas (yet) gives a page that says so.
+    A folder that is no atlas (yet) gives a page that says so. `model` is where the atlas's model is, or the model itself: with it texts are read.
     """
     app = FastAPI(title="microtome", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
     reader = Reader(Path(atlas))
@@ -34,8 +44,10 @@ def create_app(atlas: Path, *, token: str | None = None) -> FastAPI:
     app.add_middleware(Guard, token=token)
     app.state.reader = reader
     app.add_exception_handler(Refusal, _refused)
-    _serve_atlas(app, reader)
-    _serve_units(app, reader)
+    _serve_progress(app, reader)
+    serve_text(app, reader, ModelOfAtlas(reader.atlas, model), Turns())
+    for resource in RESOURCES:
+        _serve_resource(app, reader, resource)
     for asset in assets().values():
         _serve_asset(app, asset)
     return app
@@ -43,8 +55,9 @@ def create_app(atlas: Path, *, token: str | None = None) -> FastAPI:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    missing = error.what.startswith(("unit ", "document ", "run "))
-    return JSONResponse(problem_of(error).model_dump(), status_code=404 if missing else 424)
+    subject = error.what.partition(" ")[0]
+    status = BAD if subject in _ASKED_WRONGLY else MISSING if subject in _NAMED else UNREADABLE
+    return JSONResponse(problem_of(error).model_dump(), status_code=status)
 
 
 def _serve_asset(app: FastAPI, asset: Asset) -> None:
@@ -65,77 +78,44 @@ def _tagged(request: Request, digest: str, make: Callable[[], Response]) -> Resp
     return response
 
 
-RunName = Annotated[str | None, Query(max_length=200, description="a run of the atlas; the first where none is named")]
+def _run(
+    run: Annotated[str | None, Query(max_length=200, description="a run of the atlas; the first where none is named")] = None,
+) -> str | None:
+    return run
 
 
-def _answer(request: Request, view: View, make: Callable[[View], BaseModel | Sequence[BaseModel]]) -> Response:
-    """What `make` says of a run as JSON."""
-
-    def body() -> Response:
-        record = make(view)
-        if isinstance(record, BaseModel):
-            return Response(record.model_dump_json(), media_type="application/json")
-        return Response("[" + ",".join(each.model_dump_json() for each in record) + "]", media_type="application/json")
-
-    return _tagged(request, view.signature, body)
-
-
-def _serve_atlas(app: FastAPI, reader: Reader) -> None:
-    """What is said of a run as a whole."""
-
-    @app.get("/api/progress", response_model=Progressed)
+def _serve_progress(app: FastAPI, reader: Reader) -> None:
+    @app.get("/api/progress", response_model=Progressed, operation_id="progress")
     def progress() -> Progressed:
         signature, changed = reader.state()
         return Progressed(signature=signature, damaged=len(changed), progress=reader.progress())
 
-    @app.get("/api/summary", response_model=Summary)
-    def get_summary(request: Request, run: RunName = None) -> Response:
-        return _answer(request, reader.view(run), summary.summary)
 
-    @app.get("/api/findings", response_model=list[Finding])
-    def get_findings(request: Request, run: RunName = None) -> Response:
-        return _answer(request, reader.view(run), unit.findings)
+def _serve_resource(app: FastAPI, reader: Reader, resource: Resource[Any]) -> None:
+    """Answer GET /api/PATH with what the resource makes of a run, as JSON."""
 
-    @app.get("/api/layers", response_model=Layers)
-    def get_layers(request: Request, run: RunName = None) -> Response:
-        return _answer(request, reader.view(run), summary.layers)
-
-
-def _serve_units(app: FastAPI, reader: Reader) -> None:
-    """What is said of units, tokens and documents."""
-
-    @app.get("/api/tokens", response_model=Suggestions)
-    def get_tokens(request: Request, word: Annotated[str, Query(max_length=100)]) -> Response:
-        return _answer(request, reader.view(), lambda view: browse.find_tokens(view, word))
-
-    @app.get("/api/units", response_model=Units)
-    def get_units(
-        request: Request,
-        basis: Annotated[str | None, Query(max_length=80)] = None,
-        layer: Annotated[int | None, Query(ge=0, le=32767)] = None,
-        sort: Annotated[str, Query(max_length=80)] = "unit",
-        order: Literal["down", "up"] = "down",
-        token: Annotated[str, Query(max_length=100)] = "",
-        match: Literal["any", "promotes", "suppresses", "fires"] = "any",
-        offset: Annotated[int, Query(ge=0, le=1 << 40)] = 0,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        run: RunName = None,
-    ) -> Response:
-        query = browse.Query(basis, layer, sort, order, token, match, offset, limit)
-        return _answer(request, reader.view(run), lambda view: browse.units(view, query))
-
-    @app.get("/api/unit", response_model=UnitPage)
-    def get_unit(request: Request, address: Annotated[str, Query(max_length=200)], run: RunName = None) -> Response:
-        return _answer(request, reader.view(run), lambda view: unit.page(view, address))
-
-    @app.get("/api/document", response_model=Document)
-    def get_document(
-        request: Request,
-        document: Annotated[int, Query(ge=0, le=1 << 40)],
-        begin: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
-        finish: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
-        run: RunName = None,
-    ) -> Response:
-        return _answer(
-            request, reader.view(run), lambda view: contexts.document(view, document, begin, min(finish, begin + 100_000))
+    def answer(request: Request, asked: Any, run: Annotated[str | None, Depends(_run)]) -> Response:
+        view = reader.view(run)
+        return _tagged(
+            request, view.signature, lambda: Response(_json(resource.read(view, asked)), media_type="application/json")
         )
+
+    def answer_alone(request: Request, run: Annotated[str | None, Depends(_run)]) -> Response:
+        return answer(request, Nothing(), run)
+
+    answer.__annotations__["asked"] = Annotated[resource.parameters, Query()]
+    app.add_api_route(
+        f"/api/{resource.path}",
+        answer_alone if resource.parameters is Nothing else answer,
+        response_model=resource.record,
+        responses={status: {"model": Problem} for status in (BAD, MISSING, UNREADABLE)},
+        name=resource.path,
+        operation_id=resource.path,
+        openapi_extra={"x-exported": False} if resource.keys is None else None,
+    )
+
+
+def _json(record: Answer) -> str:
+    if isinstance(record, BaseModel):
+        return record.model_dump_json()
+    return "[" + ",".join(each.model_dump_json() for each in record) + "]"

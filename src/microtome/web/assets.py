@@ -1,6 +1,10 @@
-"""The page's own files: a fixed list, so that nothing in an address ever names a file."""
+"""The page's own files: a fixed list, so that nothing in an address ever names a file.
+
+They are built from `ui/` by `make ui`, which writes the list beside them.
+"""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -8,16 +12,12 @@ from typing import Final
 
 __all__ = ["Asset", "assets"]
 
-_SCRIPTS: Final = (
-    "main", "dom", "format", "glyphs", "plots", "router", "source", "source_server", "source_static", "tokens",
-    "view_findings", "view_layers", "view_model", "view_unit", "view_units",
-)  # fmt: skip
-
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
 
 
@@ -34,10 +34,9 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """All files of the page by path."""
-    paths = ("index.html", "style.css", "icon.svg", *(f"js/{name}.js" for name in _SCRIPTS))
     root = files("microtome.web") / "static"
     found = {}
-    for path in paths:
+    for path in json.loads((root / "built.json").read_text())["files"]:
         content = root.joinpath(*path.split("/")).read_bytes()
         found[path] = Asset(path, content, _TYPES[path.rsplit(".", 1)[1]], hashlib.sha256(content).hexdigest()[:16])
     return found

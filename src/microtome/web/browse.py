@@ -1,157 +1,56 @@
-"""The unit browser: units of a basis by layer, by statistic, by token.
+"""The unit browser: units of a basis by layer, by statistic, by token, by label.
 
-The first question builds an index in memory (a row per unit: place, statistics, the first tokens it writes and fires on; and
-the statistics with their controls, by unit) and later ones read only that, so their time hardly depends on the size of the
-atlas. Everything about one unit is in `unit`.
+It reads the index alone (`index`, as arrays in `columns`), so that its time hardly depends on the size of the atlas. Everything about one unit is in `unit`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
-from microtome.web.reader import View, problem_of
-from microtome.web.records import BasisCard, Match, Suggestion, Suggestions, UnitRow, Units
+from microtome.web.columns import NONE, Floats, Places, clear_column, labelled, numbers_of, page_of, stat_column, told, units_of
+from microtome.web.index import KINDS, indexed, spelt_token, stat_names, vocabulary
+from microtome.web.reader import View
+from microtome.web.records import BasisCard, Match, Pattern, Suggestion, Suggestions, UnitRow, Units
 from microtome.web.words import basis_label, column
 
-__all__ = ["Query", "bases", "find_tokens", "indexed", "measured_words", "stat_names", "units", "vocabulary"]
+__all__ = ["Query", "Word", "bases", "find_tokens", "units"]
 
-PREVIEW: Final = 3
 SUGGESTED: Final = 24
-KINDS: Final = ("promotes", "suppresses", "fires")
-"""How a unit can have to do with a token; the number in `mt_told` is a rank, a rank, a count of top contexts."""
-_GIVEN: Final = (
-    "SELECT unnest(?::INTEGER[]) AS place, unnest(?::INTEGER[]) AS promoted, unnest(?::INTEGER[]) AS suppressed, "
-    "unnest(?::INTEGER[]) AS times"
-)
-
-_WORDS: Final = ("stat", "site", "control_kind")
-Where = Literal["any", "promotes", "suppresses", "fires"]
-Order = Literal["down", "up"]
+_FIRES: Final = KINDS.index("fires")
 
 
-@dataclass(frozen=True)
-class Query:
-    """What the browser shows: `sort` is a statistic, `unit` (address order) or `match` (how well the token fits)."""
+class Query(BaseModel):
+    """What the browser shows: `sort` is a statistic, `unit` (address order) or `match` (how well the token or pattern fits)."""
 
-    basis: str | None = None
-    layer: int | None = None
-    sort: str = "unit"
-    order: Order = "down"
-    token: str = ""
-    where: Where = "any"
-    offset: int = 0
-    limit: int = 50
-
-
-def stat_names(view: View) -> list[str]:
-    """The statistics of this run, by name."""
-    return measured_words(view, "stat")
-
-
-def measured_words(view: View, column: Literal["stat", "site", "control_kind"]) -> list[str]:
-    """The different words in a column of this run's statistics; the index has their places here, from 1."""
-    query = f"SELECT DISTINCT {column}::VARCHAR FROM unit_stats WHERE {column} IS NOT NULL ORDER BY 1"
-
-    def read(view: View) -> list[str]:
-        try:
-            return [word for (word,) in view.sql(query)]
-        except Refusal as refusal:
-            _report(view, "unit_stats", refusal)
-            return []
-
-    return view.once(column, read)
+    basis: Annotated[str | None, Field(max_length=80)] = None
+    layer: Annotated[int | None, Field(ge=0, le=32767)] = None
+    sort: Annotated[str, Field(max_length=80)] = "unit"
+    order: Literal["down", "up"] = "down"
+    token: Annotated[str, Field(max_length=100)] = ""
+    match: Literal["any", "promotes", "suppresses", "fires"] = "any"
+    label: Annotated[str, Field(max_length=200, description="a kind of label, or words that are in its text")] = ""
+    least: Annotated[float | None, Field(allow_inf_nan=False, description="of the statistic sorted by")] = None
+    most: Annotated[float | None, Field(allow_inf_nan=False, description="of the statistic sorted by")] = None
+    clear: Annotated[
+        Literal["any", "yes", "no"],
+        Field(description="whether the statistic sorted by, or else any of the unit's, survives its control (q at most 0.05)"),
+    ] = "any"
+    pattern: Annotated[
+        str, Field(max_length=200, description="a regular expression (RE2) over the tokens that units fire on")
+    ] = ""
+    offset: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
 
 
-def vocabulary(view: View) -> list[str]:
-    """Texts of all tokens; a token without one is shown by its number."""
-    return view.once("vocabulary", _vocabulary)
+class Word(BaseModel):
+    """A word whose tokens are asked for."""
 
-
-def _vocabulary(view: View) -> list[str]:
-    rows = view.sql("SELECT token, text FROM vocabulary ORDER BY token")
-    texts = [f"[{token}]" for token in range(rows[-1][0] + 1 if rows else 0)]
-    for token, text in rows:
-        texts[token] = text if text is not None else f"[{token}]"
-    return texts
-
-
-def _text(texts: Sequence[str], token: int) -> str:
-    return texts[token] if 0 <= token < len(texts) else f"[{token}]"
-
-
-def indexed(view: View) -> None:
-    """Build the index of `view`, once."""
-    view.once("index", _index)
-
-
-def _index(view: View) -> bool:
-    stats = stat_names(view)
-    _part(
-        view, "units", "mt_units",
-        'SELECT (row_number() OVER (ORDER BY basis, name NULLS FIRST, layer NULLS FIRST, expert NULLS FIRST, "index")) - 1 AS place, '
-        'unit, basis::VARCHAR AS basis, name::VARCHAR AS name, layer, expert, "index" FROM (SELECT DISTINCT * FROM units)',
-    )  # fmt: skip
-    chosen = "".join(f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}" for n in range(len(stats)))
-    _part(view, "unit_stats", "mt_stats", f"SELECT unit::VARCHAR AS unit{chosen} FROM unit_stats GROUP BY 1", *stats)
-    coded = ", ".join(
-        f"list_position(${n}::VARCHAR[], s.{word}::VARCHAR)::SMALLINT AS {word}" for n, word in enumerate(_WORDS, start=1)
-    )
-    _part(
-        view,
-        "unit_stats",
-        "mt_measured",
-        f"SELECT u.place::INTEGER AS place, {coded}, s.value, s.control, s.lo, s.hi, s.q "
-        "FROM unit_stats s JOIN mt_units u ON u.unit = s.unit::VARCHAR ORDER BY 1, 2, 3",
-        *(measured_words(view, word) for word in _WORDS),
-    )
-    _part(
-        view, "contexts", "mt_fires",
-        "SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
-        'FROM contexts c JOIN windows w ON w."window" = c."window" '
-        """WHERE c."end" = 'top' GROUP BY 1, 2""",
-    )  # fmt: skip
-    _part(
-        view, "tokens", "mt_promotes",
-        f"SELECT unit::VARCHAR AS unit, min_by(token, rank, {PREVIEW}) AS promotes FROM tokens WHERE \"end\" = '+' GROUP BY 1",
-    )  # fmt: skip
-    view.sql(
-        "CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total::SMALLINT AS total, s.* EXCLUDE (unit) "
-        "FROM mt_units u LEFT JOIN (SELECT *, NULL AS s_ FROM mt_stats) s USING (unit) LEFT JOIN mt_promotes p USING (unit) "
-        f"LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, sum(times) AS total FROM mt_fires "
-        "GROUP BY 1) f USING (unit) ORDER BY place"
-    )
-    _part(
-        view,
-        "tokens",
-        "mt_written",
-        "SELECT t.token, r.place::INTEGER AS place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END::TINYINT AS kind, "
-        "t.rank::SMALLINT AS number FROM tokens t JOIN mt_units r ON r.unit = t.unit::VARCHAR",
-    )
-    view.sql(
-        "CREATE OR REPLACE TABLE mt_told AS SELECT * FROM mt_written UNION ALL SELECT f.token, u.place::INTEGER, 2::TINYINT, f.times "
-        "FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 1, 2, 3, 4"
-    )
-    view.sql("CREATE UNIQUE INDEX mt_place ON mt_rows (place)")
-    view.sql("CREATE INDEX mt_unit ON mt_rows (unit)")
-    for spent in ("mt_units", "mt_stats", "mt_fires", "mt_promotes", "mt_written"):
-        view.sql(f"DROP TABLE {spent}")
-    return True
-
-
-def _part(view: View, table: str, name: str, query: str, *parameters: object) -> None:
-    """Make a part of the index; where its table turns out to be damaged, say so and make an empty one."""
-    try:
-        view.sql(f"CREATE OR REPLACE TABLE {name} AS {query}", *parameters)
-    except Refusal as refusal:
-        _report(view, table, refusal)
-        described = view.sql(f"DESCRIBE {query}", *parameters)
-        view.sql(f"CREATE OR REPLACE TABLE {name} ({', '.join(f'{column} {kind}' for column, kind, *_ in described)})")
-
-
-def _report(view: View, table: str, refusal: Refusal) -> None:
-    if all(problem.what != f"table {table}" for problem in view.problems):
-        view.problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+    word: Annotated[str, Field(max_length=100)]
 
 
 def bases(view: View) -> list[BasisCard]:
@@ -198,74 +97,146 @@ def _bare(text: str) -> str:
 
 
 def units(view: View, query: Query) -> Units:
-    """One page of units. An unknown statistic sorts by address; a token that is not there gives no rows and suggestions."""
+    """One page of units. An unknown statistic sorts by address; a token that is not there gives no rows and suggestions.
+
+    Errors: `Refusal` where the pattern is none, or bounds are given of no statistic.
+    """
     indexed(view)
     stats = stat_names(view)
     cards = [card for card in bases(view) if query.basis in (None, card.basis)]
     shown = {col.name for card in cards for col in card.columns}
     columns = [name for name in stats if name in shown]
-    conditions, parameters = ["TRUE"], []
-    for name, value in (("basis", query.basis), ("layer", query.layer)):
-        if value is not None:
-            conditions.append(f"r.{name} = ?")
-            parameters.append(value)
+    chosen = _chosen(view, query, stats)
     found = find_tokens(view, query.token) if query.token.strip() else None
-    matched, join, first = "NULL AS promoted, NULL AS suppressed, NULL AS times", "", []
+    fitting = _fitting(view, query.pattern) if query.pattern else None
+    matched = None
+    if fitting is not None:
+        matched = _matched(view, fitting, [_FIRES])
+        chosen &= matched.any
     if found is not None:
-        matched, join, first = (
-            "m.promoted, m.suppressed, m.times",
-            f"JOIN ({_GIVEN}) m USING (place)",
-            _matching(view, query.where, found),
-        )
-    values = "".join(f", r.s{stats.index(name)}" for name in columns)
-    source = f"FROM mt_rows r {join} WHERE {' AND '.join(conditions)}"
-    total = view.sql(f"SELECT count(*) {source}", *first, *parameters)[0][0]
-    rows = view.sql(
-        f"SELECT r.unit, r.layer, r.promotes, r.fires, r.total, {matched}{values} {source} "
-        f"ORDER BY {_order(query, stats, found)} LIMIT ? OFFSET ?",
-        *first,
-        *parameters,
-        query.limit,
-        query.offset,
-    )
+        kinds = [n for n, name in enumerate(KINDS) if query.match in ("any", name)]
+        matched = _matched(view, [each.token for each in found.tokens], kinds)
+        chosen &= matched.any
+    places = np.flatnonzero(chosen)
     texts = vocabulary(view)
     return Units(
-        total=total,
+        total=len(places),
         offset=query.offset,
         columns=[column(name) for name in columns],
         search=found,
-        rows=[
-            UnitRow(
-                unit=unit,
-                layer=layer,
-                promotes=[_text(texts, token) for token in promotes or ()],
-                fires=[_text(texts, token) for token in fires or ()],
-                values=list(numbers),
-                match=None if found is None else Match(promotes=plus, suppresses=minus, fires=times, of=of),
-            )
-            for unit, layer, promotes, fires, of, plus, minus, times, *numbers in rows
-        ],
+        pattern=None if fitting is None else _pattern(texts, fitting),
+        rows=_rows(view, _page(view, query, stats, places, matched), [stats.index(name) for name in columns], matched),
     )
 
 
-def _order(query: Query, stats: Sequence[str], found: Suggestions | None) -> str:
-    direction = "DESC" if query.order == "down" else "ASC"
+@dataclass(frozen=True)
+class _Matched:
+    """How each unit has to do with the tokens asked for: its best ranks, and how many of its top contexts."""
+
+    any: NDArray[np.bool_]
+    promotes: NDArray[np.int16]
+    suppresses: NDArray[np.int16]
+    fires: NDArray[np.int64]
+
+    def at(self, place: int, of: int | None) -> Match:
+        """What is told of the unit at `place`, which has `of` top contexts."""
+        plus, minus = (None if ranks[place] == NONE else int(ranks[place]) for ranks in (self.promotes, self.suppresses))
+        return Match(promotes=plus, suppresses=minus, fires=int(self.fires[place]) or None, of=of)
+
+    def fit(self, places: Places, of: NDArray[Any]) -> list[Floats]:
+        """What sorts units by how well they fit: the best of all shares, and the number of contexts."""
+        plus, minus = (
+            np.where(ranks[places] == NONE, 0.0, 1.0 / (1.0 + ranks[places])) for ranks in (self.promotes, self.suppresses)
+        )
+        times = self.fires[places].astype(np.float64)
+        return [-np.maximum(np.maximum(plus, minus), times / np.maximum(of[places], 1)), -times]
+
+
+def _matched(view: View, tokens: Sequence[int], kinds: Sequence[int]) -> _Matched:
+    count = units_of(view)
+    ranks = [np.full(count, NONE, np.int16) for _ in range(2)]
+    fires = np.zeros(count, np.int64)
+    for kind in kinds:
+        places, numbers = told(view).of(kind, tokens)
+        if kind == _FIRES:
+            fires = np.bincount(places, weights=numbers, minlength=count).astype(np.int64)
+        else:
+            np.minimum.at(ranks[kind], places, numbers)
+    return _Matched((fires > 0) | (ranks[0] != NONE) | (ranks[1] != NONE), ranks[0], ranks[1], fires)
+
+
+def _fitting(view: View, pattern: str) -> list[int]:
+    """The tokens in whose text a regular expression is found."""
+    try:
+        view.sql("SELECT regexp_matches('', ?)", pattern)
+    except Refusal as refusal:
+        why = str(refusal.__cause__).splitlines()[0].removeprefix("Invalid Input Error: ")
+        raise Refusal(
+            f"pattern {pattern[:80]}",
+            why=f"it is no regular expression ({why[:120]})",
+            instead="put a \\ before signs that stand for themselves",
+        ) from refusal
+    found = view.arrow("SELECT token FROM mt_texts WHERE regexp_matches(text, ?) ORDER BY 1", pattern)
+    return found["token"].to_numpy().tolist()
+
+
+def _pattern(texts: Sequence[str], fitting: Sequence[int]) -> Pattern:
+    some = [Suggestion(token=token, text=spelt_token(texts, token)) for token in fitting[:SUGGESTED]]
+    return Pattern(tokens=len(fitting), some=some)
+
+
+def _chosen(view: View, query: Query, stats: Sequence[str]) -> NDArray[np.bool_]:
+    """Which units are what is asked for, whatever tokens they have to do with."""
+    chosen = np.ones(units_of(view), np.bool_)
+    number = stats.index(query.sort) if query.sort in stats else None
+    if query.basis is not None:
+        names = sorted(card.basis for card in bases(view))
+        chosen &= numbers_of(view, "basis") == (names.index(query.basis) if query.basis in names else -1)
+    if query.layer is not None:
+        chosen &= numbers_of(view, "layer") == query.layer
+    if number is None and (query.least is not None or query.most is not None):
+        raise Refusal("bounds", why="units are sorted by nothing that has a value", instead="sort by a statistic")
+    if number is not None and query.least is not None:
+        chosen &= stat_column(view, number) >= query.least
+    if number is not None and query.most is not None:
+        chosen &= stat_column(view, number) <= query.most
+    if query.clear != "any":
+        chosen &= clear_column(view, number) == ("no", "yes").index(query.clear)
+    if query.label.strip():
+        chosen &= labelled(view, query.label.strip())
+    return chosen
+
+
+def _page(view: View, query: Query, stats: Sequence[str], places: Places, matched: _Matched | None) -> Places:
+    """The places that are shown, in their order; of units with the same value the first in address order is first."""
     if query.sort in stats:
-        return f"r.s{stats.index(query.sort)} {direction} NULLS LAST, r.place"
-    if query.sort == "match" and found is not None:
-        return "greatest(1.0 / (1 + m.promoted), 1.0 / (1 + m.suppressed), m.times / r.total) DESC NULLS LAST, m.times DESC NULLS LAST, r.place"
-    return f"r.place {'ASC' if query.order == 'down' else 'DESC'}"
+        values = stat_column(view, stats.index(query.sort))[places]
+        keys = [-values if query.order == "down" else values]
+    elif query.sort == "match" and matched is not None:
+        keys = matched.fit(places, numbers_of(view, "total"))
+    else:
+        places, keys = places if query.order == "down" else places[::-1], []
+    return page_of(places, keys, query.offset, query.limit)
 
 
-def _matching(view: View, where: Where, found: Suggestions) -> list[list[int | None]]:
-    """Columns of `_GIVEN`, of the units that have to do with the tokens found: place, best ranks, times."""
-    ids = [token.token for token in found.tokens] or [-1]
-    kinds = [n for n, name in enumerate(KINDS) if where in ("any", name)]
-    rows = view.sql(
-        "SELECT place, min(number) FILTER (kind = 0), min(number) FILTER (kind = 1), sum(number) FILTER (kind = 2)::INTEGER "
-        f"FROM mt_told WHERE token IN ({', '.join('?' * len(ids))}) AND kind IN ({', '.join('?' * len(kinds))}) "
-        "GROUP BY place ORDER BY place",
-        *ids,
-        *kinds,
-    )
-    return [[row[column] for row in rows] for column in range(4)]
+def _rows(view: View, places: Places, columns: Sequence[int], matched: _Matched | None) -> list[UnitRow]:
+    values = "".join(f", s{number}" for number in columns)
+    rows = {
+        place: row
+        for place, *row in view.sql(
+            f"SELECT place, unit, layer, promotes, fires, total{values} FROM mt_rows WHERE place IN (SELECT unnest(?::BIGINT[]))",
+            places.tolist(),
+        )
+    }
+    texts = vocabulary(view)
+    told_of = []
+    for place in places.tolist():
+        unit, layer, promotes, fires, of, *numbers = rows[place]
+        told_of.append(
+            UnitRow(
+                unit=unit, layer=layer, promotes=[spelt_token(texts, token) for token in promotes or ()],
+                fires=[spelt_token(texts, token) for token in fires or ()], values=list(numbers),
+                match=None if matched is None else matched.at(place, of),
+            )
+        )  # fmt: skip
+    return told_of

@@ -6,24 +6,35 @@ a token is a part of a character. What else is known of a unit is in `unit`.
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
 from microtome.examples import NO_TOKEN
-from microtome.web.browse import vocabulary
+from microtome.web.index import vocabulary
 from microtome.web.reader import View
 from microtome.web.records import Context, Document, Piece
 from microtome.web.windows import Window, windows
 
-__all__ = ["SALIENCY", "context_rows", "contexts", "document", "owed", "spelt"]
+__all__ = ["SALIENCY", "Place", "context_rows", "contexts", "document", "owed", "spelt"]
 
 STRETCH: Final = 3000
+MOST: Final = 100_000
 SALIENCY: Final = "saliency"
 """The end of a context that is coloured by what the code at its token is owed to."""
 _BROKEN: Final = re.compile(r"\ufffd|\\x[0-9a-f]{2}|<0x[0-9A-Fa-f]{2}>")
 """How the table `vocabulary` spells bytes that are not a whole character."""
 
 _Rows = list[tuple[Any, ...]]
+
+
+class Place(BaseModel):
+    """A place in a document, in characters."""
+
+    document: Annotated[int, Field(ge=0, le=1 << 40)]
+    begin: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    finish: Annotated[int, Field(ge=0, le=1 << 31)] = 0
 
 
 def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
@@ -40,11 +51,8 @@ def context_rows(view: View, units: Sequence[str]) -> dict[str, _Rows]:
 
 
 def contexts(view: View, unit: str) -> list[Context]:
-    """Contexts of a unit with the tokens around them spelt out; order: end, rank; then those that are coloured by what the code is owed to.
-
-    Of a unit of several sites those where it is largest.
-    """
-    rows = [*_at_its_site(context_rows(view, [unit]).get(unit, [])), *owed(view, [unit]).get(unit, [])]
+    """Contexts of a unit at all its sites with the tokens around them spelt out; order: end, rank; then those that are coloured by what the code is owed to."""
+    rows = [*context_rows(view, [unit]).get(unit, []), *owed(view, [unit]).get(unit, [])]
     there = windows(view, {row[6] for row in rows})
     return [_context(view, row, there.get(row[6])) for row in rows]
 
@@ -66,16 +74,6 @@ def owed(view: View, units: Sequence[str]) -> dict[str, _Rows]:
         own = found.setdefault(unit, [])
         own.append((SALIENCY, half, len(own), site, whole, scale, window, position, first, codes))
     return found
-
-
-def _at_its_site(rows: _Rows) -> _Rows:
-    """The rows of one site."""
-    sites = {row[3] for row in rows}
-    if len(sites) < 2:
-        return rows
-    largest = {site: max(row[4] for row in rows if row[3] == site) for site in sites}
-    chosen = max(sorted(sites), key=lambda site: largest[site])
-    return [row for row in rows if row[3] == chosen]
 
 
 def _context(view: View, row: tuple[Any, ...], window: Window | None) -> Context:
@@ -137,10 +135,11 @@ def _mend(view: View, window: Window, places: Sequence[int], pieces: list[str]) 
 
 
 def document(view: View, number: int, begin: int, finish: int) -> Document:
-    """A document's text around the characters `begin` to `finish`.
+    """A document's text around the characters `begin` to `finish`, a hundred thousand of them at most.
 
     Errors: `Refusal` where the run has no such document or its text was not kept.
     """
+    finish = min(finish, begin + MOST)
     left, right = max(0, begin - STRETCH), max(begin, finish) + STRETCH
     rows = view.sql(
         "SELECT name, label, half::VARCHAR, tokens, length(text), substring(text, ?, ?) FROM documents WHERE document = ?",

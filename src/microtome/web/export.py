@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel
 
 from microtome.core import Refusal
 from microtome.store import Manifest, read_manifest
 from microtome.web.assets import assets
-from microtome.web.browse import bases, stat_names, vocabulary
+from microtome.web.browse import bases
 from microtome.web.contexts import owed, spelt
+from microtome.web.index import stat_names, vocabulary
 from microtome.web.reader import Reader, View
-from microtome.web.summary import layers, summary
-from microtome.web.unit import findings, pages
+from microtome.web.records import Summary
+from microtome.web.resource import Resource, file_of
+from microtome.web.resources import RESOURCES
+from microtome.web.unit import pages
 from microtome.web.windows import windows
 
 __all__ = ["export"]
@@ -128,16 +132,27 @@ def _write_data(reader: Reader, runs: Sequence[str], folder: Path) -> None:
 
 
 def _write_run(view: View, runs: Sequence[str], folder: Path) -> None:
-    told = summary(view)
-    told = told.model_copy(update={"runs": [run for run in told.runs if run.name in runs]})
-    _shard(folder / "summary.json.gz", told.model_dump())
-    _shard(folder / "findings.json.gz", [finding.model_dump() for finding in findings(view)])
-    _shard(folder / "layers.json.gz", layers(view).model_dump())
+    for resource in RESOURCES:
+        _write_resource(view, runs, resource, folder)
     _write_columns(view, folder)
     _write_search(view, folder / "search")
     _write_units(view, folder / "units")
     numbers = _write_windows(view, folder)
     _write_documents(view, folder, numbers)
+
+
+def _write_resource(view: View, runs: Sequence[str], resource: Resource[Any], folder: Path) -> None:
+    """A file for each key of a resource."""
+    written: set[str] = set()
+    for asked in resource.keys(view) if callable(resource.keys) else ():
+        file = file_of(resource.path, asked)
+        if file in written:
+            raise Refusal(file, why="two answers would have this name in an export", instead="give one of them another name")
+        written.add(file)
+        record = resource.read(view, asked)
+        if isinstance(record, Summary):
+            record = record.model_copy(update={"runs": [run for run in record.runs if run.name in runs]})
+        _shard(folder / file, record.model_dump() if isinstance(record, BaseModel) else [each.model_dump() for each in record])
 
 
 def _write_places(view: View, folder: Path) -> None:

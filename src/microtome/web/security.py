@@ -1,17 +1,17 @@
 """Who may ask, and what a browser may do with the answers: host check, token, headers.
 
 The server is for one person's machine. On loopback the Host header is checked, so that no web page can reach the atlas by
-rebinding a name; on any other address a token is asked for.
+rebinding a name; on any other address a token is asked for. What makes the machine work, a POST, is taken from the page itself alone.
 """
 
 import hmac
 import ipaddress
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["CONTENT_POLICY", "Guard", "is_loopback"]
@@ -32,6 +32,8 @@ _HEADERS: Final = {
 }
 
 _COOKIE: Final = "microtome"
+MOST_BODY: Final = 1 << 17
+"""Bytes of a request's body."""
 
 
 def is_loopback(host: str) -> bool:
@@ -66,7 +68,30 @@ class Guard:
                     headers[name] = value
             await send(message)
 
-        await self._answer(scope)(scope, receive, sealed)
+        answer = self._answer(scope)
+        if scope["method"] == "POST" and answer is self._app:
+            answer = _foreign(Headers(scope=scope)) or await self._posted(receive)
+        await answer(scope, receive, sealed)
+
+    async def _posted(self, receive: Receive) -> ASGIApp:
+        """The application with the whole body at hand, or the refusal of one that is too long."""
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            if len(body) > MOST_BODY:
+                return _refusal("the request", f"its body is longer than {MOST_BODY >> 10} kB", "shorten the text", 413)
+        given = [bytes(body)]
+
+        async def again() -> Message:
+            return {"type": "http.request", "body": given.pop(), "more_body": False} if given else await receive()
+
+        async def answer(scope: Scope, _: Receive, send: Send) -> None:
+            await self._app(scope, again, send)
+
+        return answer
 
     def _answer(self, scope: Scope) -> ASGIApp:
         headers = Headers(scope=scope)
@@ -85,6 +110,28 @@ class Guard:
 
     def _right(self, given: str) -> bool:
         return self._token is not None and hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+
+
+def _foreign(headers: Headers) -> ASGIApp | None:
+    """The refusal of a POST that a page of another origin may have sent. A browser says where a request is from, and asks before it sends JSON elsewhere."""
+    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        return _refusal("the request", "its content type is not application/json", "send JSON", 415)
+    origin = headers.get("origin")
+    elsewhere = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+    if elsewhere or (origin is not None and _netloc(origin) != headers.get("host", "").lower()):
+        return _refusal("the request", "a page of another origin has sent it", "ask from the page of the atlas", 403)
+    return None
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _refusal(what: str, why: str, instead: str, status: int) -> ASGIApp:
+    return JSONResponse({"what": what, "why": why, "instead": instead}, status_code=status)
 
 
 def _cookie(headers: Headers) -> str:

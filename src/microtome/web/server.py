@@ -11,6 +11,7 @@ from microtome.core import Refusal
 from microtome.store import manifest_path, read_manifest
 from microtome.web.app import create_app
 from microtome.web.browse import bases
+from microtome.web.columns import told
 from microtome.web.reader import Reader
 from microtome.web.security import is_loopback
 from microtome.web.windows import preload
@@ -26,10 +27,12 @@ def serve(
     port: int = 8765,
     *,
     token: str | None = None,
+    model: str | Path | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page of `atlas` until interrupted; `started` is told its address. Port 0 takes any free one.
 
+    `model` is where the model of the atlas is, which then reads texts that are typed; it is opened when the first is.
     Any address but loopback needs a token: one is made up where none is given, and is part of the address.
     Errors: `Refusal` where the folder is no atlas and none is being built there, where its manifest is damaged or of a newer
     microtome, or where the address cannot be bound.
@@ -43,7 +46,7 @@ def serve(
         token = secrets.token_urlsafe(24)
     listening = _bind(host, port)
     bound = listening.getsockname()[1]
-    app = create_app(atlas, token=token)
+    app = create_app(atlas, token=token, model=model)
     reader = app.state.reader
     reader.damage.watch()
     threading.Thread(target=_warm, args=(reader,), daemon=True).start()
@@ -64,6 +67,7 @@ def _warm(reader: Reader) -> None:
     try:
         view = reader.view()
         bases(view)
+        told(view)
         preload(view)
     except Refusal as refusal:
         _log.warning("%s", refusal)

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from microtome.core import Refusal
 from microtome.store import TABLES, Manifest, RunCard
-from microtome.web.browse import bases, indexed, stat_names
+from microtome.web.browse import bases
+from microtome.web.index import indexed, stat_names
 from microtome.web.reader import View
 from microtome.web.records import (
     Absent,

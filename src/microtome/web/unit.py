@@ -5,15 +5,39 @@ Tables are sorted by unit, so a question about one unit reads a few row groups. 
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
-from microtome.web.browse import indexed, measured_words, vocabulary
 from microtome.web.contexts import contexts
+from microtome.web.index import indexed, measured_words, vocabulary
 from microtome.web.reader import View, problem_of
 from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitLabel, UnitPage
 from microtome.web.words import column
 
-__all__ = ["findings", "page", "pages"]
+__all__ = ["TIES", "Address", "findings", "page", "pages", "stats_of", "tied"]
+
+
+class Address(BaseModel):
+    """A unit by its address."""
+
+    address: Annotated[str, Field(max_length=200)]
+
+
+_WANTED: Final = "WITH wanted AS (SELECT unnest(?::VARCHAR[]) AS unit)"
+TIES: Final = {
+    "links": ", own AS (SELECT l.unit::VARCHAR AS unit, other::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
+    "FROM links l JOIN wanted w ON l.unit = w.unit), "
+    "back AS (SELECT w.unit, s.unit AS other, k.kind, b.score, b.control FROM wanted w JOIN mt_rows r ON r.unit = w.unit "
+    "JOIN mt_back b ON b.place = r.place JOIN mt_rows s ON s.place = b.source JOIN mt_link_kinds k ON k.code = b.kind) "
+    "SELECT * FROM own UNION ALL SELECT unit, other, kind || ', seen from there', score, control FROM back "
+    "ANTI JOIN own USING (unit, other, kind)",
+    "coactivations": "SELECT c.unit::VARCHAR, other::VARCHAR, 'fires alike', score, control FROM coactivations c JOIN wanted w ON c.unit = w.unit",
+    "cofirings": "SELECT c.unit::VARCHAR, other::VARCHAR, 'active together', score, control FROM cofirings c JOIN wanted w ON c.unit = w.unit",
+}
+"""Tables that tie a unit to others, and how: those that a unit has and those that lead to it, which say so; of units that are
+linked both ways in one kind, once."""
 
 
 def page(view: View, unit: str) -> UnitPage:
@@ -47,11 +71,18 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
     inner = [row for row in rows if first <= row[0] < first + count]
     units = [row[1] for row in inner]
     problems: list[Problem] = []
-    stats = _stats(view, first, count)
-    tokens, links, labels = {}, {}, {}
-    for table, found, read in (("tokens", tokens, _tokens), ("links", links, _links), ("unit_labels", labels, _labels)):
+    stats = stats_of(view, first, count)
+    tokens, labels = {}, {}
+    links: dict[str, list[Link]] = {}
+    for table, found, read in (("tokens", tokens, _tokens), ("unit_labels", labels, _labels)):
         try:
             found.update(read(view, units))
+        except Refusal as refusal:
+            problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
+    for table in TIES:
+        try:
+            for unit, own in tied(view, table, units).items():
+                links.setdefault(unit, []).extend(own)
         except Refusal as refusal:
             problems.append(problem_of(refusal).model_copy(update={"what": f"table {table}"}))
     concerning = view.once("concerning", _concerning)
@@ -62,7 +93,7 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
             stats=stats.get(place, []),
             promotes=[token for end, token in tokens.get(unit, []) if end == "+"],
             suppresses=[token for end, token in tokens.get(unit, []) if end == "-"],
-            contexts=[], links=links.get(unit, []), labels=labels.get(unit, []), findings=concerning.get(unit, []), problems=problems,
+            contexts=[], links=sorted(links.get(unit, []), key=_by_size), labels=labels.get(unit, []), findings=concerning.get(unit, []), problems=problems,
         )
         for place, unit, basis, name, layer, expert, index in inner
     ]  # fmt: skip
@@ -92,7 +123,7 @@ def _concerning(view: View) -> dict[str, list[Finding]]:
     return found
 
 
-def _stats(view: View, first: int, count: int) -> dict[int, list[Stat]]:
+def stats_of(view: View, first: int, count: int) -> dict[int, list[Stat]]:
     """Statistics by place, from the index."""
     stats, sites, kinds = (measured_words(view, word) for word in ("stat", "site", "control_kind"))
     labels = [column(stat) for stat in stats]
@@ -132,26 +163,18 @@ def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token
     return found
 
 
-def _links(view: View, units: Sequence[str]) -> dict[str, list[Link]]:
-    """Those that a unit has and those that lead to it, which say so; of units that are linked both ways in one kind, once."""
-    rows = view.sql(
-        "WITH wanted AS (SELECT unnest(?::VARCHAR[]) AS unit), "
-        "own AS (SELECT l.unit::VARCHAR AS unit, other::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
-        "FROM links l JOIN wanted w ON l.unit = w.unit), "
-        "back AS (SELECT other::VARCHAR AS unit, l.unit::VARCHAR AS other, kind::VARCHAR AS kind, score, control "
-        "FROM links l JOIN wanted w ON l.other = w.unit), "
-        "together AS (SELECT c.unit::VARCHAR AS unit, other::VARCHAR AS other, 'fires alike' AS kind, score, control "
-        "FROM coactivations c JOIN wanted w ON c.unit = w.unit), "
-        "cofired AS (SELECT c.unit::VARCHAR AS unit, other::VARCHAR AS other, 'active together' AS kind, score, control "
-        "FROM cofirings c JOIN wanted w ON c.unit = w.unit) "
-        "SELECT * FROM own UNION ALL SELECT unit, other, kind || ', seen from there', score, control FROM back "
-        "ANTI JOIN own USING (unit, other, kind) UNION ALL SELECT * FROM together UNION ALL SELECT * FROM cofired ORDER BY 1, abs(score) DESC, 2, 3",
-        list(units),
-    )
+def tied(view: View, table: str, units: Sequence[str]) -> dict[str, list[Link]]:
+    """Units that a table of `TIES` ties to each of `units`, the largest first whatever their sign."""
     found: dict[str, list[Link]] = {}
-    for unit, other, kind, score, control in rows:
+    for unit, other, kind, score, control in view.sql(
+        f"{_WANTED} {TIES[table]} ORDER BY 1, abs(score) DESC, 2, 3", list(units)
+    ):
         found.setdefault(unit, []).append(Link(other=other, kind=kind, score=score, control=control))
     return found
+
+
+def _by_size(link: Link) -> tuple[bool, float, str, str]:
+    return link.score is None, -abs(link.score or 0.0), link.other, link.kind
 
 
 def _labels(view: View, units: Sequence[str]) -> dict[str, list[UnitLabel]]:

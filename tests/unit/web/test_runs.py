@@ -44,7 +44,12 @@ def _pages(client: TestClient, runs: Path, run: str) -> list[Any]:
     """Every endpoint's answer for a run, with a few units of each basis."""
     units = [*_units(runs)[::29], *_units(runs, "heads")[::5]]
     return [
-        *(_get(client, path, run) for path in ("summary", "findings", "layers")),
+        *(
+            _get(client, path, run)
+            for path in ("summary", "findings", "layers", "overview", "geometry", "geometry_heads", "maps", "heads")
+        ),
+        *(_get(client, "geometry_site", run, site=each["site"]) for each in _get(client, "geometry", run)["sites"]),
+        *(_get(client, "related", run, unit=unit) for unit in units),
         *(_get(client, "units", run, basis=basis, limit=200) for basis in ("neurons", "heads")),
         *(_get(client, "unit", run, address=unit) for unit in units),
     ]

@@ -1,0 +1,132 @@
+"""The index of a run's units as arrays by place: what is compared, counted and sorted for every unit of an atlas at once.
+
+A question about a million units is a few passes over arrays, some milliseconds each, whatever it asks. An array is made when it is
+first asked for. Questions belong in `browse`, `maps`, `related`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microtome.web.index import KINDS, indexed
+from microtome.web.reader import View
+
+__all__ = [
+    "NONE",
+    "Floats",
+    "Places",
+    "Told",
+    "clear_column",
+    "labelled",
+    "numbers_of",
+    "page_of",
+    "stat_column",
+    "told",
+    "units_of",
+]
+
+NONE: Final = np.iinfo(np.int16).max
+"""Stands for no rank."""
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+class Told:
+    """Units by the tokens they have to do with: for each of `KINDS`, places and numbers in order of token."""
+
+    def __init__(self, view: View) -> None:
+        table = view.arrow("SELECT kind, token, place, number FROM mt_told ORDER BY kind, token, place")
+        kind, token = table["kind"].to_numpy(), table["token"].to_numpy()
+        self._tokens = int(token.max()) + 1 if len(token) else 0
+        keys = kind.astype(np.int64) * self._tokens + token
+        self._bounds = np.searchsorted(keys, np.arange(len(KINDS) * self._tokens + 1))
+        self._places, self._numbers = table["place"].to_numpy(), table["number"].to_numpy()
+
+    def of(self, kind: int, tokens: Sequence[int] | NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Places and numbers of the units that have to do with any of `tokens`, which are in order."""
+        known = np.asarray([token for token in tokens if 0 <= token < self._tokens], np.int64)
+        if not len(known):
+            return self._places[:0], self._numbers[:0]
+        ends = np.flatnonzero(np.diff(known) != 1)
+        firsts, lasts = known[np.concatenate([[0], ends + 1])], known[np.concatenate([ends, [-1]])]
+        base = kind * self._tokens
+        spans = [slice(self._bounds[base + a], self._bounds[base + b + 1]) for a, b in zip(firsts, lasts, strict=True)]
+        return np.concatenate([self._places[span] for span in spans]), np.concatenate([self._numbers[span] for span in spans])
+
+    def tokens(self, kind: int, place: int) -> list[int]:
+        """The tokens that the unit at `place` has to do with, in order."""
+        begin, end = self._bounds[kind * self._tokens], self._bounds[(kind + 1) * self._tokens]
+        at = begin + np.flatnonzero(self._places[begin:end] == place)
+        keys = np.searchsorted(self._bounds, at, "right") - 1
+        return sorted(set((keys - kind * self._tokens).tolist()))
+
+
+def told(view: View) -> Told:
+    """Units by token."""
+    indexed(view)
+    return view.once("told", Told)
+
+
+def units_of(view: View) -> int:
+    """How many units there are."""
+    indexed(view)
+    return view.once("units", lambda v: v.sql("SELECT count(*) FROM mt_rows")[0][0])
+
+
+def _column(view: View, expression: str) -> NDArray[Any]:
+    """A column of `mt_rows` by place."""
+    return view.once(
+        ("column", expression),
+        lambda v: v.arrow(f"SELECT {expression} AS it FROM mt_rows ORDER BY place")["it"].to_numpy(),
+    )
+
+
+def stat_column(view: View, number: int) -> Floats:
+    """A statistic, by its number in `stat_names`; NaN where a unit has none."""
+    return _column(view, f"coalesce(s{number}, 'nan'::DOUBLE)")
+
+
+def clear_column(view: View, number: int | None) -> NDArray[np.int8]:
+    """1 where a statistic survives its control, 0 where not, -1 where it has none; without a number any of the unit's."""
+    return _column(view, f"coalesce({'clear' if number is None else f'c{number}'}::TINYINT, -1::TINYINT)")
+
+
+def numbers_of(view: View, name: str) -> NDArray[Any]:
+    """A whole number of each unit (`layer`, `total`), or where its basis is in alphabetical order; -1 where it has none."""
+    return _column(view, f"coalesce({name}, -1)" if name != "basis" else "dense_rank() OVER (ORDER BY basis) - 1")
+
+
+def labelled(view: View, label: str) -> NDArray[np.bool_]:
+    """Which units have a label of the kind `label`, or one whose text contains it, whatever its case."""
+    codes = view.arrow(
+        "SELECT code FROM mt_label_texts WHERE kind = ? OR contains(lower(text), lower(?)) ORDER BY 1", label, label
+    )["code"].to_numpy()
+    every = view.once("labels", lambda v: v.arrow("SELECT code, place FROM mt_labels ORDER BY 1, 2"))
+    wanted = np.zeros(int(codes.max()) + 1 if len(codes) else 0, np.bool_)
+    wanted[codes] = True
+    own = every["code"].to_numpy()
+    first = own[: np.searchsorted(own, len(wanted))]
+    found = np.zeros(units_of(view), np.bool_)
+    found[every["place"].to_numpy()[: len(first)][wanted[first]]] = True
+    return found
+
+
+def page_of(places: Places, keys: Sequence[Floats], offset: int, limit: int) -> Places:
+    """Of `places`, those at `offset` to `offset` + `limit` if they were sorted by `keys`, least first, NaN last, and then as given.
+
+    Only what may be on the page is sorted. `keys` are of the places, the one that counts most first.
+    """
+    end = min(offset + limit, len(places))
+    if offset >= end:
+        return places[:0]
+    if not keys:
+        return places[offset:end]
+    first = np.nan_to_num(keys[0], nan=np.inf)
+    low, high = np.partition(first, (offset, end - 1))[[offset, end - 1]]
+    candidates = np.flatnonzero((first >= low) & (first <= high))
+    before = int((first < low).sum())
+    order = np.lexsort([*(np.nan_to_num(key[candidates], nan=np.inf) for key in reversed(keys))])
+    return places[candidates[order[offset - before : end - before]]]

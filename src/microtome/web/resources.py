@@ -1,0 +1,66 @@
+"""All that the page is told, as resources: a row each, with what makes it and what an export has of it.
+
+Units, contexts and tokens are asked for by so many parameters that there can be no file for each answer: only a server answers
+these, and an export has what they are made of in shards (`export`). How far a build is (`app`) is told of the files, not of a run.
+"""
+
+from typing import Any, Final
+
+from microtome.web import browse, contexts, heads, maps, related, unit
+from microtome.web.geometry import SiteAsked, every_site, geometry
+from microtome.web.geometry_heads import geometry_heads
+from microtome.web.geometry_site import geometry_site
+from microtome.web.overview import overview
+from microtome.web.records import (
+    Document,
+    Finding,
+    Geometry,
+    GeometryHeads,
+    GeometrySite,
+    HeadPage,
+    Heads,
+    LabelColumn,
+    Layers,
+    MapPage,
+    Maps,
+    Overview,
+    Related,
+    Suggestions,
+    Summary,
+    UnitColumn,
+    UnitPage,
+    Units,
+)
+from microtome.web.resource import Nothing, Resource, once
+from microtome.web.summary import layers, summary
+
+__all__ = ["RESOURCES"]
+
+RESOURCES: Final[tuple[Resource[Any], ...]] = (
+    Resource("summary", Nothing, Summary, lambda view, _: summary(view), once),
+    Resource("findings", Nothing, list[Finding], lambda view, _: unit.findings(view), once),
+    Resource("layers", Nothing, Layers, lambda view, _: layers(view), once),
+    Resource("overview", Nothing, Overview, lambda view, _: overview(view), once),
+    Resource("geometry", Nothing, Geometry, lambda view, _: geometry(view), once),
+    Resource("geometry_site", SiteAsked, GeometrySite, lambda view, asked: geometry_site(view, asked.site), every_site),
+    Resource("geometry_heads", Nothing, GeometryHeads, lambda view, _: geometry_heads(view), once),
+    Resource("maps", Nothing, Maps, lambda view, _: maps.maps(view), once),
+    Resource("map", maps.LayoutAsked, MapPage, lambda view, asked: maps.map_page(view, asked.layout), maps.layout_keys),
+    Resource("column", maps.StatAsked, UnitColumn, maps.unit_column, maps.column_keys),
+    Resource(
+        "label_column", maps.KindAsked, LabelColumn, lambda view, asked: maps.label_column(view, asked.kind), maps.kind_keys
+    ),
+    Resource("heads", Nothing, Heads, lambda view, _: heads.heads(view), once),
+    Resource("head", heads.HeadAsked, HeadPage, lambda view, asked: heads.head(view, asked.unit), heads.known_heads),
+    Resource("tokens", browse.Word, Suggestions, lambda view, asked: browse.find_tokens(view, asked.word), "shards"),
+    Resource("units", browse.Query, Units, browse.units, "shards"),
+    Resource("unit", unit.Address, UnitPage, lambda view, asked: unit.page(view, asked.address), "shards"),
+    Resource("related", related.RelatedAsked, Related, lambda view, asked: related.related(view, asked.unit)),
+    Resource(
+        "document",
+        contexts.Place,
+        Document,
+        lambda view, asked: contexts.document(view, asked.document, asked.begin, asked.finish),
+        "shards",
+    ),
+)

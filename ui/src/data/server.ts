@@ -1,0 +1,44 @@
+// The atlas behind `microtome open`: JSON over /api.
+
+import { isProblem, problem, type Answer, type Atlas, type Made, type Path, type Source } from "./source";
+
+async function ask(path: string, options: RequestInit): Promise<unknown> {
+  let response: Response;
+  let body: unknown = {};
+  try {
+    response = await fetch(`api/${path}`, options);
+    // an answer that breaks off is none; what says that something is wrong may have no body
+    if (response.ok) return await response.json();
+    body = await response.json().catch(() => ({}));
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") throw error;
+    throw problem("The server does not answer", "it was stopped, or the connection to it broke", "start `microtome open` again and reload");
+  }
+  if (isProblem(body)) throw body;
+  if (response.status === 422) {
+    throw problem("This address", "a part of it has a value that is not possible", "start from the unit browser");
+  }
+  throw problem("The server", `it answered ${response.status}`, "look at its log and reload");
+}
+
+// A query string; what is empty is left to the server's default.
+export function queried(parameters: object): string {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters) as [string, unknown][]) {
+    if (value !== null && value !== undefined && value !== "") query.set(name, String(value));
+  }
+  return query.size ? `?${query}` : "";
+}
+
+export function serverSource(): Atlas {
+  const of = (run: string): Source => ({
+    kind: "server",
+    get: async <P extends Path>(path: P, parameters: object, signal?: AbortSignal) =>
+      (await ask(`${path}${queried({ ...parameters, run })}`, { signal: signal ?? null })) as Answer<P>,
+    post: async <P extends Path>(path: P, body: unknown, signal?: AbortSignal) =>
+      (await ask(`${path}${queried({ run })}`, {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: signal ?? null,
+      })) as Made<P>,
+  });
+  return { kind: "server", of, progress: () => of("").get("progress", {}) };
+}

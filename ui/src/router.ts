@@ -1,0 +1,68 @@
+// The address holds the whole state of a page: #/units?basis=neurons&layer=3&run=main. A page is a name, a rest and parameters;
+// where an atlas has several runs, every address names the one it speaks of.
+
+export type Value = string | number | null | undefined;
+
+export interface Address {
+  page: string;
+  rest: string;
+  parameters: URLSearchParams;
+}
+
+// What pages were called before; their addresses lead on.
+const FORMER: Record<string, string> = { model: "overview", layers: "overview" };
+
+let chosen = "";
+
+export const speakOf = (run: string): void => {
+  chosen = run;
+};
+
+export function read(): Address {
+  const hash = location.hash.startsWith("#/") ? location.hash.slice(2) : "findings";
+  const [path = "", query = ""] = hash.split("?");
+  const [page = "", ...rest] = path.split("/");
+  let tail = rest.join("/");
+  try {
+    tail = decodeURIComponent(tail);
+  } catch {
+    // a broken escape is taken as it stands
+  }
+  return { page: FORMER[page] ?? (page || "findings"), rest: tail, parameters: new URLSearchParams(query) };
+}
+
+export function href(page: string, rest = "", parameters: Record<string, Value> = {}): string {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined && value !== "" && name !== "run") query.set(name, String(value));
+  }
+  const run = parameters["run"] || chosen;
+  if (run) query.set("run", String(run));
+  const tail = rest ? `/${encodeURIComponent(rest).replaceAll("%2F", "/").replaceAll("%40", "@")}` : "";
+  const text = query.toString();
+  return `#/${page}${tail}${text ? `?${text}` : ""}`;
+}
+
+export const unitHref = (unit: string, parameters?: Record<string, Value>): string => href("unit", unit, parameters);
+
+export const go = (address: string): void => {
+  location.hash = address;
+};
+
+// Go to this page with some parameters changed.
+export function turn(parameters: Record<string, Value>): void {
+  const now = read();
+  go(href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
+}
+
+// Change parameters of this page without a new entry in the history and without asking for it anew.
+export function amend(parameters: Record<string, Value>): void {
+  const now = read();
+  history.replaceState(null, "", href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
+}
+
+const SPELLING = String.raw`[a-z_]+(?:@[A-Za-z0-9_-]+)?(?:\.\d+)?\/(?:e\d+\.)?\d+(?:\.[a-z]+\d+)?`;
+
+// The address of a unit, alone or within a sentence.
+export const ADDRESS = new RegExp(`^${SPELLING}$`);
+export const ADDRESSES = new RegExp(String.raw`(?<![\w@./])${SPELLING}`, "g");
