@@ -1,16 +1,14 @@
 """The page in a real browser: every view, from the server and from the static export, in both themes and at both widths."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from microtome.atlas import build
 from microtome.model import load
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve, serve_folder
+from tests.real.pages import serve
 from tests.unit.web.planted import HOSTILE, plant
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
@@ -29,35 +27,6 @@ VIEWS = {
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant(tmp_path_factory.mktemp("page") / "atlas")
-
-
-@pytest.fixture(scope="module")
-def server(atlas: Path) -> Iterator[str]:
-    with serve(atlas) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console and no request off the machine, whatever a test does."""
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
-    assert [url for url in browser.requests if not url.startswith(("http://127.0.0.1:", "about:blank"))] == []
 
 
 def _pictures(tmp_path: Path) -> Path:

@@ -1,13 +1,11 @@
 """The page of hidden states' geometry in a real browser: sites by a slider, curves, maps, measures over depth, attention."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve, serve_folder
+from tests.real.pages import serve
 from tests.unit.web.planted import corrupt, plant
 from tests.unit.web.planted_lenses import LARGE, SITES, plant_lenses
 
@@ -33,35 +31,6 @@ ROWS = (
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant_lenses(plant(tmp_path_factory.mktemp("geometry") / "atlas", layers=4, width=16))
-
-
-@pytest.fixture(scope="module")
-def server(atlas: Path) -> Iterator[str]:
-    with serve(atlas) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console and no request off the machine, whatever a test does."""
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
-    assert [url for url in browser.requests if not url.startswith(("http://127.0.0.1:", "about:blank"))] == []
 
 
 def _centre(browser: Browser, selector: str) -> tuple[float, float]:

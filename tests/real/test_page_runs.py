@@ -1,16 +1,14 @@
 """Several runs in a real browser: one is chosen in the header, everything shown is of it, and every link stays with it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from microtome.store import read_manifest, table_path, write_manifest
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve, serve_folder
+from tests.real.pages import serve
 from tests.unit.web.built import WEIGHTS, WORDS, build_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
@@ -27,33 +25,6 @@ TEXT = "document.getElementById('content').innerText"
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_runs(tmp_path_factory.mktemp("runs") / "atlas")
-
-
-@pytest.fixture(scope="module")
-def server(atlas: Path) -> Iterator[str]:
-    with serve(atlas) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console, whatever a test does."""
-    browser.errors.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
 
 
 def _of(view: str, run: str) -> str:
@@ -86,7 +57,7 @@ def test_one_run_alone_needs_no_choice(browser: Browser, atlas: Path, tmp_path: 
 def test_choosing_a_run_keeps_the_view_and_changes_what_it_shows(
     browser: Browser, base: str, request: pytest.FixtureRequest
 ) -> None:
-    there = "document.querySelector('#neighbours')"
+    there = "document.querySelector('#neighbours') && !document.querySelector('#related[aria-busy=true]')"
     browser.open(request.getfixturevalue(base) + _of("#/unit/neurons.1/7?end=bottom", FIRST))
     browser.until(there)
     shown = {FIRST: browser.js(TEXT)}

@@ -1,15 +1,12 @@
 """A unit that is seen at several sites in a real browser: its profile over them, and its contexts and statistics at each."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from microtome.store import write_table
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve_folder
 from tests.unit.web.planted import RUN, plant
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
@@ -21,11 +18,10 @@ TOP = 3
 
 
 @pytest.fixture(scope="module")
-def static(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    atlas = plant(tmp_path_factory.mktemp("sites") / "atlas", layers=2, width=8)
-    _plant_factors(atlas)
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = plant(tmp_path_factory.mktemp("sites") / "atlas", layers=2, width=8)
+    _plant_factors(made)
+    return made
 
 
 def _plant_factors(atlas: Path) -> None:
@@ -58,21 +54,6 @@ def _plant_factors(atlas: Path) -> None:
     table = pa.Table.from_pylist(contexts)
     place = table.schema.get_field_index("activations")
     write_table(atlas, "contexts", "factors", table.set_column(place, "activations", table["activations"].cast(kind)))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console, whatever a test does."""
-    browser.errors.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
 
 
 VALUES = "[...document.querySelectorAll('.ctxrow .value')].map((each) => each.textContent)"

@@ -2,15 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from microtome.store import read_manifest, write_manifest
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve, serve_folder
+from tests.real.pages import serve
 from tests.unit.web.planted import plant
 from tests.unit.web.planted_lenses import ROLES, plant_lenses
 
@@ -30,33 +28,6 @@ NORMS = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant_lenses(plant(tmp_path_factory.mktemp("units") / "atlas"))
-
-
-@pytest.fixture(scope="module")
-def server(atlas: Path) -> Iterator[str]:
-    with serve(atlas) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console, whatever a test does."""
-    browser.errors.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
 
 
 ROWS = "[...document.querySelectorAll('table.units tbody .address')].map((each) => each.textContent)"

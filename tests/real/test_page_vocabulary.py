@@ -1,14 +1,11 @@
 """The Vocabulary page in a real browser: a word's units by basis, its tokens, pairs of heads with it, all heads by a score."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve, serve_folder
 from tests.unit.web.planted import plant
 from tests.unit.web.planted_lenses import plant_lenses
 
@@ -21,33 +18,6 @@ BOTH = pytest.mark.parametrize("base", ["server", "static"])
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plant_lenses(plant(tmp_path_factory.mktemp("words") / "atlas"))
-
-
-@pytest.fixture(scope="module")
-def server(atlas: Path) -> Iterator[str]:
-    with serve(atlas) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def static(atlas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_folder(export(atlas, tmp_path_factory.mktemp("site") / "out")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
-    """No error in the console, whatever a test does."""
-    browser.errors.clear()
-    browser.look(1280)
-    yield
-    assert browser.errors == []
 
 
 def text(browser: Browser, selector: str) -> str:
