@@ -232,7 +232,8 @@ not the original bfloat16 checkpoint: numbers from it are not to be compared wit
 
 The pages of an atlas are one bundle in the package, with these in it:
 BUNDLED. Their licence texts are in the package, too
-(`web/static/licences.txt`), and in every export.
+(`web/static/licences.txt`), and in every export. Panels of notebooks show the same page (`notebook/static/licences.txt`); anywidget (MIT), which
+draws them, is installed with the extra `notebook` and is not part of the package.
 
 The Python packages that are installed are listed in `requirements/run.txt` and `requirements/dev.txt`; each carries its own licence.
 """

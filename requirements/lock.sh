@@ -12,5 +12,5 @@ lock() { # lock TARGET ARGUMENTS...
     echo "$target: $(grep -c == "$target") packages"
 }
 lock run pyproject.toml --extra fast --extra gguf --group install
-lock dev pyproject.toml --extra fast --extra gguf --group install --group dev --constraints requirements/run.txt
+lock dev pyproject.toml --extra fast --extra gguf --extra notebook --group install --group dev --constraints requirements/run.txt
 lock docs pyproject.toml --extra fast --extra gguf --group install --group docs --constraints requirements/run.txt

@@ -23,6 +23,7 @@ BROUGHT = {
     "huggingface_hub": "transformers",
     "sklearn": "scikit-learn",
     "starlette": "fastapi",
+    "traitlets": "anywidget",
 }
 """Import names that a declared dependency of another name brings along."""
 UNDECLARED = {"onnx": "cli/onnx.py, for one packaged model of the tests; refuses with the command that installs it"}

@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join, relative, sep } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { Plugin } from "vite";
+import { transformWithEsbuild, type Plugin } from "vite";
 
 const ROOT = fileURLToPath(new URL(".", import.meta.url));
 
@@ -66,8 +66,44 @@ export function licences(): Plugin {
   };
 }
 
+const hash = (text: string): string => `'sha256-${createHash("sha256").update(text).digest("base64")}'`;
+
+// For notebooks: page.html, which is the page with its script and style in it and may use nothing else, and widget.js, which frames it.
+export function framed(): Plugin {
+  return {
+    name: "framed",
+    enforce: "post",
+    generateBundle: {
+      order: "post",
+      async handler(_, bundle) {
+        const [script = "", style = ""] = ["framed.js", "style.css"].map((name) => {
+          const found = bundle[name];
+          delete bundle[name];
+          return found?.type === "chunk" ? found.code : String(found?.source ?? "");
+        });
+        if (!script || !style || /<!--|<\/style/i.test(script + style)) this.error("script and style cannot stand in a page");
+        const code = script.replaceAll(/<(?=\/script)/gi, "\\x3c");
+        const policy = `default-src 'none'; script-src ${hash(code)}; style-src ${hash(style)}; form-action 'none'`;
+        const source = readFileSync(join(ROOT, "index.html"), "utf8")
+          .replace(/(?<=Content-Security-Policy" content=")[^"]*/, policy)
+          .replace('content="server"', 'content="framed"')
+          .replace(/<link rel="icon".*\n/, `<base href="about:srcdoc">\n<style>STYLE</style>\n`)
+          .replace(/<script type="module".*<\/script>/, `<script type="module">SCRIPT</script>`)
+          .replace("STYLE", () => style)
+          .replace("SCRIPT", () => code);
+        this.emitFile({ type: "asset", fileName: "page.html", source });
+        const widget = readFileSync(join(ROOT, "src/notebook/widget.ts"), "utf8");
+        this.emitFile({ type: "asset", fileName: "widget.js", source: (await transformWithEsbuild(widget, "widget.ts", { minify: true })).code });
+      },
+    },
+  };
+}
+
+// The names of the pages, for who has to know what an address can begin with.
+export const pages = (): string[] => [...readFileSync(join(ROOT, "src/pages.ts"), "utf8").matchAll(/\{ name: "(\w+)"/g)].map(([, name]) => name!);
+
 // built.json: {sources, files}; the server hands out exactly these files.
-export function written(): Plugin {
+export function written(more: object = {}): Plugin {
   let out = "";
   return {
     name: "written",
@@ -77,7 +113,7 @@ export function written(): Plugin {
     writeBundle: () => {
       const folder = join(ROOT, out);
       const found = files(folder).map((path) => named(path, folder)).filter((name) => name !== "built.json").sort();
-      writeFileSync(join(folder, "built.json"), `${JSON.stringify({ sources: sources(), files: found }, null, 2)}\n`);
+      writeFileSync(join(folder, "built.json"), `${JSON.stringify({ sources: sources(), files: found, ...more }, null, 2)}\n`);
     },
   };
 }

@@ -1,20 +1,24 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
-import { defineConfig } from "vite";
-import { licences, quiet, written } from "./bundle";
+import { defineConfig, type BuildOptions, type UserConfig } from "vite";
+import { framed, licences, pages, quiet, written } from "./bundle";
+
+const BUILD: BuildOptions = {
+  emptyOutDir: true,
+  target: "es2022",
+  sourcemap: false,
+  cssCodeSplit: false,
+  assetsInlineLimit: 0,
+  modulePreload: { polyfill: false },
+  reportCompressedSize: false,
+};
 
 // Names of files have no hashes: the server gives each an ETag, and the list of files stays the same from build to build.
-export default defineConfig({
+const PAGE: UserConfig = {
   base: "./",
   plugins: [svelte(), quiet(), licences(), written()],
   build: {
+    ...BUILD,
     outDir: "../src/microtome/web/static",
-    emptyOutDir: true,
-    target: "es2022",
-    sourcemap: false,
-    cssCodeSplit: false,
-    assetsInlineLimit: 0,
-    modulePreload: { polyfill: false },
-    reportCompressedSize: false,
     rollupOptions: {
       output: {
         entryFileNames: "app.js",
@@ -29,4 +33,22 @@ export default defineConfig({
       },
     },
   },
-});
+};
+
+// The same page as one text, for the cell of a notebook.
+const NOTEBOOK: UserConfig = {
+  base: "./",
+  publicDir: false,
+  plugins: [svelte(), quiet(), licences(), framed(), written({ pages: pages() })],
+  build: {
+    ...BUILD,
+    outDir: "../src/microtome/notebook/static",
+    modulePreload: false,
+    rollupOptions: {
+      input: "src/framed.ts",
+      output: { entryFileNames: "framed.js", assetFileNames: "[name][extname]", inlineDynamicImports: true },
+    },
+  },
+};
+
+export default defineConfig(({ mode }) => (mode === "notebook" ? NOTEBOOK : PAGE));

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from microtome.model import load as load
     from microtome.model import open_checkpoint as open_checkpoint
     from microtome.model import site_table as site_table
+    from microtome.notebook import show as show
     from microtome.web import export as export
     from microtome.web import serve as serve
 
@@ -53,6 +54,7 @@ _HOMES = {
     "neurons": "",
     "open_checkpoint": "model",
     "serve": "web",
+    "show": "notebook",
     "site_table": "model",
     "vocabulary": "",
 }

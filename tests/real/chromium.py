@@ -1,6 +1,7 @@
 """A headless Chromium driven over its debugging pipe: no package, no port, nothing to download."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,25 @@ class Browser:
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition}; errors: {self.errors}")
             time.sleep(0.05)
+
+    @contextlib.contextmanager
+    def inside(self, address: str) -> Iterator[None]:
+        """Speak to the frame at this address, which has a process of its own, and hear its errors, also earlier ones."""
+        outer, end = self._session, time.monotonic() + 15
+        while not (found := [each["targetId"] for each in self._frames() if each["url"] == address]):
+            assert time.monotonic() < end, [each["url"] for each in self._frames()]
+            time.sleep(0.05)
+        self._session = self("Target.attachToTarget", targetId=found[0], flatten=True)["sessionId"]
+        try:
+            for domain in ("Runtime", "Log", "Network"):
+                self(f"{domain}.enable")
+            yield
+        finally:
+            inner, self._session = self._session, outer
+            self("Target.detachFromTarget", sessionId=inner)
+
+    def _frames(self) -> list[dict[str, Any]]:
+        return [each for each in self("Target.getTargets")["targetInfos"] if each["type"] == "iframe"]
 
     def key(self, key: str) -> None:
         """Press and let go of a key."""

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from microtome.model import Model
 from microtome.web import create_app
 from tests.real.chromium import Browser
 
@@ -14,11 +15,18 @@ __all__ = ["serve", "serve_folder"]
 
 
 @contextlib.contextmanager
-def serve(atlas: Path, *, watch: bool = False, browser: Browser | None = None) -> Iterator[str]:
-    """The address of a server of `atlas`, which compares bytes where `watch`; a `browser` is forgiven for missing it after."""
+def serve(
+    atlas: Path,
+    *,
+    watch: bool = False,
+    browser: Browser | None = None,
+    model: Path | Model | None = None,
+    beside: Sequence[Path] = (),
+) -> Iterator[str]:
+    """The address of a server of `atlas`, with others `beside` it, which compares bytes where `watch` and reads texts with `model`; a `browser` is forgiven for missing it after."""
     import uvicorn
 
-    app = create_app(atlas)
+    app = create_app(atlas, beside=beside, model=model)
     if watch:
         app.state.reader.damage.watch()
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))

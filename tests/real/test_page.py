@@ -35,13 +35,13 @@ def _pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", [*VIEWS, "text"])
 def test_every_view_draws_at_both_widths_in_both_themes(browser: Browser, server: str, view: str, tmp_path: Path) -> None:
-    papers = set()
+    papers, address = set(), VIEWS.get(view, f"#/{view}")
     for width in (1280, 360):
         for dark in (False, True):
             browser.look(width, dark=dark)
-            browser.open(server + VIEWS[view])
+            browser.open(server + address)
             assert browser.js("document.querySelector('h1').textContent.length > 3")
             assert browser.js("document.querySelector('.problem')") is None
             assert browser.js("document.documentElement.scrollWidth <= innerWidth"), (view, width)

@@ -11,11 +11,13 @@ from tests.real.chromium import Browser, binary
 from tests.real.pages import serve
 from tests.unit.web.planted import plant
 from tests.unit.web.planted_lenses import ROLES, plant_lenses
+from tests.unit.web.planted_meanings import plant_meanings
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
 
 VIEWS = {
     "filters": "#/units?label=role&pattern=%5E%20",
+    "meaning": "#/units?meaning=navy+ships",
     "map": "#/units?view=map",
     "head": "#/unit/heads.0/1",
     "unit": "#/unit/neurons.1/7",
@@ -27,7 +29,7 @@ NORMS = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}
 
 @pytest.fixture(scope="module")
 def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plant_lenses(plant(tmp_path_factory.mktemp("units") / "atlas"))
+    return plant_meanings(plant_lenses(plant(tmp_path_factory.mktemp("units") / "atlas")))
 
 
 ROWS = "[...document.querySelectorAll('table.units tbody .address')].map((each) => each.textContent)"
@@ -118,6 +120,56 @@ def test_a_pattern_is_found_in_tokens_and_a_bad_one_is_told_at_its_field(
     browser.errors[:] = [error for error in browser.errors if "400 (Bad Request)" not in error]
 
 
+def test_units_are_found_by_what_they_are_about(browser: Browser, server: str) -> None:
+    browser.open(server + "#/units?basis=neurons")
+    browser.js("document.querySelector('[aria-controls=further]').click()")
+    fill(browser, "meaning", "navy ships xyzzy")
+    browser.until(f"{ROWS}.length === 3")
+    assert browser.js(ROWS) == ["neurons.0/1", "neurons.0/3", "neurons.0/2"]
+    assert browser.js(TAKEN) == ["about “navy ships xyzzy”"]
+    marks = browser.js("[...document.querySelectorAll('table.units tbody .match')].map((each) => each.innerText.trim())")
+    assert marks == ["contexts 1.00", "promotes 1.00", "contexts 0.707"], "only what is nearer than by chance"
+    told = browser.js("document.getElementById('content').innerText")
+    assert "nearer to that than one in a hundred by chance (cosine 0.500 of contexts, 0.500 of promoted tokens)" in told
+    assert "No token of this vocabulary is “xyzzy”; left out." in told
+    fill(browser, "meaning", "xyzzy")
+    browser.until("document.querySelector('#meaning-problem')")
+    assert "none of its words is a token of this vocabulary" in text(browser, "#meaning-problem")
+    browser.errors.clear()  # the answer was 400, as it should be
+
+
+def test_units_are_found_by_a_phrase_and_by_one_spelling(browser: Browser, server: str) -> None:
+    browser.open(server + "#/units?basis=neurons&phrase=the+public+money")
+    browser.until(f"{ROWS}.length > 0")
+    assert "The text has the phrase in" in text(browser, "#content")
+    assert browser.js(
+        "[...document.querySelectorAll('.match')].slice(1).every((each) => /inside \\d+\\/\\d+/.test(each.innerText))"
+    )
+    browser.open(server + "#/units?basis=neurons&token=the")
+    browser.until("document.querySelectorAll('.suggest')[0]")
+    spellings = "document.querySelectorAll('.suggest')[0].querySelectorAll('a')"
+    assert browser.js(f"{spellings}.length") == 2, "‘ the’ and ‘ The’ or alike"
+    together = text(browser, ".lede")
+    browser.js(f"{spellings}[0].click()")
+    browser.until("document.querySelector('.suggest [aria-current]')")
+    assert text(browser, ".lede") != together
+    assert "exact=" in browser.js(HASH)
+    assert any(each.startswith("token ") for each in browser.js(TAKEN))
+
+
+def test_filters_hold_for_the_map_too(browser: Browser, server: str) -> None:
+    browser.open(server + "#/units?view=map&basis=factors")
+    browser.until("document.querySelector('#content canvas')")
+    assert "fit the filters" not in text(browser, "#content")
+    browser.js("document.querySelector('[aria-controls=further]').click()")
+    fill(browser, "pattern", "liberty")
+    browser.until("document.querySelector('#content').innerText.includes('fit the filters')")
+    assert "view=map" in browser.js(HASH)
+    browser.js("document.querySelector('.taken a').click()")
+    browser.until("!document.querySelector('#content').innerText.includes('fit the filters')")
+    assert "view=map" in browser.js(HASH)
+
+
 def test_a_static_copy_says_which_filters_it_cannot_answer(browser: Browser, static: str) -> None:
     browser.open(static + "#/units?basis=neurons&label=role")
     assert "static copy" in text(browser, "#content .problem")
@@ -149,7 +201,7 @@ def test_the_map_is_coloured_told_and_opened(browser: Browser, base: str, reques
 def test_without_a_map_its_command_is_named(browser: Browser, tmp_path: Path) -> None:
     with serve(plant(tmp_path / "bare", layers=2, width=8), browser=browser) as address:
         browser.open(address + "#/units?view=map")
-        assert "microtome neurons MODEL TEXT" in text(browser, ".empty")
+        assert "microtome factors train MODEL TEXT" in text(browser, ".empty")
         browser.js("location.href = 'about:blank'")
 
 

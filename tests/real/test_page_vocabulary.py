@@ -106,3 +106,15 @@ def test_a_word_is_text_whatever_it_is(browser: Browser, server: str) -> None:
     browser.open(server + "#/vocabulary?word=%3Cscript%3Ealert(1)%3C%2Fscript%3E")
     assert browser.js("document.querySelectorAll('#content script').length") == 0
     assert "No token of this vocabulary is that word" in text(browser, ".empty")
+
+
+@BOTH
+def test_one_of_its_spellings_is_chosen(browser: Browser, base: str, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(base) + "#/vocabulary?word=the")
+    browser.until("document.querySelectorAll('#spellings a').length > 2")
+    every = text(browser, "#with-neurons")
+    assert browser.js("document.querySelector('#spellings [aria-current]').innerText").startswith("all ")
+    browser.js("document.querySelectorAll('#spellings a')[1].click()")
+    browser.until("location.hash.includes('exact=')")
+    browser.until("document.querySelectorAll('#spellings a')[1].hasAttribute('aria-current')")
+    assert text(browser, "#with-neurons") != every

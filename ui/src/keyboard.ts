@@ -3,8 +3,8 @@
 export const KEYS: readonly (readonly [keys: string, does: string])[] = [
   ["/", "search a word, or open a unit by its address"],
   ["1 \u2026 9", "the pages, in the order of their tabs"],
-  ["j or \u2192", "the next unit or site"],
-  ["k or \u2190", "the unit or site before"],
+  ["j or \u2192", "the next unit, site or token"],
+  ["k or \u2190", "the unit, site or token before"],
   ["\u2190 \u2192 in a figure", "read its values one by one"],
   ["Enter", "open what is read in a figure"],
   ["Esc", "close what is open"],

@@ -51,6 +51,8 @@ export const PAGES: readonly Page[] = [
   { name: "geometry", title: "Geometry", open: opening(() => import("./pages/Geometry.svelte")) },
   { name: "units", title: "Units", open: opening(() => import("./pages/Units.svelte")) },
   { name: "vocabulary", title: "Vocabulary", open: opening(() => import("./pages/Vocabulary.svelte")) },
+  { name: "text", title: "Text", open: opening(() => import("./pages/Text.svelte")) },
+  { name: "compare", title: "Compare", open: opening(() => import("./pages/Compare.svelte")) },
   { name: "unit", title: "Unit", under: "units", open: opening(() => import("./pages/Unit.svelte")) },
 ];
 

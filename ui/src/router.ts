@@ -59,6 +59,15 @@ export function turn(parameters: Record<string, Value>): void {
 export function amend(parameters: Record<string, Value>): void {
   const now = read();
   history.replaceState(null, "", href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
+  // no browser tells of it
+  dispatchEvent(new Event("amended"));
+}
+
+// The same with a new entry in the history, so that Back undoes it.
+export function enter(parameters: Record<string, Value>): void {
+  const now = read();
+  history.pushState(null, "", href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
+  dispatchEvent(new Event("amended"));
 }
 
 const SPELLING = String.raw`[a-z_]+(?:@[A-Za-z0-9_-]+)?(?:\.\d+)?\/(?:e\d+\.)?\d+(?:\.[a-z]+\d+)?`;

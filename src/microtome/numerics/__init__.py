@@ -24,6 +24,7 @@ from microtome.numerics.multiple import bootstrap_interval as bootstrap_interval
 from microtome.numerics.multiple import permutation_p as permutation_p
 from microtome.numerics.multiple import resamples as resamples
 from microtome.numerics.places import diagonal_places as diagonal_places
+from microtome.numerics.positive import solve_positive as solve_positive
 from microtome.numerics.product_topk import End as End
 from microtome.numerics.product_topk import Pairs as Pairs
 from microtome.numerics.product_topk import product_diagonal as product_diagonal

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from microtome.core import Refusal
+from microtome.numerics import solve_positive
 from microtome.probes.associations import auroc
 
 __all__ = ["Logistic", "Scores", "balanced_logistic", "judged"]
@@ -77,7 +78,7 @@ def balanced_logistic(x: Float[Tensor, "fit row k"], y: Bool[Tensor, " row"], pe
         slope = (made.mT @ (-wrong * sign))[..., 0].double() + ridge * theta
         curve = (made.mT @ (made * (wrong * torch.sigmoid(margin)))).double()
         curve += torch.diag_embed(ridge + 1e-9)
-        newton = -torch.linalg.solve(curve, slope[:, :, None])[..., 0]
+        newton = -solve_positive(curve, slope)
         step = torch.where(better[:, None], newton, step / 2) * moving[:, None]
         loss = torch.where(better, value, loss)
     return Logistic(theta[:, :k], theta[:, k], loss)

@@ -18,6 +18,7 @@ from microtome.store.manifest import read_manifest as read_manifest
 from microtome.store.manifest import write_manifest as write_manifest
 from microtome.store.schemas import TABLES as TABLES
 from microtome.store.schemas import empty_table as empty_table
+from microtome.store.schemas_units import MEANING as MEANING
 from microtome.store.schemas_units import NEIGHBOURS as NEIGHBOURS
 from microtome.store.states import Damaged as Damaged
 from microtome.store.states import delete_states as delete_states

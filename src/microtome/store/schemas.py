@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from microtome.store.schemas_factors import FACTORS
 from microtome.store.schemas_geometry import GEOMETRY
-from microtome.store.schemas_units import UNITS
+from microtome.store.schemas_units import MEANING, UNITS
 from microtome.store.table_spec import ADDRESS, WORD, TableSpec, table_spec
 
 __all__ = ["TABLES", "empty_table"]
@@ -93,6 +93,14 @@ _ROWS: Final = (
         "token",
         token=pa.int32(),
         text=pa.string(),
+    ),
+    table_spec(
+        "token_meanings",
+        "what a token means, as the direction of a vector: its embedding about the mean of all, whitened in the directions of most variance; the "
+        "cosine of two says how alike they are used",
+        "token",
+        token=pa.int32(),
+        vector=pa.list_(pa.int8(), MEANING),
     ),
     table_spec(
         "token_counts",

@@ -6,10 +6,13 @@ import pyarrow as pa
 
 from microtome.store.table_spec import ADDRESS, WORD, table_spec
 
-__all__ = ["NEIGHBOURS", "UNITS"]
+__all__ = ["MEANING", "NEIGHBOURS", "UNITS"]
 
 NEIGHBOURS: Final = 16
 """Tokens on each side of a context's token whose activations are kept."""
+
+MEANING: Final = 96
+"""Numbers of a vector that says what something means."""
 
 UNITS: Final = (
     table_spec(
@@ -97,6 +100,18 @@ UNITS: Final = (
         scale=pa.float32(),
         activations=pa.list_(pa.int8(), 2 * NEIGHBOURS + 1),
         run=WORD,
+    ),
+    table_spec(
+        "unit_meanings",
+        "what a unit has to do with, in the directions of token_meanings, as the direction of a vector: the mean over its top contexts (end top; "
+        "the token at the peak counts most, frequent tokens hardly), or over the tokens that it promotes (end +), about the mean of all units; draw is 0. "
+        "Those of draw 1 to 256 are of as many contexts, or tokens, dealt to no unit: what cosines with them come to, others come to by chance",
+        "run end draw unit",
+        run=WORD,
+        unit=pa.string(),
+        end=WORD,
+        draw=pa.int16(),
+        vector=pa.list_(pa.int8(), MEANING),
     ),
     table_spec(
         "links",

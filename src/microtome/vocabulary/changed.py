@@ -185,8 +185,8 @@ def _block_finding(blocks: Sequence[BlockChange], each: BlockChange, base: str) 
     usual, vectors = float(whole.median()), sum(other.total for other in blocks)
     changed = sum(len(other.addresses) for other in blocks)
     sentence = (
-        f"{named_block(each)} moved farthest from {base}: by {100 * each.whole:.2g} % of its length (half of the {len(blocks)} blocks by "
-        f"{100 * usual:.2g} % or less); {changed} of {vectors} vectors differ"
+        f"{named_block(each)} moved farthest from {base}: by {_percent(each.whole)} of its length (half of the {len(blocks)} blocks by "
+        f"{_percent(usual)} or less); {changed} of {vectors} vectors differ"
     )
     return _row("change of a block", named_block(each), sentence, each.whole, usual, "the median block", None)
 
@@ -228,7 +228,7 @@ def _vector_findings(mine: Sequence[BlockChange], tests: Significance, texts: Se
             tokens = quoted([texts[int(token)] for token in each.reading.top.tokens[place, end]])
             moved, address = float(each.moved[vector]), str(each.addresses[vector])
             sentence = (
-                f"{address} moved by {100 * moved:.2g} % of its length (median of its block: {100 * usual:.2g} %) "
+                f"{address} moved by {_percent(moved)} of its length (median of its block: {_percent(usual)}) "
                 f"{'towards' if end == 0 else 'away from'} {tokens}: the first stands out by {float(strength[end]):.1f} standard deviations "
                 f"({each.control_kind}: {float(each.random.strength.mean()):.1f})"
             )
@@ -277,15 +277,15 @@ def _larger(null: Sequence[Float[Tensor, "strength one"]]) -> list[Float[Tensor,
 
 
 def _together(
-    values: Sequence[Float[Tensor, " value"]], null: Sequence[Float[Tensor, "draw one"]]
-) -> list[Float[Tensor, " value"]]:
+    values: Sequence[Float[Tensor, " _"]], null: Sequence[Float[Tensor, "draw one"]]
+) -> list[Float[Tensor, " _"]]:
     """q-values over all sets, each measured from draws of its own."""
     if not values:
         return []
     return _corrected(pooled_chance(values, null, "greater"))
 
 
-def _worse(one: Sequence[Float[Tensor, " value"]], other: Sequence[Float[Tensor, " value"]]) -> list[Float[Tensor, " value"]]:
+def _worse(one: Sequence[Float[Tensor, " _"]], other: Sequence[Float[Tensor, " _"]]) -> list[Float[Tensor, " _"]]:
     """q-values of what must pass two tests."""
     return _corrected([torch.maximum(*pair) for pair in zip(one, other, strict=True)])
 
@@ -298,8 +298,12 @@ def _pooled_p(scores: Sequence[WordScores]) -> Float[Tensor, " block"]:
     return torch.maximum(torch.cat(one), torch.cat(other))
 
 
-def _corrected(p: Sequence[Float[Tensor, " value"]]) -> list[Float[Tensor, " value"]]:
+def _corrected(p: Sequence[Float[Tensor, " _"]]) -> list[Float[Tensor, " _"]]:
     return list(benjamini_hochberg(torch.cat(list(p))).split([len(each) for each in p]))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.0f} %" if share >= 1 else f"{100 * share:.2g} %"
 
 
 def _measure(value: float, null: Float[Tensor, " draw"], kind: str) -> dict[str, Any]:

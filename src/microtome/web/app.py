@@ -4,7 +4,7 @@ Every answer depends only on the address and on the atlas's files, so it carries
 `resources`, who may ask in `security`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -28,18 +28,20 @@ from microtome.web.turns import Turns
 __all__ = ["create_app"]
 
 BAD, MISSING, UNREADABLE = 400, 404, 424
-_ASKED_WRONGLY: Final = {"pattern", "bounds"}
-_NAMED: Final = {"unit", "document", "run", "site", "head", "map", "statistic", "label"}
+_ASKED_WRONGLY: Final = {"pattern", "bounds", "phrase", "meaning"}
+_NAMED: Final = {"unit", "document", "run", "site", "head", "map", "statistic", "label", "side", "block"}
 """What a refusal begins with where an address names something that is not there."""
 
 
-def create_app(atlas: Path, *, token: str | None = None, model: str | Path | Model | None = None) -> FastAPI:
+def create_app(
+    atlas: Path, *, beside: Sequence[Path] = (), token: str | None = None, model: str | Path | Model | None = None
+) -> FastAPI:
     """The application that shows the atlas in folder `atlas`; it asks for `token` if given, else for a loopback Host.
 
-    A folder that is no atlas (yet) gives a page that says so. `model` is where the atlas's model is, or the model itself: with it texts are read.
+    A folder that is no atlas (yet) gives a page that says so. Runs of the atlases `beside` it can be compared with its own. `model` is where the atlas's model is, or the model itself: with it texts are read.
     """
     app = FastAPI(title="microtome", openapi_url="/api/openapi.json", docs_url=None, redoc_url=None)
-    reader = Reader(Path(atlas))
+    reader = Reader(Path(atlas), [Path(each) for each in beside])
     app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=4)
     app.add_middleware(Guard, token=token)
     app.state.reader = reader

@@ -1,27 +1,24 @@
-"""The unit browser: units of a basis by layer, by statistic, by token, by label.
+"""The unit browser: units of a basis by layer, by statistic, by label, and by what is searched (`matching`).
 
 It reads the index alone (`index`, as arrays in `columns`), so that its time hardly depends on the size of the atlas. Everything about one unit is in `unit`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
-from microtome.web.columns import NONE, Floats, Places, clear_column, labelled, numbers_of, page_of, stat_column, told, units_of
-from microtome.web.index import KINDS, indexed, spelt_token, stat_names, vocabulary
+from microtome.web.columns import Places, clear_column, labelled, numbers_of, page_of, stat_column, units_of
+from microtome.web.index import indexed, spelt_token, stat_names, vocabulary
+from microtome.web.matching import Kind, Matched, matching
 from microtome.web.reader import View
-from microtome.web.records import BasisCard, Match, Pattern, Suggestion, Suggestions, UnitRow, Units
+from microtome.web.records import BasisCard, UnitPlaces, UnitRow, Units, packed
 from microtome.web.words import basis_label, column
 
-__all__ = ["Query", "Word", "bases", "find_tokens", "units"]
-
-SUGGESTED: Final = 24
-_FIRES: Final = KINDS.index("fires")
+__all__ = ["Query", "Word", "bases", "places", "units"]
 
 
 class Query(BaseModel):
@@ -32,7 +29,13 @@ class Query(BaseModel):
     sort: Annotated[str, Field(max_length=80)] = "unit"
     order: Literal["down", "up"] = "down"
     token: Annotated[str, Field(max_length=100)] = ""
-    match: Literal["any", "promotes", "suppresses", "fires"] = "any"
+    exact: Annotated[
+        int | None,
+        Field(ge=0, le=(1 << 31) - 1, description="of the tokens that spell the word the one that is meant; all if none"),
+    ] = None
+    phrase: Annotated[str, Field(max_length=200, description="words that top contexts are inside of")] = ""
+    meaning: Annotated[str, Field(max_length=200, description="words whose meaning top contexts or promoted tokens have")] = ""
+    match: Kind = "any"
     label: Annotated[str, Field(max_length=200, description="a kind of label, or words that are in its text")] = ""
     least: Annotated[float | None, Field(allow_inf_nan=False, description="of the statistic sorted by")] = None
     most: Annotated[float | None, Field(allow_inf_nan=False, description="of the statistic sorted by")] = None
@@ -77,25 +80,6 @@ def _bases(view: View) -> list[BasisCard]:
     ]
 
 
-def find_tokens(view: View, word: str) -> Suggestions:
-    """Tokens equal to `word` but for spaces, case and word-piece marks, and the shortest tokens that contain it."""
-    wanted = _bare(word)
-    if not wanted:
-        return Suggestions(tokens=[], near=[])
-    bare = view.once("bare", lambda v: [_bare(text) for text in vocabulary(v)])
-    texts = vocabulary(view)
-    exact = [n for n, text in enumerate(bare) if text == wanted]
-    near = sorted((len(text), n) for n, text in enumerate(bare) if wanted in text and text != wanted)[:SUGGESTED]
-    return Suggestions(
-        tokens=[Suggestion(token=n, text=texts[n]) for n in exact],
-        near=[Suggestion(token=n, text=texts[n]) for _, n in near],
-    )
-
-
-def _bare(text: str) -> str:
-    return text.removeprefix("##").strip().casefold()
-
-
 def units(view: View, query: Query) -> Units:
     """One page of units. An unknown statistic sorts by address; a token that is not there gives no rows and suggestions.
 
@@ -106,83 +90,32 @@ def units(view: View, query: Query) -> Units:
     cards = [card for card in bases(view) if query.basis in (None, card.basis)]
     shown = {col.name for card in cards for col in card.columns}
     columns = [name for name in stats if name in shown]
-    chosen = _chosen(view, query, stats)
-    found = find_tokens(view, query.token) if query.token.strip() else None
-    fitting = _fitting(view, query.pattern) if query.pattern else None
-    matched = None
-    if fitting is not None:
-        matched = _matched(view, fitting, [_FIRES])
-        chosen &= matched.any
-    if found is not None:
-        kinds = [n for n, name in enumerate(KINDS) if query.match in ("any", name)]
-        matched = _matched(view, [each.token for each in found.tokens], kinds)
-        chosen &= matched.any
-    places = np.flatnonzero(chosen)
-    texts = vocabulary(view)
+    places, matched = _found(view, query, stats)
+    page = _page(view, query, stats, places, matched)
     return Units(
         total=len(places),
         offset=query.offset,
         columns=[column(name) for name in columns],
-        search=found,
-        pattern=None if fitting is None else _pattern(texts, fitting),
-        rows=_rows(view, _page(view, query, stats, places, matched), [stats.index(name) for name in columns], matched),
+        rows=_rows(view, page, [stats.index(name) for name in columns], matched),
+        search=matched and matched.search,
+        pattern=matched and matched.pattern,
+        phrase=matched and matched.inside and matched.inside.told,
+        meaning=matched and matched.meant and matched.meant.told,
     )
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """How each unit has to do with the tokens asked for: its best ranks, and how many of its top contexts."""
-
-    any: NDArray[np.bool_]
-    promotes: NDArray[np.int16]
-    suppresses: NDArray[np.int16]
-    fires: NDArray[np.int64]
-
-    def at(self, place: int, of: int | None) -> Match:
-        """What is told of the unit at `place`, which has `of` top contexts."""
-        plus, minus = (None if ranks[place] == NONE else int(ranks[place]) for ranks in (self.promotes, self.suppresses))
-        return Match(promotes=plus, suppresses=minus, fires=int(self.fires[place]) or None, of=of)
-
-    def fit(self, places: Places, of: NDArray[Any]) -> list[Floats]:
-        """What sorts units by how well they fit: the best of all shares, and the number of contexts."""
-        plus, minus = (
-            np.where(ranks[places] == NONE, 0.0, 1.0 / (1.0 + ranks[places])) for ranks in (self.promotes, self.suppresses)
-        )
-        times = self.fires[places].astype(np.float64)
-        return [-np.maximum(np.maximum(plus, minus), times / np.maximum(of[places], 1)), -times]
+def places(view: View, query: Query) -> UnitPlaces:
+    """Where all units are that `units` gives page by page: what a map of them shows."""
+    indexed(view)
+    found, _ = _found(view, query, stat_names(view))
+    return UnitPlaces(total=len(found), places=packed(found, "<i4"))
 
 
-def _matched(view: View, tokens: Sequence[int], kinds: Sequence[int]) -> _Matched:
-    count = units_of(view)
-    ranks = [np.full(count, NONE, np.int16) for _ in range(2)]
-    fires = np.zeros(count, np.int64)
-    for kind in kinds:
-        places, numbers = told(view).of(kind, tokens)
-        if kind == _FIRES:
-            fires = np.bincount(places, weights=numbers, minlength=count).astype(np.int64)
-        else:
-            np.minimum.at(ranks[kind], places, numbers)
-    return _Matched((fires > 0) | (ranks[0] != NONE) | (ranks[1] != NONE), ranks[0], ranks[1], fires)
-
-
-def _fitting(view: View, pattern: str) -> list[int]:
-    """The tokens in whose text a regular expression is found."""
-    try:
-        view.sql("SELECT regexp_matches('', ?)", pattern)
-    except Refusal as refusal:
-        why = str(refusal.__cause__).splitlines()[0].removeprefix("Invalid Input Error: ")
-        raise Refusal(
-            f"pattern {pattern[:80]}",
-            why=f"it is no regular expression ({why[:120]})",
-            instead="put a \\ before signs that stand for themselves",
-        ) from refusal
-    found = view.arrow("SELECT token FROM mt_texts WHERE regexp_matches(text, ?) ORDER BY 1", pattern)
-    return found["token"].to_numpy().tolist()
-
-
-def _pattern(texts: Sequence[str], fitting: Sequence[int]) -> Pattern:
-    some = [Suggestion(token=token, text=spelt_token(texts, token)) for token in fitting[:SUGGESTED]]
-    return Pattern(tokens=len(fitting), some=some)
+def _found(view: View, query: Query, stats: Sequence[str]) -> tuple[Places, Matched | None]:
+    """The places of the units that are asked for, in order, and how they have to do with what is searched."""
+    asked = {name: getattr(query, name) for name in ("token", "exact", "match", "pattern", "phrase", "meaning")}
+    chosen, matched = _chosen(view, query, stats), matching(view, **asked)
+    return np.flatnonzero(chosen if matched is None else chosen & matched.any), matched
 
 
 def _chosen(view: View, query: Query, stats: Sequence[str]) -> NDArray[np.bool_]:
@@ -207,7 +140,7 @@ def _chosen(view: View, query: Query, stats: Sequence[str]) -> NDArray[np.bool_]
     return chosen
 
 
-def _page(view: View, query: Query, stats: Sequence[str], places: Places, matched: _Matched | None) -> Places:
+def _page(view: View, query: Query, stats: Sequence[str], places: Places, matched: Matched | None) -> Places:
     """The places that are shown, in their order; of units with the same value the first in address order is first."""
     if query.sort in stats:
         values = stat_column(view, stats.index(query.sort))[places]
@@ -219,7 +152,7 @@ def _page(view: View, query: Query, stats: Sequence[str], places: Places, matche
     return page_of(places, keys, query.offset, query.limit)
 
 
-def _rows(view: View, places: Places, columns: Sequence[int], matched: _Matched | None) -> list[UnitRow]:
+def _rows(view: View, places: Places, columns: Sequence[int], matched: Matched | None) -> list[UnitRow]:
     values = "".join(f", s{number}" for number in columns)
     rows = {
         place: row

@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -25,7 +25,7 @@ from microtome.web.browse import bases
 from microtome.web.contexts import owed, spelt
 from microtome.web.index import stat_names, vocabulary
 from microtome.web.reader import Reader, View
-from microtome.web.records import Summary
+from microtome.web.records import Absent, Summary
 from microtome.web.resource import Resource, file_of
 from microtome.web.resources import RESOURCES
 from microtome.web.unit import pages
@@ -44,28 +44,33 @@ CHARACTERS: Final = 100_000
 """Characters of a piece of a document."""
 _BATCH: Final = 128 * PER_SHARD
 
+Text = Literal["kept", "left out"]
+
 _log = logging.getLogger(__name__)
 
 
-def export(atlas: Path, out: Path) -> Path:
+def export(atlas: Path, out: Path, *, beside: Sequence[Path] = (), text: Text = "kept") -> Path:
     """Write the page of `atlas` with its data into the folder `out`, and give that folder back. Serve it with any web server.
 
-    All complete runs are in it; where none is complete, what there is of the others. An earlier export in `out` is replaced,
-    whole or not at all.
+    All complete runs are in it; where none is complete, what there is of the others; and comparisons of each with the others and with
+    the runs of the atlases `beside` it. Where text is left out, so are contexts and documents; the tokens that units fire on, names of
+    documents and the quotations of labels and findings stay. An earlier export in `out` is replaced, whole or not at all.
     Cost: a pass over all tables; on disk about 3 kB per run and unit with 60 contexts, plus the text.
-    Errors: `Refusal` where `atlas` is no atlas, or `out` holds something else.
+    Errors: `Refusal` where `atlas` is no atlas or one `beside` it is none, or `out` holds something else.
     """
     atlas, out = Path(atlas), Path(out)
     manifest = read_manifest(atlas)
+    for each in beside:
+        read_manifest(Path(each))
     _claim(out)
-    reader = Reader(atlas)
+    reader = Reader(atlas, [Path(each) for each in beside])
     partial = out.with_name(f"{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_page(partial)
         signature = reader.view().signature
-        _write_data(reader, _exported(reader, manifest), partial / "data")
+        _write_data(reader, _exported(reader, manifest), partial / "data", text)
         if reader.view().signature != signature:
             raise Refusal(
                 str(atlas), why="it changed while it was being written out", instead="export again when its build is complete"
@@ -122,26 +127,27 @@ def _exported(reader: Reader, manifest: Manifest) -> list[str]:
     return [name for name in runs if name and manifest.runs[name].status == "complete"] or runs
 
 
-def _write_data(reader: Reader, runs: Sequence[str], folder: Path) -> None:
+def _write_data(reader: Reader, runs: Sequence[str], folder: Path, text: Text) -> None:
     _shard(folder / "runs.json.gz", runs)
     first = reader.view()
     _shard(folder / "vocabulary.json.gz", vocabulary(first))
     _write_places(first, folder)
     for number, run in enumerate(runs):
-        _write_run(reader.view(run), runs, folder / str(number))
+        _write_run(reader.view(run), runs, folder / str(number), text)
 
 
-def _write_run(view: View, runs: Sequence[str], folder: Path) -> None:
+def _write_run(view: View, runs: Sequence[str], folder: Path, text: Text) -> None:
     for resource in RESOURCES:
-        _write_resource(view, runs, resource, folder)
+        _write_resource(view, runs, resource, folder, text)
     _write_columns(view, folder)
     _write_search(view, folder / "search")
-    _write_units(view, folder / "units")
-    numbers = _write_windows(view, folder)
-    _write_documents(view, folder, numbers)
+    _write_units(view, folder / "units", text)
+    if text == "kept":
+        numbers = _write_windows(view, folder)
+        _write_documents(view, folder, numbers)
 
 
-def _write_resource(view: View, runs: Sequence[str], resource: Resource[Any], folder: Path) -> None:
+def _write_resource(view: View, runs: Sequence[str], resource: Resource[Any], folder: Path, text: Text) -> None:
     """A file for each key of a resource."""
     written: set[str] = set()
     for asked in resource.keys(view) if callable(resource.keys) else ():
@@ -152,7 +158,14 @@ def _write_resource(view: View, runs: Sequence[str], resource: Resource[Any], fo
         record = resource.read(view, asked)
         if isinstance(record, Summary):
             record = record.model_copy(update={"runs": [run for run in record.runs if run.name in runs]})
+            record = record if text == "kept" else _textless(record)
         _shard(folder / file, record.model_dump() if isinstance(record, BaseModel) else [each.model_dump() for each in record])
+
+
+def _textless(summary: Summary) -> Summary:
+    """The summary of a run whose contexts are not in the export."""
+    absent = Absent(what="contexts", why="this copy was written without its text")
+    return summary.model_copy(update={"tables": {**summary.tables, "contexts": 0}, "absent": [absent, *summary.absent]})
 
 
 def _write_places(view: View, folder: Path) -> None:
@@ -206,11 +219,11 @@ def _write_search(view: View, folder: Path) -> None:
         _shard(folder / f"{shard}.json.gz", found)
 
 
-def _write_units(view: View, folder: Path) -> None:
+def _write_units(view: View, folder: Path, text: Text) -> None:
     total = view.sql("SELECT count(*) FROM mt_rows")[0][0]
     for first in range(0, total, _BATCH):
         records = [page.model_dump() for page in pages(view, first, _BATCH)]
-        rows = _thin_contexts(view, [record["unit"] for record in records])
+        rows = _thin_contexts(view, [record["unit"] for record in records]) if text == "kept" else {}
         for record in records:
             record["contexts"] = rows.get(record["unit"], [])
         for n in range(0, len(records), PER_SHARD):

@@ -1,15 +1,18 @@
 """An atlas as files that may still be growing: which tables are there, which are damaged, and a connection over the rest.
 
 A `View` is one run of the atlas at one moment: tables that know runs show it the rows of that run alone, so that no query can
-mix two. Its signature changes with the files, and everything derived from it is computed once. Queries belong in `summary`,
-`browse`, `unit`; what a manifest says in `store.manifest`; looking for changed bytes in `damage`.
+mix two. Its signature changes with the files, and everything derived from it is computed once. Atlases that stand beside it are
+looked at for comparison alone. Queries belong in `summary`, `browse`, `unit`; what a manifest says in `store.manifest`; looking for
+changed bytes in `damage`.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +26,7 @@ from microtome.store import TABLES, Manifest, RunCard, empty_table, manifest_pat
 from microtome.web.damage import Damage
 from microtome.web.records import Problem, Progress
 
-__all__ = ["AGAIN", "Reader", "View", "first_run", "problem_of"]
+__all__ = ["AGAIN", "Reader", "Side", "View", "first_run", "problem_of"]
 
 T = TypeVar("T")
 
@@ -57,13 +60,24 @@ def first_run(manifest: Manifest) -> str:
     return min(manifest.runs, key=rank, default="")
 
 
+@dataclass(frozen=True)
+class Side:
+    """A run that others can be compared with: `name` is that of the run, or FOLDER:RUN where it is of another atlas, `folder`."""
+
+    name: str
+    folder: str
+    run: str
+    manifest: Manifest
+
+
 class View:
     """A run of an atlas at one moment: manifest, tables, what is wrong with them, and a DuckDB connection with a view per table.
 
     Tables without a column `run` hold for any run. `run` is empty where the atlas has none yet, and so are its tables.
     """
 
-    def __init__(self, atlas: Path, signature: str, run: str, changed: tuple[str, ...]) -> None:
+    def __init__(self, atlas: Path, signature: str, run: str, changed: tuple[str, ...], reader: "Reader") -> None:
+        self._reader = reader
         self.signature = signature
         self.run = run
         self.changed = changed
@@ -87,6 +101,14 @@ class View:
     def card(self) -> RunCard | None:
         """What the manifest says of this run."""
         return self.manifest.runs.get(self.run) if self.manifest else None
+
+    def sides(self) -> list[Side]:
+        """Every run of this atlas and of those beside it."""
+        return self._reader.sides()
+
+    def side(self, name: str) -> "View":
+        """A run by its name among `sides`. Errors: `Refusal` where there is none of that name."""
+        return self._reader.side(name)
 
     def _add(self, atlas: Path, name: str) -> None:
         """Make the view `name` over its readable files; an empty table where there is none."""
@@ -152,10 +174,14 @@ class View:
 
 
 class Reader:
-    """The current views of an atlas folder, one for each run that is looked at, replaced when files come, go or change."""
+    """The current views of an atlas folder, one for each run that is looked at, replaced when files come, go or change.
 
-    def __init__(self, atlas: Path) -> None:
+    `beside` are atlases whose runs it may be compared with; they are called by the last names of their folders.
+    """
+
+    def __init__(self, atlas: Path, beside: Sequence[Path] = ()) -> None:
         self.atlas = atlas
+        self.beside = {name: Reader(path) for name, path in _named_folders(beside)}
         self.damage = Damage(atlas)
         self._lock = threading.Lock()
         self._signature = ""
@@ -177,7 +203,7 @@ class Reader:
             if name in self._views:
                 self._views[name] = self._views.pop(name)
                 return self._views[name]
-            view = View(self.atlas, signature, name, changed)
+            view = View(self.atlas, signature, name, changed, self)
             while len(self._views) >= KEPT_VIEWS:
                 del self._views[next(iter(self._views))]
             self._views[name] = view
@@ -188,6 +214,39 @@ class Reader:
         first = self.view().run
         return [first, *(name for name in (self._manifest.runs if self._manifest else ()) if name != first)]
 
+    def sides(self) -> list[Side]:
+        """The runs of the atlas, and then those of the atlases beside it; of one without a manifest none."""
+        readers = {"": self, **self.beside}
+        found = {folder: _manifest(reader.atlas) for folder, reader in readers.items()}
+        return [
+            Side(f"{folder}:{run}" if folder else run, folder, run, manifest)
+            for folder, manifest in found.items()
+            if manifest is not None
+            for run in manifest.runs
+        ]
+
+    def side(self, name: str) -> View:
+        """The view of a run by its name among `sides`.
+
+        Errors: `Refusal` where there is no such run.
+        """
+        folder, _, run = name.rpartition(":")
+        reader = self.beside.get(folder) if folder else self
+        try:
+            if reader is not None and run:
+                return reader.view(run)
+        except Refusal as refusal:
+            if not refusal.what.startswith("run "):
+                raise
+        raise Refusal(
+            f"side {name[:200]}", why="there is no such run to compare with", instead="choose one of the list of sides"
+        )
+
+    def watch(self) -> None:
+        """Look for changed bytes in the background."""
+        for reader in (self, *self.beside.values()):
+            reader.damage.watch()
+
     def _named(self, run: str | None) -> str:
         runs = self._manifest.runs if self._manifest else {}
         if run and run not in runs:
@@ -196,10 +255,11 @@ class Reader:
         return run or (first_run(self._manifest) if self._manifest else "")
 
     def state(self) -> tuple[str, tuple[str, ...]]:
-        """A signature of the files as they are now, and those that are known to have changed since they were written."""
+        """A signature of the files as they are now, those of other atlases included, and its own that are known to have changed since they were written."""
         files = self._files()
         changed = self.damage.known(files)
-        return (hashlib.sha256("|".join((files, *changed)).encode()).hexdigest()[:16] if changed else files), changed
+        more = (*changed, *(reader.state()[0] for reader in self.beside.values()))
+        return (hashlib.sha256("|".join((files, *more)).encode()).hexdigest()[:16] if more else files), changed
 
     def progress(self) -> Progress | None:
         """How far the build is that is writing here, if one says so."""
@@ -217,6 +277,16 @@ class Reader:
                 continue
             digest.update(f"{path.relative_to(self.atlas)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _named_folders(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Folders by their last names, numbered where these are alike."""
+    taken: set[str] = set()
+    for folder in folders:
+        own = folder.resolve().name or "atlas"
+        name = next(each for n in itertools.count(1) if (each := own if n == 1 else f"{own}-{n}") not in taken)
+        taken.add(name)
+        yield name, folder
 
 
 def _manifest(atlas: Path) -> Manifest | None:

@@ -6,12 +6,23 @@ these, and an export has what they are made of in shards (`export`). How far a b
 
 from typing import Any, Final
 
-from microtome.web import browse, contexts, heads, maps, related, unit
+from microtome.web import browse, compare_pages, contexts, heads, maps, matching, related, unit
+from microtome.web.compare import compared
+from microtome.web.compare_changes import BlockAsked, block_keys, changed_block, changes
+from microtome.web.compare_sides import SideAsked, diff_keys, pair_of, pairs, sides
+from microtome.web.compare_units import compared_units
+from microtome.web.compare_words import compared_words
 from microtome.web.geometry import SiteAsked, every_site, geometry
 from microtome.web.geometry_heads import geometry_heads
 from microtome.web.geometry_site import geometry_site
 from microtome.web.overview import overview
 from microtome.web.records import (
+    ChangedBlock,
+    Changes,
+    ComparedRuns,
+    ComparedUnits,
+    ComparedWords,
+    Differences,
     Document,
     Finding,
     Geometry,
@@ -24,11 +35,14 @@ from microtome.web.records import (
     MapPage,
     Maps,
     Overview,
+    Pairs,
     Related,
+    Sides,
     Suggestions,
     Summary,
     UnitColumn,
     UnitPage,
+    UnitPlaces,
     Units,
 )
 from microtome.web.resource import Nothing, Resource, once
@@ -52,8 +66,17 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     ),
     Resource("heads", Nothing, Heads, lambda view, _: heads.heads(view), once),
     Resource("head", heads.HeadAsked, HeadPage, lambda view, asked: heads.head(view, asked.unit), heads.known_heads),
-    Resource("tokens", browse.Word, Suggestions, lambda view, asked: browse.find_tokens(view, asked.word), "shards"),
+    Resource("sides", Nothing, Sides, lambda view, _: sides(view), once),
+    Resource("compared", SideAsked, ComparedRuns, lambda view, asked: compared(pair_of(view, asked.side)), pairs),
+    Resource("compared_units", SideAsked, ComparedUnits, lambda view, asked: compared_units(pair_of(view, asked.side)), pairs),
+    Resource("compared_words", SideAsked, ComparedWords, lambda view, asked: compared_words(pair_of(view, asked.side)), pairs),
+    Resource("scatter", compare_pages.StatSideAsked, Pairs, compare_pages.scatter, compare_pages.scatter_keys),
+    Resource("differences", compare_pages.DifferencesAsked, Differences, compare_pages.differences),
+    Resource("changes", SideAsked, Changes, changes, diff_keys),
+    Resource("changed_block", BlockAsked, ChangedBlock, changed_block, block_keys),
+    Resource("tokens", browse.Word, Suggestions, lambda view, asked: matching.find_tokens(view, asked.word), "shards"),
     Resource("units", browse.Query, Units, browse.units, "shards"),
+    Resource("places", browse.Query, UnitPlaces, browse.places),
     Resource("unit", unit.Address, UnitPage, lambda view, asked: unit.page(view, asked.address), "shards"),
     Resource("related", related.RelatedAsked, Related, lambda view, asked: related.related(view, asked.unit)),
     Resource(

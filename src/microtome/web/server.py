@@ -4,7 +4,7 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from microtome.core import Refusal
@@ -26,15 +26,16 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8765,
     *,
+    beside: Sequence[Path] = (),
     token: str | None = None,
     model: str | Path | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page of `atlas` until interrupted; `started` is told its address. Port 0 takes any free one.
 
-    `model` is where the model of the atlas is, which then reads texts that are typed; it is opened when the first is.
+    Runs of the atlases `beside` it can be compared with its own. `model` is where the model of the atlas is, which then reads texts that are typed; it is opened when the first is.
     Any address but loopback needs a token: one is made up where none is given, and is part of the address.
-    Errors: `Refusal` where the folder is no atlas and none is being built there, where its manifest is damaged or of a newer
+    Errors: `Refusal` where the folder is no atlas and none is being built there, where one beside it is none, where its manifest is damaged or of a newer
     microtome, or where the address cannot be bound.
     """
     import uvicorn
@@ -42,13 +43,15 @@ def serve(
     atlas = Path(atlas)
     if manifest_path(atlas).is_file() or not (atlas / "progress.json").is_file():
         read_manifest(atlas)
+    for each in beside:
+        read_manifest(Path(each))
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
     listening = _bind(host, port)
     bound = listening.getsockname()[1]
-    app = create_app(atlas, token=token, model=model)
+    app = create_app(atlas, beside=beside, token=token, model=model)
     reader = app.state.reader
-    reader.damage.watch()
+    reader.watch()
     threading.Thread(target=_warm, args=(reader,), daemon=True).start()
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{bound}/" + (f"?token={token}" if token else "")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from microtome.core import Refusal
-from microtome.live import MOST_TOKENS, Clock, Loaded, ModelOfAtlas, Overdue
+from microtome.live import Clock, Loaded, ModelOfAtlas, Overdue
 from microtome.live.edited import MOST_EDITS, MOST_WRITTEN
 from microtome.web.reader import Reader, View, problem_of
 from microtome.web.records import Edited, ModelNow, Problem, TextAttention, TextPage, TextParts
@@ -51,7 +51,7 @@ def _serve_model(app: FastAPI, model: ModelOfAtlas) -> None:
         now = model.told()
         problem = None if now.problem is None else problem_of(now.problem)
         return ModelNow(
-            state=now.state, name=now.name, dtype=now.dtype, device=now.device, problem=problem, tokens=MOST_TOKENS,
+            state=now.state, name=now.name, dtype=now.dtype, device=now.device, problem=problem, tokens=now.tokens,
             characters=MOST_CHARACTERS, edits=MOST_EDITS, written=MOST_WRITTEN,
         )  # fmt: skip
 

@@ -22,8 +22,8 @@ PATHS = (
 )
 
 
-def _client(atlas: Path, **options: str) -> TestClient:
-    return TestClient(create_app(atlas, **options), base_url="http://127.0.0.1")
+def _client(atlas: Path, token: str | None = None) -> TestClient:
+    return TestClient(create_app(atlas, token=token), base_url="http://127.0.0.1")
 
 
 def test_summary_says_what_the_atlas_is(client: TestClient) -> None:
@@ -78,7 +78,10 @@ def test_search_finds_the_unit_that_fires_on_a_word_and_the_one_that_promotes_it
     fires = client.get("/api/units", params={"token": "LIBERTY", "match": "fires", "sort": "match"}).json()
     assert fires["search"]["tokens"] == [{"token": fires["search"]["tokens"][0]["token"], "text": PLANTED}]
     assert fires["rows"][0]["unit"] == "neurons.1/7"
-    assert fires["rows"][0]["match"] == {"promotes": None, "suppresses": None, "fires": 6, "of": 6}
+    assert fires["rows"][0]["match"] == dict.fromkeys(("promotes", "suppresses", "phrase", "reads", "writes")) | {
+        "fires": 6,
+        "of": 6,
+    }
     assert fires["rows"][0]["fires"] == [PLANTED]
     promotes = client.get("/api/units", params={"token": "liberty", "match": "promotes", "sort": "match"}).json()
     first = next(row for row in promotes["rows"] if row["unit"] == "neurons.0/3")

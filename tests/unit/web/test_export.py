@@ -129,3 +129,18 @@ def test_weights_alone_can_be_exported(tmp_path: Path) -> None:
     out = export(plant(tmp_path / "atlas", layers=2, width=16, contexts=False), tmp_path / "site")
     assert _read(out / "data" / "0" / "units" / "0.json.gz")[0]["contexts"] == []
     assert _read(out / "data" / "0" / "documents.json.gz") == []
+
+
+def test_a_copy_without_text_has_none_of_it_and_says_so(atlas: Path, tmp_path: Path) -> None:
+    """No two words of the text that follow each other are anywhere in it; single tokens, statistics and what units write are as ever."""
+    data = export(atlas, tmp_path / "site", text="left out") / "data" / "0"
+    written = {path: gzip.decompress(path.read_bytes()).decode() for path in data.rglob("*.json.gz")}
+    assert not [path for path, content in written.items() if "the state of the union" in content or "honest labor" in content]
+    assert {path.parent.name for path in written} & {"windows", "documents"} == set()
+    summary = _read(data / "summary.json.gz")
+    assert summary["tables"]["contexts"] == 0
+    assert summary["absent"][0] == {"what": "contexts", "why": "this copy was written without its text"}
+    whole = export(atlas, tmp_path / "whole") / "data" / "0"
+    for mine, theirs in zip(_read(data / "units" / "3.json.gz"), _read(whole / "units" / "3.json.gz"), strict=True):
+        assert (mine.pop("contexts"), bool(theirs.pop("contexts"))) == ([], True)
+        assert mine == theirs

@@ -55,7 +55,9 @@ def test_an_export_has_every_answer_that_has_a_key(lensed_atlas: Path, lensed: T
             answer = lensed.get(f"/api/{resource.path}", params=asked.model_dump())
             assert written == answer.json(), (resource.path, asked)
             counts[resource.path] = counts.get(resource.path, 0) + 1
-    once = dict.fromkeys(("summary", "findings", "layers", "overview", "geometry", "geometry_heads", "maps", "heads"), 1)
+    once = dict.fromkeys(
+        ("summary", "findings", "layers", "overview", "geometry", "geometry_heads", "maps", "heads", "sides"), 1
+    )
     assert counts == once | {"geometry_site": 13, "map": 1, "column": 13, "label_column": 3, "head": 3}
 
 

@@ -16,11 +16,20 @@ export const PARAMETERS: Record<string, readonly (readonly [name: string, usual:
   "label_column": [["kind", ""]],
   "heads": [],
   "head": [["unit", ""]],
+  "sides": [],
+  "compared": [["side", ""]],
+  "compared_units": [["side", ""]],
+  "compared_words": [["side", ""]],
+  "scatter": [["side", ""], ["basis", ""], ["stat", ""], ["site", ""]],
+  "differences": [["side", ""], ["basis", ""], ["stat", ""], ["site", ""], ["layer", ""], ["order", "surest"], ["offset", "0"], ["limit", "50"]],
+  "changes": [["side", ""]],
+  "changed_block": [["side", ""], ["group", ""], ["layer", ""]],
   "tokens": [["word", ""]],
-  "units": [["basis", ""], ["layer", ""], ["sort", "unit"], ["order", "down"], ["token", ""], ["match", "any"], ["label", ""], ["least", ""], ["most", ""], ["clear", "any"], ["pattern", ""], ["offset", "0"], ["limit", "50"]],
+  "units": [["basis", ""], ["layer", ""], ["sort", "unit"], ["order", "down"], ["token", ""], ["exact", ""], ["phrase", ""], ["meaning", ""], ["match", "any"], ["label", ""], ["least", ""], ["most", ""], ["clear", "any"], ["pattern", ""], ["offset", "0"], ["limit", "50"]],
+  "places": [["basis", ""], ["layer", ""], ["sort", "unit"], ["order", "down"], ["token", ""], ["exact", ""], ["phrase", ""], ["meaning", ""], ["match", "any"], ["label", ""], ["least", ""], ["most", ""], ["clear", "any"], ["pattern", ""], ["offset", "0"], ["limit", "50"]],
   "unit": [["address", ""]],
   "related": [["unit", ""]],
   "document": [["document", ""], ["begin", "0"], ["finish", "0"]],
 };
 
-export const SERVER_ONLY: ReadonlySet<string> = new Set(["related"]);
+export const SERVER_ONLY: ReadonlySet<string> = new Set(["differences", "places", "related"]);

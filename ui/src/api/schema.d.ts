@@ -761,6 +761,337 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sides": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Sides */
+        get: {
+            parameters: {
+                query?: {
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["Sides"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/compared": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Compared */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["ComparedRuns"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/compared_units": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Compared Units */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["ComparedUnits"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/compared_words": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Compared Words */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["ComparedWords"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/scatter": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Scatter */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    basis: string;
+                    stat: string;
+                    site?: string;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["Pairs"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/differences": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Differences */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    basis: string;
+                    stat: string;
+                    site?: string;
+                    layer?: number | null;
+                    order?: "surest" | "effect" | "down" | "up" | "unit";
+                    offset?: number;
+                    limit?: number;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["Differences"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/changes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Changes */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["Changes"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/changed_block": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Changed Block */
+        get: {
+            parameters: {
+                query: {
+                    side: string;
+                    group: string;
+                    layer?: number | null;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["ChangedBlock"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/tokens": {
         parameters: {
             query?: never;
@@ -817,6 +1148,12 @@ export interface paths {
                     sort?: string;
                     order?: "down" | "up";
                     token?: string;
+                    /** @description of the tokens that spell the word the one that is meant; all if none */
+                    exact?: number | null;
+                    /** @description words that top contexts are inside of */
+                    phrase?: string;
+                    /** @description words whose meaning top contexts or promoted tokens have */
+                    meaning?: string;
                     match?: "any" | "promotes" | "suppresses" | "fires";
                     /** @description a kind of label, or words that are in its text */
                     label?: string;
@@ -846,6 +1183,69 @@ export interface paths {
                     };
                     content: {
                         "application/json": components["schemas"]["Units"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/places": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Places */
+        get: {
+            parameters: {
+                query?: {
+                    basis?: string | null;
+                    layer?: number | null;
+                    sort?: string;
+                    order?: "down" | "up";
+                    token?: string;
+                    /** @description of the tokens that spell the word the one that is meant; all if none */
+                    exact?: number | null;
+                    /** @description words that top contexts are inside of */
+                    phrase?: string;
+                    /** @description words whose meaning top contexts or promoted tokens have */
+                    meaning?: string;
+                    match?: "any" | "promotes" | "suppresses" | "fires";
+                    /** @description a kind of label, or words that are in its text */
+                    label?: string;
+                    /** @description of the statistic sorted by */
+                    least?: number | null;
+                    /** @description of the statistic sorted by */
+                    most?: number | null;
+                    /** @description whether the statistic sorted by, or else any of the unit's, survives its control (q at most 0.05) */
+                    clear?: "any" | "yes" | "no";
+                    /** @description a regular expression (RE2) over the tokens that units fire on */
+                    pattern?: string;
+                    offset?: number;
+                    limit?: number;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["UnitPlaces"];
                     };
                 };
             };
@@ -1044,6 +1444,62 @@ export interface components {
             sizes: string;
         };
         /**
+         * Agreement
+         * @description How alike two columns of numbers rank their units, beside the mean over all ways to deal the units of each layer out anew, 95 % of which lie between lo and hi.
+         */
+        Agreement: {
+            /** Value */
+            value: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Lo */
+            control_lo: number | null;
+            /** Control Hi */
+            control_hi: number | null;
+        };
+        /**
+         * Aligned
+         * @description A layer of this model and the one of the other that it is assigned to, by a group of vectors; `depth` is the one at the same depth.
+         */
+        Aligned: {
+            /** Group */
+            group: string;
+            /** Layer */
+            layer: number;
+            /** Other */
+            other: number | null;
+            /** Depth */
+            depth: number;
+            /** Alike */
+            alike: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Lo */
+            control_lo: number | null;
+            /** Control Hi */
+            control_hi: number | null;
+            /** Q */
+            q: number | null;
+        };
+        /**
+         * AlignedUnit
+         * @description A unit of this model and the nearest of the other; `mutual` where each chooses the other.
+         */
+        AlignedUnit: {
+            /** Vector */
+            vector: string;
+            /** Unit */
+            unit: string | null;
+            /** Other */
+            other: string;
+            /** Mutual */
+            mutual: boolean;
+            /** Score */
+            score: number | null;
+            /** Control */
+            control: number | null;
+        };
+        /**
          * Alignment
          * @description How alike a part is at two sites: entry n is of the sites `site[n]` and `other[n]`, places in `sites`.
          */
@@ -1094,6 +1550,99 @@ export interface components {
             columns: components["schemas"]["Column"][];
         };
         /**
+         * BesideFact
+         * @description Something that is said of both runs.
+         */
+        BesideFact: {
+            /** Name */
+            name: string;
+            /** One */
+            one: string;
+            /** Other */
+            other: string;
+            /** Equal */
+            equal: boolean;
+            /**
+             * Mono
+             * @default false
+             */
+            mono: boolean;
+        };
+        /**
+         * BesideMeasure
+         * @description A measure of hidden states that both runs have.
+         */
+        BesideMeasure: {
+            /** Subject */
+            subject: string;
+            /** Stat */
+            stat: string;
+            /** Label */
+            label: string;
+            /** Meaning */
+            meaning: string;
+            /** Headline */
+            headline: boolean;
+            one: components["schemas"]["BesideRow"];
+            other: components["schemas"]["BesideRow"];
+        };
+        /**
+         * BesideRow
+         * @description A measure over depth in one run: a number for each site of the page; empty where none has one.
+         */
+        BesideRow: {
+            /** Control Kind */
+            control_kind: string | null;
+            /** Value */
+            value: (number | null)[];
+            /** Control */
+            control: (number | null)[];
+            /** Control Lo */
+            control_lo: (number | null)[];
+            /** Control Hi */
+            control_hi: (number | null)[];
+            /** Lo */
+            lo: (number | null)[];
+            /** Hi */
+            hi: (number | null)[];
+            /** Q */
+            q: (number | null)[];
+        };
+        /**
+         * BesideUnit
+         * @description A unit with a statistic in both runs, their 95 % intervals where there are some, and what it is called in each.
+         */
+        BesideUnit: {
+            /** Unit */
+            unit: string;
+            /** Layer */
+            layer: number | null;
+            /** Site */
+            site: string;
+            /** One */
+            one: number;
+            /** One Lo */
+            one_lo: number | null;
+            /** One Hi */
+            one_hi: number | null;
+            /** Other */
+            other: number;
+            /** Other Lo */
+            other_lo: number | null;
+            /** Other Hi */
+            other_hi: number | null;
+            /** Difference */
+            difference: number;
+            /** Effect */
+            effect: number | null;
+            /** Q */
+            q: number | null;
+            /** Label One */
+            label_one: string | null;
+            /** Label Other */
+            label_other: string | null;
+        };
+        /**
          * Block
          * @description The lowest frequencies of a Gram matrix's two-dimensional cosine transform.
          */
@@ -1101,6 +1650,32 @@ export interface components {
             /** Subject */
             subject: string;
             matrix: components["schemas"]["Matrix"];
+        };
+        /**
+         * BlockChanged
+         * @description A group of vectors of a layer: a measure of how it changed, beside its control.
+         */
+        BlockChanged: {
+            /** Group */
+            group: string;
+            /** Layer */
+            layer: number | null;
+            /** Stat */
+            stat: string;
+            /** Value */
+            value: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Kind */
+            control_kind: string | null;
+            /** Control Lo */
+            control_lo: number | null;
+            /** Control Hi */
+            control_hi: number | null;
+            /** Q */
+            q: number | null;
+            /** Undefined */
+            undefined: string | null;
         };
         /**
          * Certificate
@@ -1111,6 +1686,47 @@ export interface components {
             checks: components["schemas"]["Check"][];
             /** Facts */
             facts: components["schemas"]["Fact"][];
+        };
+        /**
+         * ChangedBlock
+         * @description The vectors of a block that moved farthest, of all that moved.
+         */
+        ChangedBlock: {
+            /** Group */
+            group: string;
+            /** Layer */
+            layer: number | null;
+            /** Of */
+            of: number;
+            /** Vectors */
+            vectors: components["schemas"]["VectorChanged"][];
+            /** Problems */
+            problems: components["schemas"]["Problem"][];
+        };
+        /**
+         * Changes
+         * @description What a run of `microtome diff` says. Of changes: blocks and the vectors that moved farthest; of an alignment: layers and units.
+         */
+        Changes: {
+            side: components["schemas"]["SideCard"];
+            /** Base */
+            base: string;
+            /** Blocks */
+            blocks: components["schemas"]["BlockChanged"][];
+            /** Vectors */
+            vectors: components["schemas"]["VectorChanged"][];
+            /** Of */
+            of: number;
+            /** Layers */
+            layers: components["schemas"]["Aligned"][];
+            /** Units */
+            units: components["schemas"]["AlignedUnit"][];
+            /** Units Of */
+            units_of: number;
+            /** Findings */
+            findings: components["schemas"]["Said"][];
+            /** Problems */
+            problems: components["schemas"]["Problem"][];
         };
         /**
          * Check
@@ -1164,6 +1780,90 @@ export interface components {
             column: components["schemas"]["Column"];
             /** Sites */
             sites: string[];
+        };
+        /**
+         * ComparedDictionary
+         * @description A dictionary of factors, by which of the two runs (0, 1) has it; `same` where the other has the very same under this name.
+         */
+        ComparedDictionary: {
+            /** Side */
+            side: number;
+            /** Name */
+            name: string;
+            /** Units */
+            units: number;
+            /** Width */
+            width: number;
+            /** Arrangement */
+            arrangement: string;
+            /** Coder */
+            coder: string;
+            /** Reads */
+            reads: string[];
+            /** Same */
+            same: boolean;
+        };
+        /**
+         * ComparedRuns
+         * @description Two runs as wholes: what they are, hidden states by layer, losses, dictionaries.
+         */
+        ComparedRuns: {
+            one: components["schemas"]["SideCard"];
+            other: components["schemas"]["SideCard"];
+            /** Same Model */
+            same_model: boolean;
+            /** Same Text */
+            same_text: boolean | null;
+            /** Facts */
+            facts: components["schemas"]["BesideFact"][];
+            /** Shares */
+            shares: [
+                components["schemas"]["Share"][],
+                components["schemas"]["Share"][]
+            ];
+            /** Losses */
+            losses: [
+                components["schemas"]["Loss"][],
+                components["schemas"]["Loss"][]
+            ];
+            /** Sites */
+            sites: string[];
+            /** Measures */
+            measures: components["schemas"]["BesideMeasure"][];
+            /** Dictionaries */
+            dictionaries: components["schemas"]["ComparedDictionary"][];
+            /** Dictionary Numbers */
+            dictionary_numbers: components["schemas"]["DictionaryNumber"][];
+            /** Matches */
+            matches: components["schemas"]["DictionaryMatch"][];
+            /** Problems */
+            problems: components["schemas"]["Problem"][];
+        };
+        /**
+         * ComparedUnits
+         * @description Statistics of units, one run's with the other's.
+         */
+        ComparedUnits: {
+            /** Bases */
+            bases: components["schemas"]["SideUnits"][];
+            /** Stats */
+            stats: components["schemas"]["StatAgreement"][];
+            /** Problems */
+            problems: components["schemas"]["Problem"][];
+        };
+        /**
+         * ComparedWords
+         * @description What units of two runs write, fire on, and are called.
+         */
+        ComparedWords: {
+            /** Overlaps */
+            overlaps: components["schemas"]["TokenOverlap"][];
+            /** Labels */
+            labels: components["schemas"]["LabelAgreement"][];
+            /** Why */
+            why: string;
+            /** Problems */
+            problems: components["schemas"]["Problem"][];
         };
         /**
          * Context
@@ -1250,6 +1950,65 @@ export interface components {
             /** Rows */
             rows: components["schemas"]["CosineRow"][];
             matrix: components["schemas"]["Matrix"];
+        };
+        /**
+         * DictionaryMatch
+         * @description What `microtome factors compare` has said of a dictionary and another, `beside`: a measure and its control.
+         */
+        DictionaryMatch: {
+            /** Side */
+            side: number;
+            /** Name */
+            name: string;
+            /** Beside */
+            beside: string;
+            /** Stat */
+            stat: string;
+            /** Site */
+            site: string;
+            /** Value */
+            value: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Kind */
+            control_kind: string;
+        };
+        /**
+         * DictionaryNumber
+         * @description How well states at a site are made of a dictionary, beside what `control_kind` names.
+         */
+        DictionaryNumber: {
+            /** Side */
+            side: number;
+            /** Name */
+            name: string;
+            /** Site */
+            site: string;
+            /** Stat */
+            stat: string;
+            /** Value */
+            value: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Kind */
+            control_kind: string;
+            /** Lo */
+            lo: number | null;
+            /** Hi */
+            hi: number | null;
+        };
+        /**
+         * Differences
+         * @description A page of units by how a statistic differs.
+         */
+        Differences: {
+            /** Total */
+            total: number;
+            /** Offset */
+            offset: number;
+            column: components["schemas"]["Column"];
+            /** Rows */
+            rows: components["schemas"]["BesideUnit"][];
         };
         /**
          * Document
@@ -1614,6 +2373,28 @@ export interface components {
             control_kind: string | null;
         };
         /**
+         * LabelAgreement
+         * @description Labels of a kind: units that have one in both runs, of which `same` say the same; `control` is the share that would if the units of each layer were dealt out anew.
+         */
+        LabelAgreement: {
+            /** Kind */
+            kind: string;
+            /** Basis */
+            basis: string;
+            /** Both */
+            both: number;
+            /** Same */
+            same: number;
+            /** Share */
+            share: number | null;
+            /** Control */
+            control: number | null;
+            /** Only One */
+            only_one: number;
+            /** Only Other */
+            only_other: number;
+        };
+        /**
          * LabelColumn
          * @description The best label of a kind of all units by place: `codes` (int8) are places in `texts`, -1 where a unit has none.
          */
@@ -1808,7 +2589,10 @@ export interface components {
         };
         /**
          * Match
-         * @description Where a searched token occurs at a unit: best rank among the tokens it writes, and how many of its top contexts.
+         * @description How a unit has to do with what is searched: best rank of the token among those it writes, and how many of its `of` top contexts are at it.
+         *
+         *     `phrase` is how many of them are inside the phrase; `reads` and `writes` are cosines of the meaning of its contexts, and of the tokens it
+         *     promotes, with what is searched.
          */
         Match: {
             /** Promotes */
@@ -1819,6 +2603,12 @@ export interface components {
             fires: number | null;
             /** Of */
             of: number | null;
+            /** Phrase */
+            phrase?: number | null;
+            /** Reads */
+            reads?: number | null;
+            /** Writes */
+            writes?: number | null;
         };
         /**
          * Matrix
@@ -1834,6 +2624,24 @@ export interface components {
              * @description numbers in little-endian order as base64: float32 where not said otherwise
              */
             values: string;
+        };
+        /**
+         * Meaning
+         * @description What is searched by meaning: its words that are tokens and those that are not, and the tokens nearest to it.
+         *
+         *     `controls` are the cosines that one in a hundred reaches by chance, of the contexts that units fire on and the tokens that they promote.
+         */
+        Meaning: {
+            /** Words */
+            words: string[];
+            /** Unknown */
+            unknown: string[];
+            /** Near */
+            near: components["schemas"]["Suggestion"][];
+            /** Controls */
+            controls: {
+                [key: string]: number | null;
+            };
         };
         /**
          * ModelNow
@@ -1954,6 +2762,46 @@ export interface components {
             pairs: components["schemas"]["Pair"][];
         };
         /**
+         * Pairs
+         * @description A statistic in one run (x) against the other (y), a point for each unit, in order of address: those of `groups` one after the other.
+         *
+         *     `number` (int32) is the number in the address, -1 where the prefix is all of it; `clear` (int8) is 1 where q is at most 0.05, 0 where
+         *     not, -1 without a test. Of more than are shown, `of`, it has those of the largest effect, and of the others as many as fit, evenly taken.
+         */
+        Pairs: {
+            /** Of */
+            of: number;
+            /** Largest */
+            largest: number;
+            column: components["schemas"]["Column"];
+            /** Site */
+            site: string;
+            /** Groups */
+            groups: components["schemas"]["UnitGroup"][];
+            /** Count */
+            count: number;
+            /**
+             * Number
+             * @description numbers in little-endian order as base64: float32 where not said otherwise
+             */
+            number: string;
+            /**
+             * X
+             * @description numbers in little-endian order as base64: float32 where not said otherwise
+             */
+            x: string;
+            /**
+             * Y
+             * @description numbers in little-endian order as base64: float32 where not said otherwise
+             */
+            y: string;
+            /**
+             * Clear
+             * @description numbers in little-endian order as base64: float32 where not said otherwise
+             */
+            clear: string;
+        };
+        /**
          * PartsAsked
          * @description A token whose state is taken apart: behind `layer` or at the end, the blocks of layer `inside` by unit, for the logit of `token`.
          */
@@ -1978,6 +2826,18 @@ export interface components {
             tokens: number;
             /** Some */
             some: components["schemas"]["Suggestion"][];
+        };
+        /**
+         * Phrase
+         * @description A phrase, in how many places the run's text has it, and whether no more were looked for.
+         */
+        Phrase: {
+            /** Text */
+            text: string;
+            /** Places */
+            places: number;
+            /** Cut */
+            cut: boolean;
         };
         /**
          * Piece
@@ -2121,6 +2981,20 @@ export interface components {
             complete: boolean;
         };
         /**
+         * Said
+         * @description A finding of the comparison.
+         */
+        Said: {
+            /** Kind */
+            kind: string;
+            /** Subject */
+            subject: string;
+            /** Sentence */
+            sentence: string;
+            /** Q */
+            q: number | null;
+        };
+        /**
          * Section
          * @description A titled list of facts.
          */
@@ -2215,6 +3089,74 @@ export interface components {
             mean: number | null;
         };
         /**
+         * SideCard
+         * @description A run that can be chosen. `kind` is run, or what a run of `microtome diff` says: changes (since another model) or alignment (with one).
+         *
+         *     `why` is empty where it can be compared with the run that is looked at; where its units are not those of that run, `units_why` says so.
+         */
+        SideCard: {
+            /** Side */
+            side: string;
+            /** Run */
+            run: string;
+            /** Atlas */
+            atlas: string;
+            /** Model */
+            model: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "run" | "changes" | "alignment";
+            /** Says */
+            says: string;
+            /** Text */
+            text: string | null;
+            /** Tokens */
+            tokens: number | null;
+            /** Text Fingerprint */
+            text_fingerprint: string | null;
+            /** Seed */
+            seed: number;
+            /** Depths */
+            depths: {
+                [key: string]: string;
+            };
+            /** Same Model */
+            same_model: boolean;
+            /** Why */
+            why: string;
+            /** Units Why */
+            units_why: string;
+        };
+        /**
+         * SideUnits
+         * @description Units of a basis that are in one of two runs, or in both.
+         */
+        SideUnits: {
+            /** Basis */
+            basis: string;
+            /** Label */
+            label: string;
+            /** Both */
+            both: number;
+            /** Only One */
+            only_one: number;
+            /** Only Other */
+            only_other: number;
+            /** Why */
+            why: string;
+        };
+        /**
+         * Sides
+         * @description The run that is looked at, and all that it can be compared with, or why not.
+         */
+        Sides: {
+            own: components["schemas"]["SideCard"] | null;
+            /** Others */
+            others: components["schemas"]["SideCard"][];
+        };
+        /**
          * SiteAt
          * @description A site that this run has something about: tables of geometry, a loss, statistics of units, a dictionary.
          */
@@ -2277,6 +3219,43 @@ export interface components {
             hi: number | null;
             /** Q */
             q: number | null;
+        };
+        /**
+         * StatAgreement
+         * @description A statistic of the units of a basis that both runs have, at a site where a unit has several.
+         *
+         *     `equal` units have the same number in both, `tested` an interval in both, `differing` of these q at most 0.05. Differences are the other
+         *     run's less this one's; `effect` is their mean over the standard deviation between units.
+         */
+        StatAgreement: {
+            /** Basis */
+            basis: string;
+            /** Label */
+            label: string;
+            column: components["schemas"]["Column"];
+            /** Site */
+            site: string;
+            /** Units */
+            units: number;
+            /** Only One */
+            only_one: number;
+            /** Only Other */
+            only_other: number;
+            rank: components["schemas"]["Agreement"];
+            /** Mean One */
+            mean_one: number | null;
+            /** Mean Other */
+            mean_other: number | null;
+            /** Difference */
+            difference: number | null;
+            /** Effect */
+            effect: number | null;
+            /** Equal */
+            equal: number;
+            /** Tested */
+            tested: number;
+            /** Differing */
+            differing: number;
         };
         /**
          * Suggestion
@@ -2470,6 +3449,26 @@ export interface components {
             control: number | null;
         };
         /**
+         * TokenOverlap
+         * @description How many tokens the lists of a unit in two runs share: the mean share |both| / |either| over the units of a layer (none: over all).
+         *
+         *     The control is that of units each beside another of its layer. `kind` is what a list is of: promotes, suppresses, fires.
+         */
+        TokenOverlap: {
+            /** Kind */
+            kind: string;
+            /** Basis */
+            basis: string;
+            /** Layer */
+            layer: number | null;
+            /** Units */
+            units: number;
+            /** Value */
+            value: number | null;
+            /** Control */
+            control: number | null;
+        };
+        /**
          * UnitColumn
          * @description A statistic of all units by place; NaN where a unit has none. Without a site the largest over its sites.
          */
@@ -2490,6 +3489,18 @@ export interface components {
             values: string;
             /** Problems */
             problems: components["schemas"]["Problem"][];
+        };
+        /**
+         * UnitGroup
+         * @description Units that follow each other: their addresses are `prefix` and a number.
+         */
+        UnitGroup: {
+            /** Prefix */
+            prefix: string;
+            /** Layer */
+            layer: number | null;
+            /** Count */
+            count: number;
         };
         /**
          * UnitLabel
@@ -2556,6 +3567,19 @@ export interface components {
             problems: components["schemas"]["Problem"][];
         };
         /**
+         * UnitPlaces
+         * @description The places of units, in address order: whole numbers of 32 bits.
+         */
+        UnitPlaces: {
+            /** Total */
+            total: number;
+            /**
+             * Places
+             * @description numbers in little-endian order as base64: float32 where not said otherwise
+             */
+            places: string;
+        };
+        /**
          * UnitRow
          * @description A line of the unit browser.
          */
@@ -2587,6 +3611,38 @@ export interface components {
             rows: components["schemas"]["UnitRow"][];
             search?: components["schemas"]["Suggestions"] | null;
             pattern?: components["schemas"]["Pattern"] | null;
+            phrase?: components["schemas"]["Phrase"] | null;
+            meaning?: components["schemas"]["Meaning"] | null;
+        };
+        /**
+         * VectorChanged
+         * @description A vector and how far it moved, over its length; `unit` is its page in the atlas that is looked at. The score tells what the change says of words.
+         */
+        VectorChanged: {
+            /** Vector */
+            vector: string;
+            /** Unit */
+            unit: string | null;
+            /** Group */
+            group: string;
+            /** Layer */
+            layer: number | null;
+            /** Moved */
+            moved: number | null;
+            /** Cosine */
+            cosine: number | null;
+            /** Promoted */
+            promoted: string[];
+            /** Demoted */
+            demoted: string[];
+            /** Score */
+            score: number | null;
+            /** Control */
+            control: number | null;
+            /** Control Kind */
+            control_kind: string | null;
+            /** Q */
+            q: number | null;
         };
         /**
          * WritingAsked

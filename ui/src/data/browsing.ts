@@ -34,10 +34,12 @@ export async function findTokens(word: string): Promise<Search> {
   return { tokens, near: near.slice(0, NEAR).map(({ token, text }) => ({ token, text })) };
 }
 
-// What a server alone can tell: labels, and what survives its control, are on the units' own pages in an export.
+// What a server alone can tell: meanings and phrases; labels, and what survives its control, are on the units' own pages in an export.
 function refuse(query: Query): void {
   const instead = "take the filter away, or open the atlas itself with `microtome open`";
   if (query.label?.trim()) throw problem("label", "a static copy has the labels of units on their pages, not in its browser", instead);
+  if (query.meaning?.trim()) throw problem("meaning", "a static copy cannot tell what units are about", instead);
+  if (query.phrase?.trim()) throw problem("phrase", "a static copy cannot look for phrases in the text", instead);
   if (query.clear && query.clear !== "any") throw problem("clear", "a static copy does not say in its browser what survives a control", instead);
 }
 
@@ -88,7 +90,8 @@ export async function units(mine: Mine, query: Query): Promise<Answer<"units">> 
   const columns = index.stats.flatMap((name) => named.find((column) => column.name === name) ?? []);
   const search = query.token?.trim() ? await findTokens(query.token) : null;
   const fit = query.pattern ? fitting(await shard<string[]>("vocabulary"), query.pattern) : null;
-  const told = search ? await matching(mine, search.tokens, query.match ?? "any", places) : null;
+  const exact = query.exact ?? null;
+  const told = search ? await matching(mine, search.tokens.filter((each) => exact === null || each.token === exact), query.match ?? "any", places) : null;
   const firing = fit ? await matching(mine, fit, "fires", places) : null;
   const found = both(told, firing);
   const column = async (name: string) => (await mine<{ values: (number | null)[] }>(`columns/${index.stats.indexOf(name)}`)).values;

@@ -1,6 +1,6 @@
 // The atlas behind `microtome open`: JSON over /api.
 
-import { isProblem, problem, type Answer, type Atlas, type Made, type Path, type Source } from "./source";
+import { isProblem, problem, type Answer, type Atlas, type Made, type Path, type Problem, type Source } from "./source";
 
 async function ask(path: string, options: RequestInit): Promise<unknown> {
   let response: Response;
@@ -14,11 +14,14 @@ async function ask(path: string, options: RequestInit): Promise<unknown> {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw problem("The server does not answer", "it was stopped, or the connection to it broke", "start `microtome open` again and reload");
   }
-  if (isProblem(body)) throw body;
-  if (response.status === 422) {
-    throw problem("This address", "a part of it has a value that is not possible", "start from the unit browser");
-  }
-  throw problem("The server", `it answered ${response.status}`, "look at its log and reload");
+  throw failed(response.status, body);
+}
+
+// What is wrong where the answer is no record.
+export function failed(status: number, body: unknown): Problem {
+  if (isProblem(body)) return body;
+  if (status === 422) return problem("This address", "a part of it has a value that is not possible", "start from the unit browser");
+  return problem("The server", `it answered ${status}`, "look at its log and reload");
 }
 
 // A query string; what is empty is left to the server's default.
@@ -39,6 +42,7 @@ export function serverSource(): Atlas {
       (await ask(`${path}${queried({ run })}`, {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: signal ?? null,
       })) as Made<P>,
+    link: (path, parameters) => `api/${path}${queried({ ...parameters, run })}`,
   });
   return { kind: "server", of, progress: () => of("").get("progress", {}) };
 }

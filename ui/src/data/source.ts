@@ -2,6 +2,7 @@
 // what the server says of itself (src/api/schema.d.ts); or it throws a Problem. Nothing else of the page fetches anything.
 
 import type { components, paths } from "../api/schema";
+import { framedSource } from "./framed";
 import { serverSource } from "./server";
 import { staticSource } from "./static";
 
@@ -29,6 +30,8 @@ export interface Source {
   readonly kind: "server" | "static";
   get<P extends Path>(path: P, parameters: Parameters<P>, signal?: AbortSignal): Promise<Answer<P>>;
   post<P extends Path>(path: P, body: Body<P>, signal?: AbortSignal): Promise<Made<P>>;
+  // where the answer can be read by itself, if it can
+  link<P extends Path>(path: P, parameters: Parameters<P>): string | null;
 }
 
 export interface Atlas {
@@ -41,6 +44,7 @@ export interface Atlas {
 
 export function openAtlas(): Atlas {
   const meta = document.querySelector<HTMLMetaElement>('meta[name="microtome-source"]');
+  if (meta?.content === "framed") return framedSource();
   return meta?.content === "static" ? staticSource() : serverSource();
 }
 

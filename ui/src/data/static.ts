@@ -36,6 +36,7 @@ export function staticSource(): Atlas {
       return special ? special(mine, parameters, run) : mine<Answer<P>>(file(path, parameters));
     },
     post: () => Promise.reject(unanswered()),
+    link: () => null,
   });
   return { kind: "static", of, progress: () => Promise.resolve(null) };
 }

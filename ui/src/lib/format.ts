@@ -26,6 +26,9 @@ export function number(value: Numeric, digits = 3): string {
 export const brief = (value: Numeric, digits = 3): string =>
   number(value, digits).replace(/(\.\d*?)0+(?=e|$)/, "$1").replace(/\.(?=e|$)/, "");
 
+// With as many decimals everywhere: for a column of numbers that are about 1.
+export const fixed = (value: Numeric, decimals = 2): string => (known(value) ? value.toFixed(decimals).replace(/^-(?=0(\.0*)?$)/, "").replace("-", MINUS) : NONE);
+
 // A number beside a line of an axis.
 export const tick = (value: number): string =>
   Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3)

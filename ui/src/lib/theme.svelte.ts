@@ -18,6 +18,8 @@ class Theme {
   choice = $state<Choice>(kept());
   // counted up whenever colours change: what is drawn on a canvas reads it to be drawn anew
   version = $state(0);
+  // the theme of what the page stands in, where that has one: it is followed as the system is
+  #around: "light" | "dark" | "" = "";
 
   constructor() {
     this.#apply();
@@ -35,9 +37,16 @@ class Theme {
     this.version += 1;
   }
 
+  follow(around: "light" | "dark" | ""): void {
+    this.#around = around;
+    this.#apply();
+    this.version += 1;
+  }
+
   #apply(): void {
-    if (this.choice === "system") delete document.documentElement.dataset["theme"];
-    else document.documentElement.dataset["theme"] = this.choice;
+    const now = this.choice === "system" ? this.#around : this.choice;
+    if (now) document.documentElement.dataset["theme"] = now;
+    else delete document.documentElement.dataset["theme"];
   }
 }
 

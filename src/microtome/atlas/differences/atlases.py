@@ -13,9 +13,10 @@ from microtome.core import Refusal
 from microtome.numerics import benjamini_hochberg
 from microtome.store import RunCard
 
-__all__ = ["AtlasDifference", "compare_atlases"]
+__all__ = ["LARGEST_Q", "AtlasDifference", "compare_atlases", "compare_statistics"]
 
-_LARGEST_Q: Final = 0.05
+LARGEST_Q: Final = 0.05
+"""A statistic with q at most this differs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ order by stat, site, unit
 """Statistics of both atlases."""
 _COUNTED: Final = "select count(*) from joined group by stat, site order by stat, site"
 _RANKED: Final = f"""
-select * exclude (place) from tested order by coalesce(q <= {_LARGEST_Q}, false) desc, abs(effect) desc nulls last, place
+select * exclude (place) from tested order by coalesce(q <= {LARGEST_Q}, false) desc, abs(effect) desc nulls last, place
 """
 
 
@@ -73,19 +74,34 @@ def compare_atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifferen
         atlas.sql("select unit, stat, site, value, lo, hi from unit_stats where run = ? and isfinite(value)", [name])
         for atlas, (name, _) in zip((base, tuned), cards, strict=True)
     ]
+    tested = compare_statistics(*tables)
     with duckdb.connect() as connection:
-        connection.register("base", tables[0])
-        connection.register("tuned", tables[1])
-        joined = connection.sql(_JOINED).to_arrow_table()
-        connection.register("joined", joined)
-        counts = [count for (count,) in connection.sql(_COUNTED).fetchall()]
-        connection.register("tested", _tested(joined, counts))
+        connection.register("tested", tested.append_column("place", pa.array(torch.arange(len(tested)).numpy())))
         rows = connection.sql(_RANKED).to_arrow_table()
     texts = [(card.corpus or {}).get("fingerprint") for _, card in cards]
     return AtlasDifference(
         str(base.path), str(tuned.path), rows, rows.num_rows,
         tables[0].num_rows - rows.num_rows, tables[1].num_rows - rows.num_rows, None in texts or texts[0] == texts[1],
     )  # fmt: skip
+
+
+def compare_statistics(base: pa.Table, tuned: pa.Table) -> pa.Table:
+    """Statistics that are in both: unit, stat, site, base, tuned, difference, effect, z, q, in order of stat, site and unit.
+
+    Both have a row for each unit, stat and site, with value, lo and hi; a unit is an address, or any number that stands for it. q is over
+    the units of each statistic at a site, by a normal distribution; statistics without an interval have none.
+    """
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.register("base", base)
+        connection.register("tuned", tuned)
+        joined = connection.sql(_JOINED).to_arrow_table()
+        connection.register("joined", joined)
+        counts = [count for (count,) in connection.sql(_COUNTED).fetchall()]
+    p = torch.special.erfc(torch.tensor(joined["z"].to_numpy()).abs() / 2**0.5)
+    q = torch.cat([benjamini_hochberg(part) for part in p.split(counts)]) if counts else p
+    return joined.append_column("q", pa.array(q.numpy(), pa.float64(), from_pandas=True))
 
 
 def _card(atlas: Atlas, run: str | None) -> tuple[str, RunCard]:
@@ -115,16 +131,3 @@ def _empty(runs: Mapping[str, RunCard]) -> str:
         return f"run {begun[0]} is not built yet"
     names = " and ".join(runs)
     return f"run {names} says how two models differ" if len(runs) == 1 else f"runs {names} say how two models differ"
-
-
-def _tested(rows: pa.Table, counts: list[int]) -> pa.Table:
-    """With q over the units of each statistic at a site, by a normal distribution; statistics without an interval have none.
-
-    `counts` has how many rows there are of each, which come one after the other; `place` is where a row was.
-    """
-    z = torch.tensor(rows["z"].to_numpy())
-    p = torch.special.erfc(z.abs() / 2**0.5)
-    q = torch.cat([benjamini_hochberg(part) for part in p.split(counts)]) if counts else p
-    return rows.append_column("q", pa.array(q.numpy(), pa.float64(), from_pandas=True)).append_column(
-        "place", pa.array(torch.arange(len(q)).numpy())
-    )

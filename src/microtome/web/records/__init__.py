@@ -3,6 +3,33 @@
 A module for each page. Making the records belongs beside their queries: `summary`, `browse`, `unit`, `geometry` and others.
 """
 
+from microtome.web.records.compare import Agreement as Agreement
+from microtome.web.records.compare import Aligned as Aligned
+from microtome.web.records.compare import AlignedUnit as AlignedUnit
+from microtome.web.records.compare import BesideFact as BesideFact
+from microtome.web.records.compare import BesideMeasure as BesideMeasure
+from microtome.web.records.compare import BesideRow as BesideRow
+from microtome.web.records.compare import BesideUnit as BesideUnit
+from microtome.web.records.compare import BlockChanged as BlockChanged
+from microtome.web.records.compare import ChangedBlock as ChangedBlock
+from microtome.web.records.compare import Changes as Changes
+from microtome.web.records.compare import ComparedDictionary as ComparedDictionary
+from microtome.web.records.compare import ComparedRuns as ComparedRuns
+from microtome.web.records.compare import ComparedUnits as ComparedUnits
+from microtome.web.records.compare import ComparedWords as ComparedWords
+from microtome.web.records.compare import DictionaryMatch as DictionaryMatch
+from microtome.web.records.compare import DictionaryNumber as DictionaryNumber
+from microtome.web.records.compare import Differences as Differences
+from microtome.web.records.compare import LabelAgreement as LabelAgreement
+from microtome.web.records.compare import Pairs as Pairs
+from microtome.web.records.compare import Said as Said
+from microtome.web.records.compare import SideCard as SideCard
+from microtome.web.records.compare import Sides as Sides
+from microtome.web.records.compare import SideUnits as SideUnits
+from microtome.web.records.compare import StatAgreement as StatAgreement
+from microtome.web.records.compare import TokenOverlap as TokenOverlap
+from microtome.web.records.compare import UnitGroup as UnitGroup
+from microtome.web.records.compare import VectorChanged as VectorChanged
 from microtome.web.records.findings import Finding as Finding
 from microtome.web.records.geometry import Alignment as Alignment
 from microtome.web.records.geometry import Block as Block
@@ -72,9 +99,12 @@ from microtome.web.records.unit import Token as Token
 from microtome.web.records.unit import UnitLabel as UnitLabel
 from microtome.web.records.unit import UnitPage as UnitPage
 from microtome.web.records.units import Match as Match
+from microtome.web.records.units import Meaning as Meaning
 from microtome.web.records.units import Pattern as Pattern
+from microtome.web.records.units import Phrase as Phrase
 from microtome.web.records.units import Suggestion as Suggestion
 from microtome.web.records.units import Suggestions as Suggestions
+from microtome.web.records.units import UnitPlaces as UnitPlaces
 from microtome.web.records.units import UnitRow as UnitRow
 from microtome.web.records.units import Units as Units
 from microtome.web.records.values import BasisCard as BasisCard

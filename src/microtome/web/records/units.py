@@ -2,18 +2,25 @@
 
 from pydantic import BaseModel
 
-from microtome.web.records.values import Column, Number
+from microtome.web.records.values import Column, Number, Packed
 
-__all__ = ["Match", "Pattern", "Suggestion", "Suggestions", "UnitRow", "Units"]
+__all__ = ["Match", "Meaning", "Pattern", "Phrase", "Suggestion", "Suggestions", "UnitPlaces", "UnitRow", "Units"]
 
 
 class Match(BaseModel):
-    """Where a searched token occurs at a unit: best rank among the tokens it writes, and how many of its top contexts."""
+    """How a unit has to do with what is searched: best rank of the token among those it writes, and how many of its `of` top contexts are at it.
+
+    `phrase` is how many of them are inside the phrase; `reads` and `writes` are cosines of the meaning of its contexts, and of the tokens it
+    promotes, with what is searched.
+    """
 
     promotes: int | None
     suppresses: int | None
     fires: int | None
     of: int | None
+    phrase: int | None = None
+    reads: Number = None
+    writes: Number = None
 
 
 class UnitRow(BaseModel):
@@ -48,6 +55,26 @@ class Pattern(BaseModel):
     some: list[Suggestion]
 
 
+class Phrase(BaseModel):
+    """A phrase, in how many places the run's text has it, and whether no more were looked for."""
+
+    text: str
+    places: int
+    cut: bool
+
+
+class Meaning(BaseModel):
+    """What is searched by meaning: its words that are tokens and those that are not, and the tokens nearest to it.
+
+    `controls` are the cosines that one in a hundred reaches by chance, of the contexts that units fire on and the tokens that they promote.
+    """
+
+    words: list[str]
+    unknown: list[str]
+    near: list[Suggestion]
+    controls: dict[str, Number]
+
+
 class Units(BaseModel):
     """A page of the unit browser."""
 
@@ -57,3 +84,12 @@ class Units(BaseModel):
     rows: list[UnitRow]
     search: Suggestions | None = None
     pattern: Pattern | None = None
+    phrase: Phrase | None = None
+    meaning: Meaning | None = None
+
+
+class UnitPlaces(BaseModel):
+    """The places of units, in address order: whole numbers of 32 bits."""
+
+    total: int
+    places: Packed

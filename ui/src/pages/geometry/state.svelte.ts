@@ -1,6 +1,6 @@
 // What is chosen on the page: it is in the address, and changes there without asking for the page anew.
 
-import { amend, go } from "../../router";
+import { amend, enter, go } from "../../router";
 
 export class Chosen {
   #read = $state.raw(new URLSearchParams());
@@ -25,6 +25,12 @@ export class Chosen {
   set(changes: Record<string, string>): void {
     this.#changed = { ...this.#changed, ...changes };
     amend(changes);
+  }
+
+  // The same as a step that Back undoes.
+  enter(changes: Record<string, string>): void {
+    this.#changed = { ...this.#changed, ...changes };
+    enter(changes);
   }
 }
 

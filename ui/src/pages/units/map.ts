@@ -4,6 +4,7 @@ import type { Records, Source } from "../../data/source";
 import { known } from "../../lib/format";
 import type { Colouring } from "../../lib/scatter_colours";
 import { codes, floats, wholes } from "./packed";
+import { asked, narrowed, type State } from "./state";
 
 type Maps = Records["Maps"];
 type Layout = Records["Layout"];
@@ -33,20 +34,37 @@ export interface Plan {
 // Labels with a colour of their own; all others are one.
 const OWN = 7;
 
-export async function planned(source: Source, summary: Records["Summary"], parameters: URLSearchParams, signal: AbortSignal): Promise<Plan> {
+export async function planned(source: Source, summary: Records["Summary"], state: State, signal: AbortSignal): Promise<Plan> {
   const maps = await source.get("maps", {}, signal);
-  const basis = parameters.get("basis");
+  const { basis } = state;
   const layout =
-    maps.layouts.find((each) => each.layout === parameters.get("layout")) ?? maps.layouts.find((each) => each.basis === basis) ?? maps.layouts[0] ?? null;
+    maps.layouts.find((each) => each.layout === state.layout) ?? maps.layouts.find((each) => each.basis === basis) ?? maps.layouts[0] ?? null;
   const none = { maps, layout, choices: [], chosen: "", place: new Int32Array(), x: new Float32Array(), y: new Float32Array(), paint: null };
   if (!layout) return { ...none, problems: maps.problems };
   const choices = colours(maps, layout, summary);
-  const wanted = parameters.get("colour") ?? "";
-  const chosen = choices.some(([value]) => value === wanted) ? wanted : (choices[0]?.[0] ?? "");
+  const chosen = choices.some(([value]) => value === state.colour) ? state.colour : (choices[0]?.[0] ?? "");
   const page = await source.get("map", { layout: layout.layout }, signal);
   const place = wholes(page.place);
-  const { paint, problems } = await painted(source, summary, layout, chosen, place, signal);
+  const [{ paint: every, problems }, fitting] = await Promise.all([
+    painted(source, summary, layout, chosen, place, signal),
+    narrowed(state) ? source.get("places", { ...asked(state), basis: layout.basis }, signal) : null,
+  ]);
+  const paint = fitting ? only(every, new Set(wholes(fitting.places)), place) : every;
   return { maps, layout, choices, chosen, place, x: floats(page.x), y: floats(page.y), paint, problems: [...maps.problems, ...page.problems, ...problems] };
+}
+
+// Of the points those of the units that fit the filters.
+function only(paint: Paint, fitting: ReadonlySet<number>, place: Int32Array): Paint {
+  const kept = Uint32Array.from(Array.from(paint.shown.keys()).filter((n) => fitting.has(place[paint.shown[n]!]!)));
+  const shown = kept.map((n) => paint.shown[n]!);
+  const { colouring } = paint;
+  const pick = (): Colouring | undefined => {
+    if (!colouring) return undefined;
+    if (colouring.kind === "categories") return { ...colouring, of: Uint8Array.from(kept, (n) => colouring.of[n]!) };
+    return { ...colouring, of: Float32Array.from(kept, (n) => colouring.of[n]!) };
+  };
+  const note = `${shown.length.toLocaleString("en-US")} of ${place.length.toLocaleString("en-US")} units fit the filters; the others are left out.`;
+  return { ...paint, shown, colouring: pick(), note: [paint.note, note].filter(Boolean).join(" ") };
 }
 
 function colours(maps: Maps, layout: Layout, summary: Records["Summary"]): [string, string][] {

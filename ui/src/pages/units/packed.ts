@@ -9,4 +9,5 @@ function bytes(text: string): Uint8Array<ArrayBuffer> {
 
 export const floats = (text: string): Float32Array => new Float32Array(bytes(text).buffer);
 export const wholes = (text: string): Int32Array => new Int32Array(bytes(text).buffer);
+export const shorts = (text: string): Uint16Array => new Uint16Array(bytes(text).buffer);
 export const codes = (text: string): Int8Array => new Int8Array(bytes(text).buffer);

@@ -16,19 +16,31 @@ export interface State {
   basis: string;
   layer: string;
   token: string;
+  // of the tokens that spell the word the one that is meant
+  exact: string;
   match: Match;
   label: string;
   least: string;
   most: string;
   clear: Clear;
   pattern: string;
+  phrase: string;
+  meaning: string;
   sort: string;
   order: "down" | "up";
   page: number;
+  // a map of those units instead of a list, which one, and what it is coloured by
+  view: "list" | "map";
+  layout: string;
+  colour: string;
 }
 
 // What is asked of the units beyond basis, layer and word, and how it is taken away.
-export const FURTHER = ["label", "least", "most", "clear", "pattern"] as const;
+export const FURTHER = ["meaning", "phrase", "label", "least", "most", "clear", "pattern"] as const;
+
+// What units are found by, and how well they fit it.
+export const searched = (state: { token: string; pattern: string; phrase: string; meaning: string }): boolean =>
+  [state.token, state.pattern, state.phrase, state.meaning].some((text) => text !== "");
 
 const numeric = (text: string | null): string => (text !== null && text.trim() !== "" && Number.isFinite(Number(text)) ? text.trim() : "");
 
@@ -36,18 +48,22 @@ export function stateOf(bases: readonly Records["BasisCard"][], parameters: URLS
   const wanted = parameters.get("basis");
   const card = bases.find((each) => each.basis === wanted) ?? bases.find((each) => each.basis === "neurons") ?? bases[0]!;
   const token = parameters.get("token") ?? "";
-  const pattern = parameters.get("pattern") ?? "";
+  const text = (name: string) => (parameters.get(name) ?? "").trim();
+  const [pattern, phrase, meaning] = [parameters.get("pattern") ?? "", text("phrase"), text("meaning")];
+  const found = searched({ token, pattern, phrase, meaning });
+  const exact = numeric(parameters.get("exact"));
   const names = card.columns.map((column) => column.name);
-  const usual = token ? "match" : (FIRST_SORT.find((name) => names.includes(name)) ?? "unit");
+  const usual = token || phrase || meaning ? "match" : (FIRST_SORT.find((name) => names.includes(name)) ?? "unit");
   const asked = parameters.get("sort") ?? "";
-  const sort = ["unit", ...(token || pattern ? ["match"] : []), ...names].includes(asked) ? asked : usual;
+  const sort = ["unit", ...(found ? ["match"] : []), ...names].includes(asked) ? asked : usual;
   const layer = parameters.get("layer") ?? "";
   const match = parameters.get("match") ?? "";
   const clear = parameters.get("clear") ?? "";
   // bounds are of the statistic that units are sorted by
   const bound = (name: string) => (names.includes(sort) ? numeric(parameters.get(name)) : "");
   return {
-    basis: card.basis, token, sort, pattern,
+    basis: card.basis, token, sort, pattern, phrase, meaning,
+    exact: token && /^\d+$/.test(exact) ? exact : "",
     layer: layer !== "" && card.layers.includes(Number(layer)) ? layer : "",
     order: parameters.get("order") === "up" ? "up" : "down",
     match: match in MATCHES ? (match as Match) : "any",
@@ -55,26 +71,30 @@ export function stateOf(bases: readonly Records["BasisCard"][], parameters: URLS
     least: bound("least"), most: bound("most"),
     clear: clear in CLEAR ? (clear as Clear) : "any",
     page: Math.max(0, Number.parseInt(parameters.get("page") ?? "1", 10) - 1 || 0),
+    view: parameters.get("view") === "map" ? "map" : "list", layout: text("layout"), colour: text("colour"),
   };
 }
 
 // What to ask for.
-export function asked({ page, layer, least, most, ...state }: State): Parameters<"units"> {
+export function asked(state: State): Parameters<"units"> {
   const value = (text: string) => (text === "" ? null : Number(text));
-  return { ...state, layer: value(layer), least: value(least), most: value(most), offset: page * PAGE, limit: PAGE };
+  const { basis, token, match, label, clear, pattern, phrase, meaning, sort, order, page } = state;
+  const numbers = { layer: value(state.layer), least: value(state.least), most: value(state.most), exact: value(state.exact) };
+  return { basis, token, match, label, clear, pattern, phrase, meaning, sort, order, ...numbers, offset: page * PAGE, limit: PAGE };
 }
+
+// Whether any but all units of a basis are asked for.
+export const narrowed = (state: State): boolean => state.layer !== "" || state.token !== "" || FURTHER.some((name) => state[name] !== "" && state[name] !== "any");
 
 // The parameters of the browser with something changed; from its first page unless told otherwise.
 function changed(state: State, change: Partial<Record<keyof State, Value>>): Record<string, Value> {
   const next = { ...state, page: 0, ...change };
   return {
-    basis: next.basis, layer: next.layer, token: next.token, match: next.match === "any" ? "" : next.match, label: next.label,
+    basis: next.basis, layer: next.layer, token: next.token, exact: next.exact, phrase: next.phrase, meaning: next.meaning, match: next.match === "any" ? "" : next.match, label: next.label,
     least: next.least, most: next.most, clear: next.clear === "any" ? "" : next.clear, pattern: next.pattern, sort: next.sort,
     order: next.order === "up" ? "up" : "", page: next.page ? Number(next.page) + 1 : "",
+    ...(next.view === "map" ? { view: "map", layout: next.layout, colour: next.colour } : {}),
   };
 }
 
 export const link = (state: State, change: Partial<Record<keyof State, Value>> = {}): string => href("units", "", changed(state, change));
-
-// The same filters with the map open.
-export const mapLink = (state: State): string => href("units", "", { view: "map", ...changed(state, { page: state.page }) });

@@ -14,6 +14,8 @@ export interface Column {
 
 export interface Asked {
   word: string;
+  // of the tokens that spell it the one that is meant; all where there is none
+  exact: number | null;
   tokens: Records["Suggestions"] | null;
   columns: Column[];
   heads: Answer<"heads">;
@@ -21,19 +23,20 @@ export interface Asked {
 
 const ORDER = ["neurons", "heads", "factors"];
 
-export async function ask(source: Source, summary: Records["Summary"], word: string, signal: AbortSignal): Promise<Asked> {
+export async function ask(source: Source, summary: Records["Summary"], word: string, chosen: string, signal: AbortSignal): Promise<Asked> {
   const rank = (basis: string) => (ORDER.indexOf(basis) + ORDER.length + 1) % (ORDER.length + 1);
   const cards = [...summary.bases].sort((a, b) => rank(a.basis) - rank(b.basis));
   const [heads, tokens] = await Promise.all([source.get("heads", {}, signal), word ? source.get("tokens", { word }, signal) : null]);
-  if (!tokens?.tokens.length) return { word, tokens, columns: [], heads };
+  const exact = tokens?.tokens.find((each) => String(each.token) === chosen)?.token ?? null;
+  if (!tokens?.tokens.length) return { word, exact, tokens, columns: [], heads };
   const columns = await Promise.all(
     cards.map(async (card): Promise<Column> => {
-      const one = (match: Does) => source.get("units", { basis: card.basis, token: word, match, sort: "match", limit: SHOWN }, signal);
+      const one = (match: Does) => source.get("units", { basis: card.basis, token: word, exact, match, sort: "match", limit: SHOWN }, signal);
       const [promotes, suppresses, fires] = await Promise.all([one("promotes"), one("suppresses"), one("fires")]);
       return { card, found: { promotes, suppresses, fires } };
     }),
   );
-  return { word, tokens, columns, heads };
+  return { word, exact, tokens, columns, heads };
 }
 
 export interface HeadPair {

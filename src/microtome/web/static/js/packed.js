@@ -1,0 +1,1 @@
+function r(t){const e=atob(t),s=new Uint8Array(e.length);for(let n=0;n<e.length;n+=1)s[n]=e.charCodeAt(n);return s}const o=t=>new Float32Array(r(t).buffer),a=t=>new Int32Array(r(t).buffer),f=t=>new Uint16Array(r(t).buffer),c=t=>new Int8Array(r(t).buffer);export{c,o as f,f as s,a as w};
