@@ -235,6 +235,9 @@ BUNDLED. Their licence texts are in the package, too
 (`web/static/licences.txt`), and in every export. Panels of notebooks show the same page (`notebook/static/licences.txt`); anywidget (MIT), which
 draws them, is installed with the extra `notebook` and is not part of the package.
 
+`make test-real` also takes axe-core by Deque (MPL-2.0), a script that looks for what keeps people from using a page and runs in the browser of the
+tests, from the package `axe-playwright-python` 0.1.4 (MIT).
+
 The Python packages that are installed are listed in `requirements/run.txt` and `requirements/dev.txt`; each carries its own licence.
 """
     bundle = (ROOT / "src" / "microtome" / "web" / "static" / "licences.txt").read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ from microtome.model import load
 
 __all__ = ["build_demo", "demo_model", "speeches"]
 
-_SPEECHES = 16
-"""Together about 150,000 tokens of SmolLM2."""
+_SPEECHES = 12
+"""Together about 118,000 tokens of SmolLM2."""
 
 
 def speeches(folder: Path, count: int = _SPEECHES) -> list[Document]:
