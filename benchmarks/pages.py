@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.pages [--units N] [--rounds N]
 The bound is that of the explorer: 95 of 100 answers about a unit or a list of units in less than 100 ms on an idle machine. A map or a
-column of all units is sent once, and is megabytes. The first answer of all builds the index (`index_s`).
+column of all units is sent once, and is megabytes. The first answer of all builds the index (`index_s`), and the
+first search by meaning reads the vectors of units (`meanings_s`).
 """
 
 import argparse
@@ -45,6 +46,10 @@ def _questions(view: View, generator: np.random.Generator, width: int) -> Iterat
         "units by word": Query(token=word, sort="match"),
         "units by pattern": Query(pattern=rf"{word[1:3]}\d?$", sort="match"),
         "units by label": Query(label=str(generator.choice([*KINDS, word]))),
+        "units by meaning": Query(meaning=word, sort="match"),
+        "units by phrase": Query(
+            phrase=" ".join("".join(map(chr, generator.integers(97, 123, 2))) for _ in range(2)), sort="match"
+        ),
         "units within bounds": Query(sort="token_share_top", least=low, most=low + 0.3, clear="yes"),
     }
     yield "unit", lambda: page(view, unit)
@@ -68,6 +73,7 @@ def main() -> None:
         first = {
             "index_s": _seconds(lambda: (bases(view), told(view))),
             "overview_s": _seconds(lambda: (overview(view), maps(view))),
+            "meanings_s": _seconds(lambda: units(view, Query(meaning="w1"))),
         }
         generator = np.random.default_rng(1)
         times: dict[str, list[float]] = {}

@@ -24,10 +24,12 @@ _TABLES: Final = {
     "vocabulary": "SELECT n::INTEGER AS token, ' w' || n AS text FROM range($vocabulary) t(n)",
     "windows": 'SELECT \'main\' AS run, n AS "window", n // 50 AS document, 0::BIGINT AS start, '
     "[least(floor(exp(random() * ln($vocabulary))), $vocabulary - 1)::INTEGER FOR j IN range($tokens)] AS ids, "
-    "[3::UTINYINT FOR j IN range($tokens)] AS roles, [(3 * j)::INTEGER FOR j IN range($tokens)] AS char_start, "
-    "[(3 * j + 3)::INTEGER FOR j IN range($tokens)] AS char_end FROM range($windows) t(n)",
+    "[3::UTINYINT FOR j IN range($tokens)] AS roles, [(3 * (j + $tokens * (n % 50)))::INTEGER FOR j IN range($tokens)] AS char_start, "
+    "[(3 * (j + $tokens * (n % 50)) + 3)::INTEGER FOR j IN range($tokens)] AS char_end FROM range($windows) t(n)",
     "documents": "SELECT 'main' AS run, n AS document, 'document ' || n AS name, NULL::VARCHAR AS label, 'discover' AS half, NULL::BIGINT AS same_as, "
-    "3200::BIGINT AS tokens, 50::BIGINT AS windows, 'used' AS status, NULL::VARCHAR AS reason, NULL::VARCHAR AS text FROM range($windows // 50) t(n)",
+    "3200::BIGINT AS tokens, 50::BIGINT AS windows, 'used' AS status, NULL::VARCHAR AS reason, "
+    "list_aggregate([' ' || chr(97 + floor(random() * 26)::INTEGER) || chr(97 + floor(random() * 26)::INTEGER) FOR j IN range(50 * $tokens)], "
+    "'string_agg', '') AS text FROM range($windows // 50) t(n)",
     "units": "SELECT unit, 'neurons' AS basis, NULL::VARCHAR AS name, layer, NULL::SMALLINT AS expert, \"index\" FROM u ORDER BY layer, \"index\"",
     "unit_stats": "SELECT unit, 'mlp_act.' || layer AS site, stat, random() AS value, CASE WHEN stat = 'token_share_top' THEN 0.03 END AS control, "
     "CASE WHEN stat = 'token_share_top' THEN 'draws' END AS control_kind, NULL::DOUBLE AS lo, NULL::DOUBLE AS hi, "
@@ -42,6 +44,10 @@ _TABLES: Final = {
     "'main' AS run FROM u, (SELECT unnest($kinds) AS kind) WHERE random() < 0.4 ORDER BY 1, 3",
     "links": "SELECT unit, 'neurons.' || floor(random() * $layers)::INTEGER || '/' || floor(random() * $width)::INTEGER AS other, 'writes alike' AS kind, "
     "random()::FLOAT AS score, 0.1::FLOAT AS control FROM u, range(4) r(rank) ORDER BY 1, 2",
+    "token_meanings": "SELECT n::INTEGER AS token, [floor(random() * 255 - 127)::TINYINT FOR j IN range(96)]::TINYINT[96] AS vector FROM range($vocabulary) t(n)",
+    "unit_meanings": "SELECT 'main' AS run, unit, e.\"end\" AS \"end\", 0::SMALLINT AS draw, [floor(random() * 255 - 127)::TINYINT FOR j IN range(96)]::TINYINT[96] AS vector "
+    "FROM u, (SELECT unnest(['top', '+']) AS \"end\") e UNION ALL SELECT 'main', '', e.\"end\", n::SMALLINT, [floor(random() * 255 - 127)::TINYINT FOR j IN range(96)]::TINYINT[96] "
+    "FROM range(1, 257) t(n), (SELECT unnest(['top', '+']) AS \"end\") e",
     "unit_places": "SELECT unit, 'plane' AS layout, random()::FLOAT AS x, random()::FLOAT AS y FROM u ORDER BY 1",
 }  # fmt: skip
 

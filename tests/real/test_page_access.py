@@ -32,10 +32,15 @@ PLANTED = {
     "problem": "#/unit/neurons.99/9",
 }
 BUILT = {
-    "text": "#/text?text=The+river+holds+the+stone.",
-    "compare": "#/compare?run=rivers&with=markets",
-    "empty": "#/geometry?run=bare",
+    "lens": ("#/text?text=The+river+holds+the+stone.", "[data-text]"),
+    "active": ("#/text?text=The+river+holds+the+stone.&view=units", "[data-text]"),
+    "parts": ("#/text?text=The+river+holds+the+stone.&view=parts", "[data-parts]"),
+    "attention": ("#/text?text=The+river+holds+the+stone.&view=attention", "[data-text]"),
+    "edits": ("#/text?text=The+river+holds+the+stone.&view=edits&edits=heads.0%2F1*off", "[data-edited]"),
+    "compare": ("#/compare?run=rivers&with=markets", "#content .panel"),
+    "empty": ("#/geometry?run=bare", "h1"),
 }
+"""Addresses, and what is there when they have settled."""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +55,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def _faults(browser: Browser, address: str) -> dict[tuple[int, str], object]:
+def _faults(browser: Browser, address: str, settled: str = "h1") -> dict[tuple[int, str], object]:
     found = {}
     for width, dark in ((1280, False), (1280, True), (390, False)):
         browser.look(width, dark=dark)
         browser.open(address)
-        browser.until("!document.querySelector('[aria-busy=true]')")
+        browser.until(f"!document.querySelector('[aria-busy=true]') && document.querySelector('{settled}')", 60)
         found[width, "dark" if dark else "light"] = faults(browser)
     return {where: each for where, each in found.items() if each}
 
@@ -67,7 +72,8 @@ def test_nothing_serious_is_wrong_with_a_page(chromium: Browser, server: str, vi
 
 @pytest.mark.parametrize("view", BUILT)
 def test_nothing_serious_is_wrong_with_a_page_that_needs_runs_or_a_model(chromium: Browser, built: str, view: str) -> None:
-    assert _faults(chromium, built + BUILT[view]) == {}
+    address, settled = BUILT[view]
+    assert _faults(chromium, built + address, settled) == {}
 
 
 def test_axe_finds_what_is_wrong(chromium: Browser, server: str) -> None:

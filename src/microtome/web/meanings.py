@@ -79,12 +79,11 @@ def meant(view: View, words: str, kinds: Sequence[str], spelt: Sequence[tuple[st
     if not len(tokens.owners):
         why = "this atlas has no vectors of its tokens: an earlier microtome built it, or its model has no vocabulary"
         raise Refusal(f"meaning {words[:80]}", why=why, instead="run the same `microtome build` again into a new folder")
-    place = {token: row for row, token in enumerate(tokens.owners.tolist())}
     sums = np.zeros(tokens.rows.shape[1], np.float32)
     used, unknown = [], []
     for word, ids in spelt:
-        rows = [place[token] for token in ids if token in place and tokens.lengths[place[token]] > 0]
-        if not rows:
+        rows = np.flatnonzero(np.isin(tokens.owners, ids) & (tokens.lengths > 0))
+        if not len(rows):
             unknown.append(word)
             continue
         own = (tokens.rows[rows].astype(np.float32) / tokens.lengths[rows, None]).mean(0)
