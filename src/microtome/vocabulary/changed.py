@@ -276,9 +276,7 @@ def _larger(null: Sequence[Float[Tensor, "strength one"]]) -> list[Float[Tensor,
     return [each.reshape(-1, 2).amax(1, keepdim=True) for each in null]
 
 
-def _together(
-    values: Sequence[Float[Tensor, " _"]], null: Sequence[Float[Tensor, "draw one"]]
-) -> list[Float[Tensor, " _"]]:
+def _together(values: Sequence[Float[Tensor, " _"]], null: Sequence[Float[Tensor, "draw one"]]) -> list[Float[Tensor, " _"]]:
     """q-values over all sets, each measured from draws of its own."""
     if not values:
         return []
