@@ -7,7 +7,6 @@ first search by meaning reads the vectors of units (`meanings_s`).
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -83,8 +82,7 @@ def main() -> None:
     for name, taken in times.items():
         rows.append({"name": name, **{f"p{q}_ms": round(1e3 * float(np.quantile(taken, q / 100)), 1) for q in (50, 95)}})
         sys.stdout.write(f"{name:20} p50 {rows[-1]['p50_ms']:7.1f} ms  p95 {rows[-1]['p95_ms']:7.1f} ms\n")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    rows.append({"name": "first", "memory_gb": round(memory, 2), **{name: round(taken, 1) for name, taken in first.items()}})
+    rows.append({"name": "first", **{name: round(taken, 1) for name, taken in first.items()}})
     sys.stdout.write(f"{rows[-1]}\n")
     write_results(RESULTS, f"pages of {options.units} units", rows)
 
