@@ -4,18 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from microtome.atlas import Settings, build
 from microtome.atlas.diff import diff
 from microtome.atlas.differences import Comparison
 from microtome.web import export
-from tests import toys
 from tests.real.chromium import Browser, binary
 from tests.real.pages import serve, serve_folder
 from tests.unit.web.planted import HOSTILE, RUN, plant
 from tests.unit.web.planted_lenses import plant_lenses
-from tests.unit.web.planted_pairs import copied, rates, remodelled, rewritten
+from tests.unit.web.planted_pairs import copied, rates, remodelled, rewritten, tuned_models
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
 
@@ -69,14 +67,7 @@ def static(atlas: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model, and the same with unit 3 of layer 1 writing twice as much."""
-    folder = tmp_path_factory.mktemp("models")
-    base = toys.save_checkpoint(folder / "base")
-    module = toys.llama()
-    toys.decoder_tokenizer().save_pretrained(folder / "tuned")
-    with torch.no_grad():
-        module.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 3] *= 2
-    module.save_pretrained(folder / "tuned")
-    return base, folder / "tuned"
+    return tuned_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

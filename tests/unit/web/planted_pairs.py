@@ -7,13 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from fastapi.testclient import TestClient
 
 from microtome.store import TABLES, read_manifest, table_path, write_manifest, write_table
 from microtome.web import create_app
+from tests import toys
 from tests.unit.web.planted import RUN
 
-__all__ = ["asking", "copied", "rates", "remodelled", "rewritten"]
+__all__ = ["asking", "copied", "rates", "remodelled", "rewritten", "tuned_models"]
 
 
 def copied(atlas: Path, name: str) -> Path:
@@ -59,3 +61,14 @@ def asking(atlas: Path, *beside: Path) -> Callable[..., Any]:
         return answer.json()
 
     return ask
+
+
+def tuned_models(folder: Path) -> tuple[Path, Path]:
+    """A model, and the same with unit 3 of layer 1 writing twice as much."""
+    base, tuned = toys.save_checkpoint(folder / "base"), folder / "tuned"
+    module = toys.llama()
+    toys.decoder_tokenizer().save_pretrained(tuned)
+    with torch.no_grad():
+        module.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 3] *= 2
+    module.save_pretrained(tuned)
+    return base, tuned

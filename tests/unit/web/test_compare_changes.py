@@ -3,28 +3,19 @@
 from pathlib import Path
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
 
 from microtome.atlas import Settings, build
 from microtome.atlas.diff import diff
 from microtome.store import read_manifest, write_manifest
 from microtome.web import compare_changes, create_app, export
-from tests import toys
-from tests.unit.web.planted_pairs import asking
+from tests.unit.web.planted_pairs import asking, tuned_models
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model, and the same with unit 3 of layer 1 writing twice as much."""
-    folder = tmp_path_factory.mktemp("models")
-    base = toys.save_checkpoint(folder / "base")
-    module = toys.llama()
-    toys.decoder_tokenizer().save_pretrained(folder / "tuned")
-    with torch.no_grad():
-        module.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 3] *= 2
-    module.save_pretrained(folder / "tuned")
-    return base, folder / "tuned"
+    return tuned_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
