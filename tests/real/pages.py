@@ -9,9 +9,15 @@ from pathlib import Path
 
 from microtome.model import Model
 from microtome.web import create_app
-from tests.real.chromium import Browser
 
-__all__ = ["serve", "serve_folder"]
+__all__ = ["missed", "serve", "serve_folder"]
+
+_ENDED: set[str] = set()
+
+
+def missed(error: str) -> bool:
+    """Whether a page, still open, missed a server that has ended: it looks for it again every few seconds."""
+    return "net::ERR_" in error and any(address in error for address in _ENDED)
 
 
 @contextlib.contextmanager
@@ -19,11 +25,10 @@ def serve(
     atlas: Path,
     *,
     watch: bool = False,
-    browser: Browser | None = None,
     model: Path | Model | None = None,
     beside: Sequence[Path] = (),
 ) -> Iterator[str]:
-    """The address of a server of `atlas`, with others `beside` it, which compares bytes where `watch` and reads texts with `model`; a `browser` is forgiven for missing it after."""
+    """The address of a server of `atlas`, with others `beside` it, which compares bytes where `watch` and reads texts with `model`."""
     import uvicorn
 
     app = create_app(atlas, beside=beside, model=model)
@@ -34,13 +39,14 @@ def serve(
     thread.start()
     while not server.started:
         thread.join(0.02)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    _ENDED.discard(address)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        yield address
     finally:
+        _ENDED.add(address)
         server.should_exit = True
         thread.join()
-        if browser is not None:
-            browser.errors[:] = [error for error in browser.errors if "ERR_CONNECTION_REFUSED" not in error]
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

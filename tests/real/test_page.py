@@ -246,7 +246,7 @@ def test_a_build_in_progress_is_shown_and_its_results_arrive(browser: Browser, t
     (path / "progress.json").write_text(
         '{"stage": "main", "done": 30, "total": 100, "tokens_per_second": 812.4, "eta_seconds": 70}'
     )
-    with serve(path, browser=browser) as base:
+    with serve(path) as base:
         browser.open(base)
         assert "there is no atlas.json in it" in browser.js("document.querySelector('.problem').textContent")
         browser.until("document.getElementById('strip').textContent.includes('Building: main')")
@@ -261,7 +261,7 @@ def test_a_build_in_progress_is_shown_and_its_results_arrive(browser: Browser, t
 
 
 def test_an_atlas_of_the_weights_alone_says_so(browser: Browser, tmp_path: Path) -> None:
-    with serve(plant(tmp_path / "atlas", layers=2, width=16, contexts=False), browser=browser) as base:
+    with serve(plant(tmp_path / "atlas", layers=2, width=16, contexts=False)) as base:
         browser.open(base + "#/unit/neurons.1/7")
         assert "this run is of the weights alone" in browser.js("document.querySelector('.empty').textContent")
         browser.open(base + "#/findings")
@@ -274,7 +274,7 @@ def test_an_atlas_of_a_real_model_draws_everywhere(browser: Browser, smollm2: Pa
     text.write_text(sorted(speeches.glob("*.txt"))[0].read_text()[:8000])
     atlas = build(load(smollm2), text, output=tmp_path / "atlas")
     views = VIEWS | {"unit": "#/unit/neurons.24/343", "head": "#/unit/heads.10/6", "search": "#/units?token=peace"}
-    with serve(atlas.path, browser=browser) as base:
+    with serve(atlas.path) as base:
         for view, address in views.items():
             browser.look(1280)
             browser.open(base + address)

@@ -223,7 +223,7 @@ def test_a_run_that_is_not_there_is_named(browser: Browser, server: str) -> None
 
 
 def test_nothing_to_compare_says_which_commands_make_something(browser: Browser, tmp_path: Path) -> None:
-    with serve(plant(tmp_path / "alone", layers=2, width=8), browser=browser) as base:
+    with serve(plant(tmp_path / "alone", layers=2, width=8)) as base:
         browser.open(base + "#/compare")
         text = browser.js(TEXT)
         for command in (
@@ -268,7 +268,7 @@ def test_an_alignment_is_a_map_of_layers_and_a_list_of_units(
 ) -> None:
     path = tmp_path / "atlas"
     diff(*models, output=path, comparison=Comparison("alignment", groups=("W_V", "W_out")))
-    with serve(path, browser=browser) as base:
+    with serve(path) as base:
         browser.open(base + "#/compare")
         assert browser.js(PANELS)[0] == "Layers of tuned assigned to layers of base"
         browser.js("document.querySelector('.matrix .surface').focus()")
@@ -288,7 +288,7 @@ def test_two_runs_of_one_atlas_lead_to_units_in_each(browser: Browser, tmp_path:
     manifest = read_manifest(atlas)
     manifest.runs["again"] = manifest.runs[RUN]
     write_manifest(atlas, manifest)
-    with serve(atlas, browser=browser) as base:
+    with serve(atlas) as base:
         browser.open(base + f"#/compare?run={RUN}&with=again")
         assert browser.js("[...document.querySelectorAll('.differ tbody tr:first-child a')].map((each) => each.hash)") == [
             f"#/unit/neurons.0/0?run={RUN}", "#/unit/neurons.0/0?run=again",

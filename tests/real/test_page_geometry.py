@@ -230,12 +230,12 @@ def test_every_panel_has_its_numbers_as_a_table(browser: Browser, server: str, v
 
 
 def test_an_atlas_without_geometry_says_what_would_add_it(browser: Browser, tmp_path: Path) -> None:
-    with serve(plant(tmp_path / "shares", layers=2, width=8), browser=browser) as base:
+    with serve(plant(tmp_path / "shares", layers=2, width=8)) as base:
         browser.open(base + "#/geometry")
         text = browser.js("document.querySelector('.empty').textContent")
         assert "only the shares" in text
         assert "microtome geometry MODEL TEXT -o ATLAS" in text
-    with serve(plant(tmp_path / "weights", layers=2, width=8, contexts=False), browser=browser) as base:
+    with serve(plant(tmp_path / "weights", layers=2, width=8, contexts=False)) as base:
         for view in ("", "?view=depth", "?view=attention", "?view=nothing&site=none"):
             browser.open(base + "#/geometry" + view)
             assert "not split into parts" in browser.js("document.querySelector('.empty').textContent")
@@ -245,7 +245,7 @@ def test_an_atlas_without_geometry_says_what_would_add_it(browser: Browser, tmp_
 def test_a_damaged_table_is_named_and_the_rest_is_shown(browser: Browser, tmp_path: Path) -> None:
     atlas = plant_lenses(plant(tmp_path / "atlas", layers=2, width=8))
     corrupt(atlas, "geometry_positions", "lenses")
-    with serve(atlas, browser=browser) as base:
+    with serve(atlas) as base:
         browser.open(base + VIEWS["position"])
         assert "geometry_positions" in browser.js("document.querySelector('.problem').textContent")
         panels = browser.js(PANELS)

@@ -46,7 +46,7 @@ def test_one_run_alone_needs_no_choice(browser: Browser, atlas: Path, tmp_path: 
     for run in (WEIGHTS, SECOND):
         del manifest.runs[run]
     write_manifest(single, manifest)
-    with serve(single, browser=browser) as base:
+    with serve(single) as base:
         browser.open(base)
         assert browser.js("document.getElementById('runs').hidden")
         assert browser.js("location.hash") == ""
@@ -130,7 +130,7 @@ def test_all_views_fit_a_telephone_with_a_long_name_of_a_run(browser: Browser, a
     manifest = read_manifest(renamed)
     manifest.runs[long] = manifest.runs.pop(WEIGHTS)
     write_manifest(renamed, manifest)
-    with serve(renamed, browser=browser) as base:
+    with serve(renamed) as base:
         for width in (360, 1280):
             browser.look(width)
             for view in VIEWS:
@@ -140,7 +140,7 @@ def test_all_views_fit_a_telephone_with_a_long_name_of_a_run(browser: Browser, a
 
 def test_damage_is_found_while_the_page_is_open(browser: Browser, atlas: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(atlas, tmp_path / "atlas")
-    with serve(damaged, watch=True, browser=browser) as base:
+    with serve(damaged, watch=True) as base:
         browser.open(base + _of("#/unit/neurons.1/7", FIRST))
         assert browser.js("document.querySelector('.problem')") is None
         path = table_path(damaged, "contexts", f"neurons.{FIRST}")

@@ -323,7 +323,7 @@ def test_an_encoder_shows_what_it_has_and_says_what_it_has_not(
     (tmp_path / "speech.txt").write_text(sorted(speeches.glob("*.txt"))[0].read_text()[:3000])
     settings = Settings(lenses=("neurons",))
     made = build(load(minilm), tmp_path / "speech.txt", output=tmp_path / "atlas", settings=settings)
-    with serve(made.path, browser=browser, model=minilm) as base:
+    with serve(made.path, model=minilm) as base:
         go(browser, base, "The bank of the river")
         assert texts(browser, "[role=option]")[0] == "[CLS]"
         assert texts(browser, "[data-kind=neurons] .address")
@@ -341,7 +341,7 @@ def test_an_encoder_shows_what_it_has_and_says_what_it_has_not(
 def test_a_masked_model_is_read_by_its_own_tokens(browser: Browser, tmp_path: Path) -> None:
     model = toys.toy_encoder()
     made = build(model, toys.toy_texts(), output=tmp_path / "atlas", settings=Settings(window=24))
-    with serve(made.path, browser=browser, model=model) as base:
+    with serve(made.path, model=model) as base:
         go(browser, base, "the river")
         assert "Framed: the token itself" in text(browser, ".panel:has(.lensgrid) .read")
         go(browser, base, "the river", view="edits", edits="heads.0/1*off")
@@ -416,7 +416,7 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_sent(browser: Browser, 
 def test_a_model_that_is_asked_too_often_says_when_to_come_again(browser: Browser, atlas: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("microtome.web.app.Turns", lambda: Turns(per_minute=1))
-        with serve(atlas, browser=browser, model=toys.toy_decoder()) as base:
+        with serve(atlas, model=toys.toy_decoder()) as base:
             go(browser, base, "river")
             view(browser, "Attention")
             browser.until("document.querySelector('.problem')", 30)
@@ -435,7 +435,7 @@ def test_a_server_without_the_model_and_an_export_say_what_is_needed(browser: Br
 
 
 def test_another_model_is_refused_by_name(browser: Browser, atlas: Path) -> None:
-    with serve(atlas, browser=browser, model=toys.toy_encoder()) as base:
+    with serve(atlas, model=toys.toy_encoder()) as base:
         browser.open(base + "#/text?text=river")
         browser.until("document.querySelector('.problem')", 30)
         assert "the atlas is of" in text(browser, ".problem")

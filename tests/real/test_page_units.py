@@ -199,7 +199,7 @@ def test_the_map_is_coloured_told_and_opened(browser: Browser, base: str, reques
 
 
 def test_without_a_map_its_command_is_named(browser: Browser, tmp_path: Path) -> None:
-    with serve(plant(tmp_path / "bare", layers=2, width=8), browser=browser) as address:
+    with serve(plant(tmp_path / "bare", layers=2, width=8)) as address:
         browser.open(address + "#/units?view=map")
         assert "microtome factors train MODEL TEXT" in text(browser, ".empty")
         browser.js("location.href = 'about:blank'")
@@ -250,7 +250,7 @@ def test_norms_are_drawn_where_they_sit(browser: Browser, tmp_path: Path, norm: 
     manifest = read_manifest(atlas)
     manifest.model.shape.update(norm=norm, heads_kv=2, experts=4, gated=False)
     write_manifest(atlas, manifest)
-    with serve(atlas, browser=browser) as address:
+    with serve(atlas) as address:
         browser.open(address + "#/overview")
         boxes = browser.js(
             "[...document.querySelectorAll('#block rect.box:not(.behind)')].map((r) => [r.classList[1], r.x.baseVal.value, r.y.baseVal.value])"
