@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from microtome.store import read_manifest, write_manifest
@@ -18,7 +20,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="
 VIEWS = {
     "filters": "#/units?label=role&pattern=%5E%20",
     "meaning": "#/units?meaning=navy+ships",
-    "map": "#/units?view=map",
+    "map": "#/units?view=map&basis=factors",
+    "numbers": "#/units?view=map",
     "head": "#/unit/heads.0/1",
     "unit": "#/unit/neurons.1/7",
     "model": "#/overview",
@@ -180,7 +183,7 @@ def test_a_static_copy_says_which_filters_it_cannot_answer(browser: Browser, sta
 
 @pytest.mark.parametrize("base", ["server", "static"])
 def test_the_map_is_coloured_told_and_opened(browser: Browser, base: str, request: pytest.FixtureRequest) -> None:
-    browser.open(request.getfixturevalue(base) + "#/units")
+    browser.open(request.getfixturevalue(base) + "#/units?basis=factors")
     browser.js("[...document.querySelectorAll('.unitshead a')].at(-1).click()")
     browser.until("document.querySelector('.plane canvas')")
     assert "view=map" in browser.js(HASH)
@@ -198,11 +201,44 @@ def test_the_map_is_coloured_told_and_opened(browser: Browser, base: str, reques
     browser.until(f"document.querySelector('h1 .address')?.textContent === '{unit}'")
 
 
-def test_without_a_map_its_command_is_named(browser: Browser, tmp_path: Path) -> None:
-    with serve(plant(tmp_path / "bare", layers=2, width=8)) as address:
+UNDER = """(([at, over]) => {
+  const node = document.querySelector('.plane .surface'), frame = node.getBoundingClientRect();
+  node.dispatchEvent(new PointerEvent('pointermove', {clientX: frame.left + at * frame.width, clientY: frame.top + over * frame.height, bubbles: true}));
+})"""
+LINES = "[...document.querySelectorAll('.axes text:not(.name)')].map((each) => each.textContent)"
+
+
+@pytest.mark.parametrize("base", ["server", "static"])
+def test_units_lie_at_two_of_their_numbers(browser: Browser, atlas: Path, base: str, request: pytest.FixtureRequest) -> None:
+    with duckdb.connect() as connection:
+        table = f"'{atlas}/tables/unit_stats/*.parquet'"
+        rows = connection.execute(
+            f"SELECT a.unit::VARCHAR, a.value, b.value FROM {table} a JOIN {table} b USING (unit) "
+            "WHERE a.stat = 'skewness' AND b.stat = 'kurtosis' AND isfinite(a.value) AND isfinite(b.value) ORDER BY 3"
+        ).fetchall()
+    *_, (unit, across, upwards) = rows
+    low, high = min(row[1] for row in rows), max(row[1] for row in rows)
+    browser.open(request.getfixturevalue(base) + "#/units?view=map&basis=neurons&scale=values")
+    browser.until("document.querySelector('.plane canvas') && document.querySelector('.axes text')")
+    assert "skewness across, kurtosis upwards" in text(browser, ".panel .read")
+    assert f"{len(rows)} feed-forward neurons" in text(browser, ".lede")
+    assert {"-2", "0", "2", "100"} <= {each.replace("\u2212", "-") for each in browser.js(LINES)}
+    # the largest kurtosis is at the upper edge, a twenty-fifth below the top of the plane
+    browser.js(f"{UNDER}([{0.04 + 0.92 * (across - low) / (high - low)}, 0.04])")
+    browser.until(f"document.querySelector('#tip strong')?.textContent === '{unit}'")
+    assert upwards > 100
+    fill(browser, "across", "layer")
+    fill(browser, "scale", "ranks")
+    browser.until("location.hash.includes('scale=ranks') && document.querySelector('.axes')?.textContent.includes('80 %')")
+    assert {"0", "1", "2", "3"} <= set(browser.js(LINES))
+
+
+def test_units_without_numbers_have_no_map(browser: Browser, tmp_path: Path) -> None:
+    atlas = plant(tmp_path / "bare", layers=2, width=8)
+    shutil.rmtree(atlas / "tables" / "unit_stats")
+    with serve(atlas) as address:
         browser.open(address + "#/units?view=map")
-        assert "microtome factors train MODEL TEXT" in text(browser, ".empty")
-        browser.js("location.href = 'about:blank'")
+        assert "no two numbers of these units" in text(browser, ".empty")
 
 
 def test_related_units_stand_with_their_reasons_and_a_static_copy_says_why_not(

@@ -5,15 +5,13 @@ What a model reads of a source belongs in `capture.material`, what happens when 
 
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from microtome.capture import Material, writing_to
 from microtome.corpus import Corpus
 from microtome.store import table_path
 
 __all__ = ["adopt", "corpus_card", "stage"]
-
-_TABLES: Final = ("documents", "windows")
 
 
 def stage(material: Material, folder: Path, run: str) -> Corpus:
@@ -24,12 +22,13 @@ def stage(material: Material, folder: Path, run: str) -> Corpus:
 
 def adopt(material: Material, staged: Corpus, atlas: Path) -> tuple[Corpus, list[Path]]:
     """Move the tables of a staged corpus to where the atlas keeps them, and open it there."""
-    paths = [table_path(atlas, table, _writer(staged.run)) for table in _TABLES]
-    for source, path in zip(staged.paths, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(path)
-    documents, windows = paths
-    return material.reopen(documents, windows, staged), paths
+    moved: dict[str, Path] = {}
+    for source in sorted(staged.paths[0].parents[1].glob("*/*.parquet")):
+        table = source.parent.name
+        moved[table] = table_path(atlas, table, _writer(staged.run))
+        moved[table].parent.mkdir(parents=True, exist_ok=True)
+        source.replace(moved[table])
+    return material.reopen(moved["documents"], moved["windows"], staged), list(moved.values())
 
 
 def corpus_card(corpus: Corpus) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Material(Protocol):
     """A source that fits its model, and how it becomes a corpus."""
 
     def prepare(self, sink: Sink, run: str) -> Corpus:
-        """Write the tables `documents` and `windows`, and open them."""
+        """Write the tables `documents` and `windows`, and of images `pictures`; open them."""
         ...
 
     def reopen(self, documents: Path, windows: Path, prepared: Corpus) -> Corpus:

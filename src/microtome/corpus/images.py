@@ -1,12 +1,13 @@
 """Image folders to windows: one image is one document and one window.
 
 A token is (item, row, column): its id is row * columns + column, and -1 for the special tokens ahead of the patches. Pixels
-stay in their files and go through the model's own image processor when a batch is made.
+stay in their files and go through the model's own image processor when a batch is made; what it makes of them is also kept as
+small pictures to be looked at (`pictures`).
 """
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,21 +16,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal, Role
 from microtome.corpus.corpus import Corpus, open_corpus
 from microtome.corpus.documents import Document, Reading, readable
 from microtome.corpus.ledger import Ledger, spooled
+from microtome.corpus.pictures import (
+    TOGETHER,
+    Colours,
+    ImageProcessor,
+    Seen,
+    from_array,
+    picture_rows,
+    processed,
+    seen,
+    unprocessed,
+)
 from microtome.corpus.plain import files_below, labels_below
 from microtome.corpus.preparation import Sink
 from microtome.corpus.windows import ROWS
 
 __all__ = ["Grid", "ImageProcessor", "Pixels", "is_image_source", "open_images", "prepare_images"]
-
-ImageProcessor = Callable[..., Any]
-"""The model's image processor: processor(images=[...], return_tensors="pt")["pixel_values"]."""
 
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _AS_USUAL: Final = Reading()
@@ -64,7 +73,7 @@ class Pixels:
             path = self.folder / name
             digest.update(_digest(path).encode() if path.is_file() else b"-")
         ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
-        probe = self.processor(images=[_from_array(np.stack([ramp, ramp * 2, 255 - ramp], axis=2))], return_tensors="pt")
+        probe = self.processor(images=[from_array(np.stack([ramp, ramp * 2, 255 - ramp], axis=2))], return_tensors="pt")
         digest.update(torch.as_tensor(probe["pixel_values"]).float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -92,40 +101,43 @@ def prepare_images(
 ) -> Corpus:
     """Write the tables of an image folder (or of one image) and open them; a file's sub-folder is its label.
 
+    The table `pictures` has what the model sees of every document that is used, copies included.
     Errors: `Refusal` where nothing, or too much, cannot be opened as an image, and where the processor's pictures do not fit
-    `grid`. Cost: every image is decoded once, so that none fails later.
+    `grid`. Cost: every image is decoded once, so that none fails later, and goes through the processor once more than the passes
+    over the corpus ask for. Memory: a row group of pictures.
     """
     path = Path(source)
     if not path.exists():
         raise Refusal(str(path), why="there is no such file or folder", instead="name an image or a folder of images")
     folder = path if path.is_dir() else path.parent
     files = files_below(path) if path.is_dir() else [path]
-    labels = labels_below(folder, files)
+    name = readable(path.resolve().name)
     with spooled() as spool:
-        ledger = Ledger(readable(path.resolve().name), run, 1, seed, spool)
+        ledger = Ledger(name, run, 1, seed, spool)
+        taken: list[int] = []
 
-        def windows() -> Iterator[pa.RecordBatch]:
-            taken: list[int] = []
-            done = 0
-            for file, label in zip(files, labels, strict=True):
-                number = ledger.note(_document(file, file.relative_to(folder).as_posix(), label))
-                if number is not None:
-                    if not taken and not done:
-                        _check_grid(file, processor, grid)
-                    taken.append(number)
-                    ledger.tally.add(number, 1, grid.rows * grid.columns)
-                if len(taken) == ROWS:
-                    yield _rows(taken, done, grid, run)
-                    ledger.finish(set(taken))
-                    taken, done = [], done + ROWS
-            if taken:
-                yield _rows(taken, done, grid, run)
+        def pictures() -> Iterator[pa.RecordBatch]:
+            waiting: dict[int, Seen] = {}
+            for document, picture in _read(folder, files, processor, grid):
+                number = ledger.note(document)
+                if number is None or picture is None:
+                    continue
+                taken.append(number)
+                waiting[number] = picture
+                ledger.tally.add(number, 1, grid.rows * grid.columns)
+                ledger.finish({number})
+                if len(waiting) == TOGETHER:
+                    yield picture_rows(waiting, grid.rows, grid.columns, run)
+                    waiting = {}
+            if waiting:
+                yield picture_rows(waiting, grid.rows, grid.columns, run)
             ledger.close()
             ledger.check(reading.bad_share)
 
-        windows_path = sink("windows", windows())
+        sink("pictures", pictures())
+        windows_path = sink("windows", (_rows(taken[at : at + ROWS], at, grid, run) for at in range(0, len(taken), ROWS)))
         documents_path = sink("documents", ledger.rows())
-    return open_images(documents_path, windows_path, name=readable(path.resolve().name), folder=folder, processor=processor)
+    return open_images(documents_path, windows_path, name=name, folder=folder, processor=processor)
 
 
 def open_images(documents: Path, windows: Path, *, name: str, folder: Path, processor: ImageProcessor) -> Corpus:
@@ -152,14 +164,30 @@ def _rows(documents: list[int], first: int, grid: Grid, run: str) -> pa.RecordBa
     return pa.RecordBatch.from_arrays([*plain, *lists], names)
 
 
-def _document(path: Path, name: str, label: str | None) -> Document:
-    if readable(name) != name:
-        return Document(name, label=label, problem="the name of the file is not valid Unicode")
-    try:
-        _image(path)
-        return Document(name, label=label, digest=_digest(path))
-    except (OSError, ValueError, SyntaxError) as error:
-        return Document(name, label=label, problem=f"not an image ({type(error).__name__})")
+def _read(folder: Path, files: list[Path], processor: ImageProcessor, grid: Grid) -> Iterator[tuple[Document, Seen | None]]:
+    """Each file as a document, in order, and what the model sees of it; None where it cannot be used."""
+    colours: Colours | None = None
+    for file, label in zip(files, labels_below(folder, files), strict=True):
+        name = file.relative_to(folder).as_posix()
+        if readable(name) != name:
+            yield Document(name, label=label, problem="the name of the file is not valid Unicode"), None
+            continue
+        try:
+            image = _image(file)
+            document = Document(name, label=label, digest=_digest(file))
+        except (OSError, ValueError, SyntaxError) as error:
+            yield Document(name, label=label, problem=f"not an image ({type(error).__name__})"), None
+            continue
+        try:
+            pixels = processed(processor, image)
+        except (OSError, ValueError, ZeroDivisionError) as error:  # such as of a picture of one pixel
+            problem = f"the image processor does not take it ({type(error).__name__})"
+            yield Document(name, label=label, problem=problem), None
+            continue
+        if colours is None:
+            _check_grid(file.name, pixels, grid)
+            colours = Colours.of(processor)
+        yield document, seen(unprocessed(pixels, colours))
 
 
 def _image(path: Path) -> Any:
@@ -175,23 +203,16 @@ def _image(path: Path) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _from_array(values: NDArray[np.uint8]) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(values)
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def _check_grid(path: Path, processor: ImageProcessor, grid: Grid) -> None:
-    pixels = Pixels(path.parent, (path.name,), processor)([0])["pixel_values"]
+def _check_grid(name: str, pixels: Float[np.ndarray, "colour height width"], grid: Grid) -> None:
     height, width = pixels.shape[-2:]
     if height % grid.rows or width % grid.columns:
         raise Refusal(
-            path.name,
+            name,
             why=f"the image processor makes pictures of {height} x {width}, which {grid.rows} x {grid.columns} patches do not tile",
             instead="use the image processor that belongs to this model",
         )

@@ -140,6 +140,19 @@ _ROWS: Final = (
         char_end=pa.list_(pa.int32()),
     ),
     table_spec(
+        "pictures",
+        "what the model sees of a document that is an image: the picture as the image processor resizes and crops it, as JPEG (width x height "
+        "pixels, 256 at most), which so many rows and columns of patches tile",
+        "run document",
+        run=WORD,
+        document=pa.int64(),
+        rows=pa.int32(),
+        columns=pa.int32(),
+        width=pa.int32(),
+        height=pa.int32(),
+        jpeg=pa.binary(),
+    ),
+    table_spec(
         "translators",
         "a row of the map that a tuned lens has learned for a site: its states h are read as h + h A + b, where b is the last row, and A "
         "are those before it",

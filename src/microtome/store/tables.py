@@ -109,12 +109,13 @@ _RISING: Final = ("window", "document", "start", "char_start", "char_end")
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """How the columns of a streamed table are encoded: rising numbers by differences, the rest by dictionary."""
+    """How the columns of a streamed table are encoded: rising numbers by differences, bytes as they are, the rest by dictionary."""
     leaves = {f.name: f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema}
     rising = [leaves[name] for name in _RISING if name in leaves]
+    plain = [f.name for f in schema if pa.types.is_binary(f.type)]
     return {
         "column_encoding": dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
-        "use_dictionary": [leaf for leaf in leaves.values() if leaf not in rising],
+        "use_dictionary": [leaf for leaf in leaves.values() if leaf not in (*rising, *plain)],
     }
 
 

@@ -29,7 +29,7 @@ __all__ = ["create_app"]
 
 BAD, MISSING, UNREADABLE = 400, 404, 424
 _ASKED_WRONGLY: Final = {"pattern", "bounds", "phrase", "meaning"}
-_NAMED: Final = {"unit", "document", "run", "site", "head", "map", "statistic", "label", "side", "block"}
+_NAMED: Final = {"unit", "document", "picture", "run", "site", "head", "map", "statistic", "label", "side", "block"}
 """What a refusal begins with where an address names something that is not there."""
 
 

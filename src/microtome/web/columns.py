@@ -38,12 +38,15 @@ class Told:
     """Units by the tokens they have to do with: for each of `KINDS`, places and numbers in order of token."""
 
     def __init__(self, view: View) -> None:
-        table = view.arrow("SELECT kind, token, place, number FROM mt_told ORDER BY kind, token, place")
-        kind, token = table["kind"].to_numpy(), table["token"].to_numpy()
-        self._tokens = int(token.max()) + 1 if len(token) else 0
-        keys = kind.astype(np.int64) * self._tokens + token
-        self._bounds = np.searchsorted(keys, np.arange(len(KINDS) * self._tokens + 1))
-        self._places, self._numbers = table["place"].to_numpy(), table["number"].to_numpy()
+        counts = view.columns(
+            "SELECT kind::BIGINT AS kind, token::BIGINT AS token, count(*) AS times FROM mt_told GROUP BY 1, 2"
+        )
+        self._tokens = int(counts["token"].max()) + 1 if len(counts["token"]) else 0
+        times = np.zeros(len(KINDS) * self._tokens, np.int64)
+        times[counts["kind"] * self._tokens + counts["token"]] = counts["times"]
+        self._bounds = np.concatenate([[0], np.cumsum(times)])
+        columns = view.columns("SELECT place, number FROM mt_told ORDER BY kind, token, place")
+        self._places, self._numbers = columns["place"], columns["number"]
 
     def of(self, kind: int, tokens: Sequence[int] | NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Places and numbers of the units that have to do with any of `tokens`, which are in order."""
@@ -80,7 +83,7 @@ def _column(view: View, expression: str) -> NDArray[Any]:
     """A column of `mt_rows` by place."""
     return view.once(
         ("column", expression),
-        lambda v: v.arrow(f"SELECT {expression} AS it FROM mt_rows ORDER BY place")["it"].to_numpy(),
+        lambda v: v.columns(f"SELECT {expression} AS it FROM mt_rows ORDER BY place")["it"],
     )
 
 
@@ -104,17 +107,17 @@ def labelled(view: View, label: str) -> NDArray[np.bool_]:
     codes = view.arrow(
         "SELECT code FROM mt_label_texts WHERE kind = ? OR contains(lower(text), lower(?)) ORDER BY 1", label, label
     )["code"].to_numpy()
-    every = view.once("labels", lambda v: v.arrow("SELECT code, place FROM mt_labels ORDER BY 1, 2"))
+    every = view.once("labels", lambda v: v.columns("SELECT code, place FROM mt_labels ORDER BY 1, 2"))
     wanted = np.zeros(int(codes.max()) + 1 if len(codes) else 0, np.bool_)
     wanted[codes] = True
-    own = every["code"].to_numpy()
+    own = every["code"]
     first = own[: np.searchsorted(own, len(wanted))]
     found = np.zeros(units_of(view), np.bool_)
-    found[every["place"].to_numpy()[: len(first)][wanted[first]]] = True
+    found[every["place"][: len(first)][wanted[first]]] = True
     return found
 
 
-def page_of(places: Places, keys: Sequence[Floats], offset: int, limit: int) -> Places:
+def page_of(places: Places, keys: Sequence[NDArray[np.floating]], offset: int, limit: int) -> Places:
     """Of `places`, those at `offset` to `offset` + `limit` if they were sorted by `keys`, least first, NaN last, and then as given.
 
     Only what may be on the page is sorted. `keys` are of the places, the one that counts most first.

@@ -15,6 +15,7 @@ from microtome.web.compare_sides import Pair
 from microtome.web.compare_units import common
 from microtome.web.gathered import Gathered
 from microtome.web.index import KINDS, indexed, vocabulary
+from microtome.web.pictures import patch_grid
 from microtome.web.reader import View
 from microtome.web.records import ComparedWords, LabelAgreement, TokenOverlap
 
@@ -22,6 +23,9 @@ __all__ = ["compared_words", "jaccard", "labels_of"]
 
 TABLES: Final = ("tokens", "contexts", "windows", "unit_labels", "explanations", "vocabulary")
 _SEED: Final = 0
+
+_NO_WORDS: Final = "images have no vocabulary"
+_OTHER_WORDS: Final = "their vocabularies differ, so tokens of one are not tokens of the other"
 
 
 def compared_words(pair: Pair) -> ComparedWords:
@@ -37,12 +41,13 @@ def _compared_words(pair: Pair) -> ComparedWords:
         return ComparedWords(overlaps=[], labels=[], why=pair.card.units_why, problems=problems)
     one, other = (vocabulary(view) for view in pair.both)
     alike = one == other
+    images = any(patch_grid(view) is not None for view in pair.both)
     same = pair.card.same_model
-    kinds = [kind for kind in KINDS if kind == "fires" or not same] if alike else []
+    kinds = [kind for kind in KINDS if kind == "fires" or not same] if alike and not images else []
     return ComparedWords(
         overlaps=[row for kind in kinds for row in _overlaps(pair, kind)],
         labels=list(_labels(pair)),
-        why="" if alike else "their vocabularies differ, so tokens of one are not tokens of the other",
+        why=_NO_WORDS if images else "" if alike else _OTHER_WORDS,
         problems=problems,
     )
 

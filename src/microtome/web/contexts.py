@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
 from microtome.examples import NO_TOKEN
-from microtome.web.index import vocabulary
+from microtome.web.index import spelt_token, vocabulary
+from microtome.web.pictures import patch_grid, patches_of, spelt_patches
 from microtome.web.reader import View
 from microtome.web.records import Context, Document, Piece
 from microtome.web.windows import Window, windows
@@ -92,16 +93,19 @@ def _context(view: View, row: tuple[Any, ...], window: Window | None) -> Context
         label=window.label if window else None,
         begin=window.begin(covered) if window else None,
         finish=window.finish(covered) if window else None,
+        patches=patches_of([window.ids[place] for place in covered]) if window and patch_grid(view) else None,
     )  # fmt: skip
 
 
 def spelt(view: View, window: Window, places: Sequence[int]) -> list[str]:
-    """Texts of the tokens at `places`: from the vocabulary, and from the document where bytes of one character are split."""
+    """Texts of the tokens at `places`: from the vocabulary, and from the document where bytes of one character are split; of an image what its patches are called."""
+    grid = patch_grid(view)
+    if grid is not None:
+        return spelt_patches(grid, window.ids, places)
     texts = vocabulary(view)
     pieces = []
     for place in places:
-        token = window.ids[place]
-        piece = texts[token] if token < len(texts) else f"[{token}]"
+        piece = spelt_token(texts, window.ids[place])
         gap = place > 0 and window.starts[place] > window.ends[place - 1] >= 0
         if piece.startswith("##") and len(piece) > 2:
             piece = piece[2:]
@@ -146,10 +150,11 @@ def document(view: View, number: int, begin: int, finish: int) -> Document:
         left + 1, right - left, number,
     )  # fmt: skip
     if not rows or rows[0][5] is None:
+        image = bool(rows) and patch_grid(view) is not None
         raise Refusal(
             f"document {number} of run {view.run[:40]}",
-            why="its text is not in this atlas",
-            instead="open another context, or build again",
+            why="it is an image" if image else "its text is not in this atlas",
+            instead=f"ask for the picture of document {number}" if image else "open another context, or build again",
         )
     name, label, half, tokens, length, text = rows[0]
     cuts = [0, min(max(begin - left, 0), len(text)), min(max(finish - left, 0), len(text)), len(text)]

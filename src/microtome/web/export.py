@@ -24,6 +24,7 @@ from microtome.web.assets import assets
 from microtome.web.browse import bases
 from microtome.web.contexts import owed, spelt
 from microtome.web.index import stat_names, vocabulary
+from microtome.web.pictures import patch_grid, patches_of
 from microtome.web.reader import Reader, View
 from microtome.web.records import Absent, Summary
 from microtome.web.resource import Resource, file_of
@@ -53,7 +54,7 @@ def export(atlas: Path, out: Path, *, beside: Sequence[Path] = (), text: Text = 
     """Write the page of `atlas` with its data into the folder `out`, and give that folder back. Serve it with any web server.
 
     All complete runs are in it; where none is complete, what there is of the others; and comparisons of each with the others and with
-    the runs of the atlases `beside` it. Where text is left out, so are contexts and documents; the tokens that units fire on, names of
+    the runs of the atlases `beside` it. Where text is left out, so are contexts, documents and pictures; the tokens that units fire on, names of
     documents and the quotations of labels and findings stay. An earlier export in `out` is replaced, whole or not at all.
     Cost: a pass over all tables; on disk about 3 kB per run and unit with 60 contexts, plus the text.
     Errors: `Refusal` where `atlas` is no atlas or one `beside` it is none, or `out` holds something else.
@@ -138,7 +139,8 @@ def _write_data(reader: Reader, runs: Sequence[str], folder: Path, text: Text) -
 
 def _write_run(view: View, runs: Sequence[str], folder: Path, text: Text) -> None:
     for resource in RESOURCES:
-        _write_resource(view, runs, resource, folder, text)
+        if text == "kept" or resource.shows == "numbers":
+            _write_resource(view, runs, resource, folder, text)
     _write_columns(view, folder)
     _write_search(view, folder / "search")
     _write_units(view, folder / "units", text)
@@ -258,11 +260,14 @@ def _write_windows(view: View, folder: Path) -> dict[int, int]:
     """Windows that contexts are in, in shards by number; gives documents their numbers in this export."""
     used = [number for (number,) in view.sql('SELECT DISTINCT "window" FROM contexts ORDER BY 1')]
     documents: dict[int, int] = {}
+    images = patch_grid(view) is not None
     for shard, numbers in _grouped(used):
         found = {}
         for number, window in sorted(windows(view, set(numbers)).items()):
             document = documents.setdefault(window.document, len(documents))
-            found[number] = [document, spelt(view, window, range(len(window.ids))), window.starts, window.ends]
+            words = spelt(view, window, range(len(window.ids)))
+            patches = [patches_of(window.ids)] if images else []
+            found[number] = [document, words, window.starts, window.ends, *patches]
         _shard(folder / "windows" / f"{shard}.json.gz", found)
     return documents
 

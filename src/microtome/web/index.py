@@ -1,8 +1,8 @@
-"""The index of a run's units, in memory: what questions about many units read instead of the tables.
+"""The index of a run's units: what questions about many units read instead of the tables.
 
 It is built by the first question, and later ones hardly depend on the size of the atlas. Its tables, by the place of a unit in
 address order: `mt_rows` (a unit's statistics, whether they survive their controls, first tokens), `mt_measured` (statistics with
-their controls), `mt_told` (units by token), `mt_labels` with `mt_label_texts` (units by label), `mt_back` with `mt_link_kinds` (links
+their controls), `mt_tops` (units by the place in the text at which they are largest), `mt_told` (units by token), `mt_labels` with `mt_label_texts` (units by label), `mt_back` with `mt_link_kinds` (links
 by the unit that they lead to), `mt_texts` (texts of tokens).
 Questions belong in `browse`, `unit`, `maps`, `related`.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from microtome.core import Refusal
+from microtome.web.pictures import patch_grid
 from microtome.web.reader import View, problem_of
 
 __all__ = ["CLEAR", "KINDS", "indexed", "measured_words", "spelt_token", "stat_names", "vocabulary"]
@@ -70,12 +71,13 @@ def indexed(view: View) -> None:
 
 
 def _index(view: View) -> bool:
-    _index_units(view)
-    _index_tokens(view)
-    _index_labels(view)
-    _index_links(view)
-    for spent in ("mt_units", "mt_stats", "mt_fires", "mt_promotes", "mt_written", "mt_passed", "mt_said"):
-        view.sql(f"DROP TABLE {spent}")
+    with view.indexing():
+        _index_units(view)
+        _index_tokens(view)
+        _index_labels(view)
+        _index_links(view)
+        for spent in ("mt_units", "mt_stats", "mt_fires", "mt_shown", "mt_promotes", "mt_written", "mt_passed", "mt_said"):
+            view.sql(f"DROP TABLE {spent}")
     return True
 
 
@@ -92,7 +94,7 @@ def _index_units(view: View) -> None:
     )
     _part(
         view, "unit_stats", "mt_stats",
-        f"SELECT unit::VARCHAR AS unit, bool_or(q <= {CLEAR}) AS clear{chosen} FROM unit_stats GROUP BY 1", *stats,
+        f"SELECT u.place, bool_or(q <= {CLEAR}) AS clear{chosen} FROM unit_stats s JOIN mt_units u ON u.unit = s.unit::VARCHAR GROUP BY 1", *stats,
     )  # fmt: skip
     coded = ", ".join(
         f"list_position(${n}::VARCHAR[], s.{word}::VARCHAR)::SMALLINT AS {word}" for n, word in enumerate(_WORDS, start=1)
@@ -109,31 +111,37 @@ def _index_units(view: View) -> None:
 
 def _index_tokens(view: View) -> None:
     _part(
-        view, "contexts", "mt_fires",
-        "SELECT c.unit::VARCHAR AS unit, w.ids[c.position + 1] AS token, count(*)::SMALLINT AS times "
-        'FROM contexts c JOIN windows w ON w."window" = c."window" '
-        """WHERE c."end" = 'top' GROUP BY 1, 2""",
+        view, "contexts", "mt_tops",
+        'SELECT u.place::INTEGER AS place, c."window", c.position FROM contexts c JOIN mt_units u ON u.unit = c.unit::VARCHAR '
+        """WHERE c."end" = 'top' ORDER BY 2, 3""",
     )  # fmt: skip
     _part(
-        view, "tokens", "mt_promotes",
-        f"SELECT unit::VARCHAR AS unit, min_by(token, rank, {PREVIEW}) AS promotes FROM tokens WHERE \"end\" = '+' GROUP BY 1",
+        view, "windows", "mt_fires",
+        "SELECT t.place, w.ids[t.position + 1] AS token, count(*)::SMALLINT AS times FROM mt_tops t "
+        f"""JOIN windows w USING ("window"){" WHERE false" if patch_grid(view) else ""} GROUP BY 1, 2""",  # a patch is no token of a vocabulary
     )  # fmt: skip
-    view.sql(
-        "CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total::SMALLINT AS total, s.* EXCLUDE (unit) "
-        "FROM mt_units u LEFT JOIN (SELECT *, NULL AS s_ FROM mt_stats) s USING (unit) LEFT JOIN mt_promotes p USING (unit) "
-        f"LEFT JOIN (SELECT unit, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, sum(times) AS total FROM mt_fires "
-        "GROUP BY 1) f USING (unit) ORDER BY place"
-    )
     _part(
         view,
         "tokens",
         "mt_written",
-        "SELECT t.token, r.place::INTEGER AS place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END::TINYINT AS kind, "
-        "t.rank::SMALLINT AS number FROM tokens t JOIN mt_units r ON r.unit = t.unit::VARCHAR",
+        "SELECT t.token, u.place::INTEGER AS place, CASE WHEN t.\"end\" = '+' THEN 0 ELSE 1 END::TINYINT AS kind, "
+        "t.rank::SMALLINT AS number FROM tokens t JOIN mt_units u ON u.unit = t.unit::VARCHAR",
     )
     view.sql(
-        "CREATE OR REPLACE TABLE mt_told AS SELECT * FROM mt_written UNION ALL SELECT f.token, u.place::INTEGER, 2::TINYINT, f.times "
-        "FROM mt_fires f JOIN mt_units u USING (unit) ORDER BY 3, 1, 2, 4"
+        f"CREATE OR REPLACE TABLE mt_promotes AS SELECT place, min_by(token, number, {PREVIEW}) AS promotes FROM mt_written WHERE kind = 0 GROUP BY 1"
+    )
+    view.sql(
+        f"CREATE OR REPLACE TABLE mt_shown AS SELECT place, max_by(token, times * 1000000 - token, {PREVIEW}) AS fires, "
+        "sum(times)::SMALLINT AS total FROM mt_fires GROUP BY 1"
+    )
+    view.sql(
+        "CREATE OR REPLACE TABLE mt_rows AS SELECT u.*, p.promotes, f.fires, f.total, s.* EXCLUDE (place) FROM mt_units u "
+        "LEFT JOIN (SELECT *, NULL AS s_ FROM mt_stats) s USING (place) LEFT JOIN mt_promotes p USING (place) "
+        "LEFT JOIN mt_shown f USING (place) ORDER BY place"
+    )
+    view.sql(
+        "CREATE OR REPLACE TABLE mt_told AS SELECT kind, token, place, number FROM mt_written UNION ALL "
+        "SELECT 2::TINYINT, token, place, times FROM mt_fires ORDER BY 1, 2, 3, 4"
     )
     view.sql("CREATE UNIQUE INDEX mt_place ON mt_rows (place)")
     view.sql("CREATE INDEX mt_unit ON mt_rows (unit)")

@@ -115,16 +115,14 @@ def layout_keys(view: View) -> Iterator[LayoutAsked]:
 
 
 def column_keys(view: View) -> Iterator[StatAsked]:
-    """Every column that a map can be coloured by; none where there is no map."""
-    found = maps(view)
-    for each in found.columns if found.layouts else ():
+    """Every column that units can be placed and coloured by."""
+    for each in maps(view).columns:
         yield from (StatAsked(stat=each.column.name, site=site) for site in ("", *each.sites))
 
 
 def kind_keys(view: View) -> Iterator[KindAsked]:
-    """Every kind of label that a map can be coloured by; none where there is no map."""
-    found = maps(view)
-    return (KindAsked(kind=each.kind) for each in (found.labels if found.layouts else ()))
+    """Every kind of label that units can be coloured by."""
+    return (KindAsked(kind=each.kind) for each in maps(view).labels)
 
 
 def map_page(view: View, asked: str) -> MapPage:

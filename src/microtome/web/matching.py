@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core import Refusal
-from microtome.web.columns import NONE, Floats, Places, told, units_of
+from microtome.web.columns import NONE, Places, told, units_of
 from microtome.web.index import KINDS, spelt_token, vocabulary
 from microtome.web.meanings import Meant, meant
 from microtome.web.phrases import Inside, inside
@@ -52,9 +52,9 @@ class Matched:
             reads=cosines.get("fires"), writes=cosines.get("promotes"),
         )  # fmt: skip
 
-    def fit(self, places: Places, of: NDArray[Any]) -> list[Floats]:
+    def fit(self, places: Places, of: NDArray[Any]) -> list[NDArray[np.floating]]:
         """What sorts units by how well they fit, least first: by meaning, by the phrase, then by the best of all shares, and the number of contexts."""
-        keys: list[Floats] = []
+        keys: list[NDArray[np.floating]] = []
         if self.meant is not None:
             keys.append(-self.meant.best()[places])
         contexts = np.maximum(of[places], 1)

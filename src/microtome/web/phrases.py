@@ -4,6 +4,7 @@ A phrase is looked for in the text as it was read, whatever its case, so how it 
 searched by is in `browse`.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,9 @@ __all__ = ["Inside", "inside"]
 
 _MOST: Final = 20_000
 """Places of a phrase that are looked at: the first ones of the text."""
-_SHORTEST: Final = 2
+_PLACES: Final = 24
+"""Bits of a place in a window, in a key of a token of the text."""
+_KEY: Final = f'("window" << {_PLACES}) + position'
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,42 +41,36 @@ def inside(view: View, phrase: str) -> Inside:
     Errors: `Refusal` for a phrase that nearly every text has. Cost: a pass over the text and over the contexts' places.
     """
     wanted = " ".join(phrase.split())
-    if len(wanted) < _SHORTEST:
-        raise Refusal(
-            f"phrase {phrase[:80]}", why="it is shorter than two characters", instead="search for a word or a pattern"
-        )
+    if len(wanted) < 2 and wanted.isascii():
+        raise Refusal(f"phrase {phrase[:80]}", why="it is a single letter or sign", instead="search for a word or a pattern")
     spelt = re.compile(r"\s+".join(re.escape(word) for word in wanted.split(" ")), re.IGNORECASE)
     at, found = _places(view, wanted, spelt)
-    times = np.zeros(units_of(view), np.int64)
-    if at:
-        rows = view.sql(
-            "SELECT r.place, count(*) FROM contexts c JOIN (SELECT unnest(?::BIGINT[]) AS w, unnest(?::INTEGER[]) AS p) s "
-            """ON c."window" = s.w AND c.position = s.p JOIN mt_rows r ON r.unit = c.unit::VARCHAR WHERE c."end" = 'top' GROUP BY 1""",
-            *(list(column) for column in zip(*sorted(at), strict=True)),
-        )
-        for place, count in rows:
-            times[place] = count
+    tops = view.once("tops", lambda v: v.columns(f"SELECT {_KEY} AS key, place FROM mt_tops ORDER BY 1, 2"))
+    first, last = (np.searchsorted(tops["key"], at, side) for side in ("left", "right"))
+    rows = np.repeat(last - np.cumsum(last - first), last - first) + np.arange(int((last - first).sum()))
+    times = np.bincount(tops["place"][rows], minlength=units_of(view))
     return Inside(times, Phrase(text=wanted, places=found, cut=found >= _MOST))
 
 
-def _places(view: View, wanted: str, spelt: "re.Pattern[str]") -> tuple[set[tuple[int, int]], int]:
-    """Windows and places of the tokens of every occurrence, and how many occurrences there are."""
-    first = max(wanted.split(" "), key=len)
-    spans: dict[int, list[tuple[int, int]]] = {}
+def _places(view: View, wanted: str, spelt: "re.Pattern[str]") -> tuple[NDArray[np.int64], int]:
+    """Keys of the tokens of every occurrence, in order, and how many occurrences there are."""
+    longest = max(wanted.split(" "), key=len)
+    spans: dict[int, NDArray[np.int64]] = {}
     found = 0
     for document, text in view.sql(
-        "SELECT document, text FROM documents WHERE contains(lower(text), lower(?)) ORDER BY 1", first
+        "SELECT document, text FROM documents WHERE contains(lower(text), lower(?)) ORDER BY 1", longest
     ):
-        for match in spelt.finditer(text):
-            if found == _MOST:
-                break
-            spans.setdefault(document, []).append(match.span())
-            found += 1
-    numbers = view.sql('SELECT "window" FROM windows WHERE document IN (SELECT unnest(?::BIGINT[]))', sorted(spans))
-    at: set[tuple[int, int]] = set()
-    for number, window in windows(view, {number for (number,) in numbers}).items():
+        here = [match.span() for match in itertools.islice(spelt.finditer(text), _MOST - found)]
+        if here:
+            spans[document] = np.array(here)
+            found += len(here)
+    numbers = view.sql('SELECT "window" FROM windows WHERE document IN (SELECT unnest(?::BIGINT[])) ORDER BY 1', sorted(spans))
+    keys = [np.zeros(0, np.int64)]
+    for number, window in sorted(windows(view, {number for (number,) in numbers}).items()):
+        begins, finishes = spans[window.document].T
         starts, ends = np.asarray(window.starts), np.asarray(window.ends)
-        there = starts >= 0
-        for begin, finish in spans[window.document]:
-            at |= {(number, int(place)) for place in np.flatnonzero(there & (starts < finish) & (ends > begin))}
-    return at, found
+        # occurrences follow each other: of those that end behind a token's start the first begins first
+        after = np.searchsorted(finishes, starts, "right")
+        inside = (starts >= 0) & (after < len(begins)) & (begins[np.minimum(after, len(begins) - 1)] < ends)
+        keys.append((number << _PLACES) + np.flatnonzero(inside))
+    return np.concatenate(keys), found

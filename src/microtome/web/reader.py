@@ -1,7 +1,7 @@
 """An atlas as files that may still be growing: which tables are there, which are damaged, and a connection over the rest.
 
 A `View` is one run of the atlas at one moment: tables that know runs show it the rows of that run alone, so that no query can
-mix two. Its signature changes with the files, and everything derived from it is computed once. Atlases that stand beside it are
+mix two. What is made of many rows (the index, long columns) is in files of a temporary folder, so that memory does not grow with an atlas. Its signature changes with the files, and everything derived from it is computed once. Atlases that stand beside it are
 looked at for comparison alone. Queries belong in `summary`, `browse`, `unit`; what a manifest says in `store.manifest`; looking for
 changed bytes in `damage`.
 """
@@ -10,15 +10,20 @@ import contextlib
 import hashlib
 import itertools
 import json
+import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from microtome.core import Refusal
@@ -31,7 +36,12 @@ __all__ = ["AGAIN", "Reader", "Side", "View", "first_run", "problem_of"]
 T = TypeVar("T")
 
 KEPT_VIEWS: Final = 4
-"""Runs whose views are kept: each has an index in memory."""
+"""Runs whose views are kept: each has an index."""
+INDEXING: Final = "400MB"
+"""What DuckDB may hold while it makes an index; what is larger it keeps beside the index, which is a file."""
+ASKING: Final = "200MB"
+"""What it may hold afterwards."""
+_AT_ONCE: Final = 1 << 16
 AGAIN: Final = "run the same `microtome build` again: damaged tables are found and rebuilt"
 
 
@@ -42,6 +52,9 @@ def _readable() -> Iterator[None]:
         yield
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
         raise
+    except duckdb.OutOfMemoryException as error:
+        why = f"there is no room for it in memory or in the folder of temporary files ({str(error).splitlines()[0][:160]})"
+        raise Refusal("the index of this atlas", why=why, instead="make room, or name another folder by TMPDIR") from error
     except duckdb.Error as error:
         raise Refusal(
             "a table of this atlas",
@@ -90,9 +103,14 @@ class View:
             self.manifest = read_manifest(atlas)
         except Refusal as refusal:
             self.problems.append(problem_of(refusal))
-        self._connection = duckdb.connect(
-            config={"allow_community_extensions": "false", "autoinstall_known_extensions": "false"}
-        )
+        self._folder = Path(tempfile.mkdtemp(prefix="microtome-index-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._numbers = itertools.count()
+        config: dict[str, Any] = {
+            "allow_community_extensions": "false", "autoinstall_known_extensions": "false", "memory_limit": INDEXING,
+            "temp_directory": str(self._folder / "spilt"),
+        }  # fmt: skip
+        self._connection = duckdb.connect(self._folder / "index.duckdb", config=config)
         for name in TABLES:
             self._add(atlas, name)
         self._compare(atlas)
@@ -164,6 +182,29 @@ class View:
         """The same as an Arrow table, for many rows at once."""
         with _readable(), self._connection.cursor() as cursor:
             return cursor.sql(query, params=list(parameters)).to_arrow_table()
+
+    def columns(self, query: str, *parameters: Any) -> dict[str, NDArray[Any]]:
+        """The same as arrays in files, of which memory holds what was read last: for what is large and kept. No value may be missing.
+
+        Lists lie one after the other.
+        """
+        with _readable(), self._connection.cursor() as cursor:
+            reader = cursor.sql(query, params=list(parameters)).to_arrow_reader(_AT_ONCE)
+            paths = [self._folder / f"{next(self._numbers)}.column" for _ in reader.schema]
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(path.open("wb")) for path in paths]
+                for batch in reader:
+                    for file, values in zip(files, batch.columns, strict=True):
+                        (values.flatten() if pa.types.is_nested(values.type) else values).to_numpy().tofile(file)
+        return {field.name: _mapped(path, field.type) for field, path in zip(reader.schema, paths, strict=True)}
+
+    @contextlib.contextmanager
+    def indexing(self) -> Iterator[None]:
+        """While tables are made whose rows may come in any order unless one is asked for; from then on less is held in memory."""
+        self.sql("SET preserve_insertion_order = false")
+        yield
+        self.sql("SET preserve_insertion_order = true")
+        self.sql(f"SET memory_limit = '{ASKING}'")
 
     def once(self, key: object, make: "Callable[[View], T]") -> T:
         """The value of `make(self)`, computed when first asked for and kept as long as the files do not change."""
@@ -277,6 +318,12 @@ class Reader:
                 continue
             digest.update(f"{path.relative_to(self.atlas)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _mapped(path: Path, kind: pa.DataType) -> NDArray[Any]:
+    """The numbers of a file as an array that is read where it is looked at."""
+    number = np.dtype((kind.value_type if pa.types.is_nested(kind) else kind).to_pandas_dtype())
+    return np.asarray(np.memmap(path, number, "r")) if path.stat().st_size else np.zeros(0, number)
 
 
 def _named_folders(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:

@@ -27,7 +27,8 @@ class Nothing(BaseModel):
 class Resource(Generic[P]):
     """What the page is told at GET /api/`path` and in an export: a record, or a list of them, made of a run and parameters.
 
-    An export has a file for each of `keys`, or what the answer is made of in shards; None: only a server answers.
+    An export has a file for each of `keys`, or what the answer is made of in shards; None: only a server answers. What `shows` says is
+    in it: an export without its text leaves out what shows the text itself.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Resource(Generic[P]):
     record: Any
     read: Callable[[View, P], Answer]
     keys: Callable[[View], Iterable[P]] | Literal["shards"] | None = None
+    shows: Literal["numbers", "text"] = "numbers"
 
 
 def once(view: View) -> list[Nothing]:

@@ -6,7 +6,7 @@ these, and an export has what they are made of in shards (`export`). How far a b
 
 from typing import Any, Final
 
-from microtome.web import browse, compare_pages, contexts, heads, maps, matching, related, unit
+from microtome.web import browse, compare_pages, contexts, heads, maps, matching, pictures, related, unit
 from microtome.web.compare import compared
 from microtome.web.compare_changes import BlockAsked, block_keys, changed_block, changes
 from microtome.web.compare_sides import SideAsked, diff_keys, pair_of, pairs, sides
@@ -36,6 +36,7 @@ from microtome.web.records import (
     Maps,
     Overview,
     Pairs,
+    Picture,
     Related,
     Sides,
     Suggestions,
@@ -79,6 +80,14 @@ RESOURCES: Final[tuple[Resource[Any], ...]] = (
     Resource("places", browse.Query, UnitPlaces, browse.places),
     Resource("unit", unit.Address, UnitPage, lambda view, asked: unit.page(view, asked.address), "shards"),
     Resource("related", related.RelatedAsked, Related, lambda view, asked: related.related(view, asked.unit)),
+    Resource(
+        "picture",
+        pictures.PictureAsked,
+        Picture,
+        lambda view, asked: pictures.picture(view, asked.document),
+        pictures.kept_pictures,
+        "text",
+    ),
     Resource(
         "document",
         contexts.Place,

@@ -7,6 +7,7 @@ from microtome.core import Refusal
 from microtome.store import TABLES, Manifest, RunCard
 from microtome.web.browse import bases
 from microtome.web.index import indexed, stat_names
+from microtome.web.pictures import patch_grid
 from microtome.web.reader import View
 from microtome.web.records import (
     Absent,
@@ -54,6 +55,7 @@ def _summary(view: View) -> Summary:
         tables=_rows(view),
         absent=[Absent(what=what, why=why) for what, why in card.absent.items()] if card else [],
         problems=view.problems,
+        grid=patch_grid(view),
     )
 
 
@@ -127,7 +129,12 @@ def _corpus(view: View, run: RunCard) -> Section:
             "tokens": f"{int(tokens or 0):,}",
             "labels": f"{labels:,}",
         }
-    return Section(title=title, facts=[*_facts(counted), *_facts({k: v for k, v in run.corpus.items() if k not in counted})])
+        grid = patch_grid(view)
+        if grid is not None:
+            counted["windows"] = f"{int(windows or 0):,} pictures of {grid.rows} x {grid.columns} patches"
+    elsewhere = {*counted, "skipped_first"}  # which documents were skipped is a list of its own
+    others = {key: value for key, value in run.corpus.items() if key not in elsewhere}
+    return Section(title=title, facts=[*_facts(counted), *_facts(others)])
 
 
 def _skipped(view: View) -> list[Fact]:

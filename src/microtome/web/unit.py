@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
 from microtome.web.contexts import contexts
-from microtome.web.index import indexed, measured_words, vocabulary
+from microtome.web.index import indexed, measured_words, spelt_token, vocabulary
 from microtome.web.reader import View, problem_of
 from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitLabel, UnitPage
 from microtome.web.words import column
@@ -158,7 +158,7 @@ def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token
     )
     found: dict[str, list[tuple[str, Token]]] = {}
     for unit, end, token, score, control in rows:
-        text = texts[token] if token < len(texts) else f"[{token}]"
+        text = spelt_token(texts, token)
         found.setdefault(unit, []).append((end, Token(token=token, text=text, score=score, control=control)))
     return found
 

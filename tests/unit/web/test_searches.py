@@ -109,7 +109,7 @@ def test_a_phrase_that_the_text_does_not_have_and_one_too_short(client: TestClie
     page = _units(client, phrase="the purple money")
     assert (page["total"], page["phrase"]) == (0, {"text": "the purple money", "places": 0, "cut": False})
     answer = client.get("/api/units", params={"phrase": "a"})
-    assert (answer.status_code, answer.json()["why"]) == (400, "it is shorter than two characters")
+    assert (answer.status_code, answer.json()["why"]) == (400, "it is a single letter or sign")
 
 
 def test_one_of_the_tokens_that_spell_a_word(client: TestClient) -> None:

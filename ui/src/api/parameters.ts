@@ -29,6 +29,7 @@ export const PARAMETERS: Record<string, readonly (readonly [name: string, usual:
   "places": [["basis", ""], ["layer", ""], ["sort", "unit"], ["order", "down"], ["token", ""], ["exact", ""], ["phrase", ""], ["meaning", ""], ["match", "any"], ["label", ""], ["least", ""], ["most", ""], ["clear", "any"], ["pattern", ""], ["offset", "0"], ["limit", "50"]],
   "unit": [["address", ""]],
   "related": [["unit", ""]],
+  "picture": [["document", ""]],
   "document": [["document", ""], ["begin", "0"], ["finish", "0"]],
 };
 

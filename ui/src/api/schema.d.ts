@@ -1338,6 +1338,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/picture": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Picture */
+        get: {
+            parameters: {
+                query: {
+                    document: number;
+                    /** @description a run of the atlas; the first where none is named */
+                    run?: string | null;
+                };
+                header?: never;
+                path?: never;
+                cookie?: never;
+            };
+            requestBody?: never;
+            responses: {
+                /** @description Successful Response */
+                200: {
+                    headers: {
+                        [name: string]: unknown;
+                    };
+                    content: {
+                        "application/json": components["schemas"]["Picture"];
+                    };
+                };
+            };
+        };
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/document": {
         parameters: {
             query?: never;
@@ -1868,6 +1908,8 @@ export interface components {
         /**
          * Context
          * @description A token at which a unit is extreme or typical, and its surroundings: `pieces[j]` has activation `codes[j]` * scale.
+         *
+         *     Of an image `patches[j]` is the number of the patch, row by row, and null for a special token; of a text `patches` is null.
          */
         Context: {
             /** End */
@@ -1902,6 +1944,8 @@ export interface components {
             begin: number | null;
             /** Finish */
             finish: number | null;
+            /** Patches */
+            patches?: (number | null)[] | null;
         };
         /**
          * ContextMap
@@ -2818,6 +2862,16 @@ export interface components {
             token?: number | null;
         };
         /**
+         * PatchGrid
+         * @description How many rows and columns of patches tile the pictures that a model reads.
+         */
+        PatchGrid: {
+            /** Rows */
+            rows: number;
+            /** Columns */
+            columns: number;
+        };
+        /**
          * Pattern
          * @description What a regular expression is found in: how many tokens of the vocabulary, and the first of them.
          */
@@ -2838,6 +2892,29 @@ export interface components {
             places: number;
             /** Cut */
             cut: boolean;
+        };
+        /**
+         * Picture
+         * @description What the model saw of a document that is an image: a JPEG of width x height pixels, which rows x columns patches tile.
+         */
+        Picture: {
+            /** Document */
+            document: number;
+            /** Name */
+            name: string | null;
+            /** Rows */
+            rows: number;
+            /** Columns */
+            columns: number;
+            /** Width */
+            width: number;
+            /** Height */
+            height: number;
+            /**
+             * Jpeg
+             * @description base64 of a JPEG file
+             */
+            jpeg: string;
         };
         /**
          * Piece
@@ -3280,6 +3357,8 @@ export interface components {
         /**
          * Summary
          * @description The first thing the page asks for. Everything but `name`, `runs` and `damaged` is of the run `run`.
+         *
+         *     `grid` is how the pictures of a model that reads images are tiled; null for one that reads text.
          */
         Summary: {
             /** Signature */
@@ -3309,6 +3388,7 @@ export interface components {
             absent: components["schemas"]["Absent"][];
             /** Problems */
             problems: components["schemas"]["Problem"][];
+            grid?: components["schemas"]["PatchGrid"] | null;
         };
         /**
          * TextAsked

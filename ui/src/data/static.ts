@@ -8,8 +8,8 @@ import { problem, type Answer, type Atlas, type Parameters, type Path, type Reco
 
 // end, half, rank, site, value, scale, window, position, first, activations
 type Thin = [string, string | null, number, string | null, number | null, number | null, number, number, number, string];
-// document (by its number in the export), pieces, starts, ends
-type Window = [number, string[], number[], number[]];
+// document (by its number in the export), pieces, starts, ends, and of an image which patch each token is
+type Window = [number, string[], number[], number[], (number | null)[]?];
 // document, name, label, half, tokens, length
 type Card = [number, string | null, string | null, string | null, number | null, number | null];
 type Context = Records["Context"];
@@ -69,7 +69,7 @@ const decoded = (text: string): number[] => Array.from(Int8Array.from(atob(text)
 
 async function context(mine: Mine, row: Thin, cards: Card[], places: Places): Promise<Context> {
   const [end, half, rank, site, value, scale, window, position, first, activations] = row;
-  const [number, texts, starts, ends] = (await mine<Record<string, Window>>(`windows/${Math.floor(window / places.windows)}`))[window]!;
+  const [number, texts, starts, ends, patches] = (await mine<Record<string, Window>>(`windows/${Math.floor(window / places.windows)}`))[window]!;
   const there = decoded(activations)
     .map((code, j) => ({ at: first + j, code }))
     .filter(({ at, code }) => code !== NO_TOKEN && at < texts.length);
@@ -83,6 +83,7 @@ async function context(mine: Mine, row: Thin, cards: Card[], places: Places): Pr
     document: card?.[0] ?? null, name: card?.[1] ?? null, label: card?.[2] ?? null,
     begin: known.length ? Math.min(...known.map((at) => starts[at]!)) : null,
     finish: known.length ? Math.max(...known.map((at) => ends[at]!)) : null,
+    patches: patches ? there.map(({ at }) => patches[at] ?? null) : null,
   };
 }
 

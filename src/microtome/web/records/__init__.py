@@ -92,6 +92,8 @@ from microtome.web.records.text import TextParts as TextParts
 from microtome.web.records.text import WrittenText as WrittenText
 from microtome.web.records.texts import Context as Context
 from microtome.web.records.texts import Document as Document
+from microtome.web.records.texts import PatchGrid as PatchGrid
+from microtome.web.records.texts import Picture as Picture
 from microtome.web.records.texts import Piece as Piece
 from microtome.web.records.unit import Link as Link
 from microtome.web.records.unit import Stat as Stat

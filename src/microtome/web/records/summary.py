@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from microtome.web.records.texts import PatchGrid
 from microtome.web.records.values import BasisCard, Fact, Number, Problem
 
 __all__ = ["Absent", "Certificate", "Check", "Progress", "Progressed", "RunChoice", "Section", "Summary"]
@@ -66,7 +67,10 @@ class RunChoice(BaseModel):
 
 
 class Summary(BaseModel):
-    """The first thing the page asks for. Everything but `name`, `runs` and `damaged` is of the run `run`."""
+    """The first thing the page asks for. Everything but `name`, `runs` and `damaged` is of the run `run`.
+
+    `grid` is how the pictures of a model that reads images are tiled; null for one that reads text.
+    """
 
     signature: str
     name: str
@@ -81,3 +85,4 @@ class Summary(BaseModel):
     tables: dict[str, int]
     absent: list[Absent]
     problems: list[Problem]
+    grid: PatchGrid | None = None

@@ -2,7 +2,9 @@
 
 import type { Records, Source } from "../../data/source";
 import { known } from "../../lib/format";
+import { ranks, scaleOf, spread, type Axis, type Scale } from "../../lib/scales";
 import type { Colouring } from "../../lib/scatter_colours";
+import { firstPlace, numbers, numbersOf, type Numbers } from "./columns";
 import { codes, floats, wholes } from "./packed";
 import { asked, narrowed, type State } from "./state";
 
@@ -18,39 +20,85 @@ export interface Paint {
   note: string;
 }
 
+// Two numbers of all units of a basis, one across and one upwards.
+export interface Axes {
+  across: Axis & { key: string };
+  upwards: Axis & { key: string };
+  scale: Scale;
+  // the numbers that there are
+  options: [string, string][];
+}
+
 export interface Plan {
   maps: Maps;
+  basis: string;
+  // units where they are alike, or by two of their numbers
   layout: Layout | null;
+  axes: Axes | null;
   // what it can be coloured by, and what it is coloured by: "layer", "label:…", "stat:…@site"
   choices: [string, string][];
   chosen: string;
   place: Int32Array;
   x: Float32Array;
   y: Float32Array;
-  paint: Paint | null;
+  paint: Paint;
   problems: Records["Problem"][];
 }
 
+// As an address names the map by two numbers.
+export const NUMBERS = "numbers";
+// Pairs of statistics that are told together, the first that a basis has; else one of them by layer.
+const PAIRS = [["matching_score", "copying_score"], ["profile_centre", "profile_width"], ["skewness", "kurtosis"]] as const;
 // Labels with a colour of their own; all others are one.
 const OWN = 7;
 
+type Where = Pick<Plan, "basis" | "layout" | "axes" | "place" | "x" | "y" | "problems">;
+
 export async function planned(source: Source, summary: Records["Summary"], state: State, signal: AbortSignal): Promise<Plan> {
   const maps = await source.get("maps", {}, signal);
-  const { basis } = state;
-  const layout =
-    maps.layouts.find((each) => each.layout === state.layout) ?? maps.layouts.find((each) => each.basis === basis) ?? maps.layouts[0] ?? null;
-  const none = { maps, layout, choices: [], chosen: "", place: new Int32Array(), x: new Float32Array(), y: new Float32Array(), paint: null };
-  if (!layout) return { ...none, problems: maps.problems };
-  const choices = colours(maps, layout, summary);
+  const layout = maps.layouts.find((each) => each.layout === state.layout) ?? (state.layout === NUMBERS ? undefined : maps.layouts.find((each) => each.basis === state.basis));
+  const where = layout ? await asLaidOut(source, layout, signal) : await byNumbers(source, summary, maps, state, signal);
+  const { basis, place } = where;
+  const choices = colours(maps, where, summary);
   const chosen = choices.some(([value]) => value === state.colour) ? state.colour : (choices[0]?.[0] ?? "");
-  const page = await source.get("map", { layout: layout.layout }, signal);
-  const place = wholes(page.place);
   const [{ paint: every, problems }, fitting] = await Promise.all([
-    painted(source, summary, layout, chosen, place, signal),
-    narrowed(state) ? source.get("places", { ...asked(state), basis: layout.basis }, signal) : null,
+    painted(source, summary, basis, chosen, place, signal),
+    narrowed(state) ? source.get("places", { ...asked(state), basis }, signal) : null,
   ]);
   const paint = fitting ? only(every, new Set(wholes(fitting.places)), place) : every;
-  return { maps, layout, choices, chosen, place, x: floats(page.x), y: floats(page.y), paint, problems: [...maps.problems, ...page.problems, ...problems] };
+  return { maps, ...where, choices, chosen, paint, problems: [...maps.problems, ...where.problems, ...problems] };
+}
+
+async function asLaidOut(source: Source, layout: Layout, signal: AbortSignal): Promise<Where> {
+  const page = await source.get("map", { layout: layout.layout }, signal);
+  return { basis: layout.basis, layout, axes: null, place: wholes(page.place), x: floats(page.x), y: floats(page.y), problems: page.problems };
+}
+
+// Units that lack one of the numbers are left out.
+async function byNumbers(source: Source, summary: Records["Summary"], maps: Maps, state: State, signal: AbortSignal): Promise<Where> {
+  const { basis } = state;
+  const card = summary.bases.find((each) => each.basis === basis);
+  const options = numbersOf(maps, card);
+  const there = (key: string) => options.some(([each]) => each === key);
+  const pair = PAIRS.map((names) => names.map((name) => `stat:${name}`)).find((keys) => keys.every(there));
+  const [first = "", second = ""] = pair ?? options.map(([key]) => key);
+  const [across, upwards] = [there(state.across) ? state.across : first, there(state.upwards) ? state.upwards : second];
+  const none = { basis, layout: null, axes: null, place: new Int32Array(), x: new Float32Array(), y: new Float32Array(), problems: [] };
+  if (!across || !upwards) return none;
+  const [one, other] = await Promise.all([across, upwards].map((key) => numbers(source, summary, basis, key, signal))) as [Numbers, Numbers];
+  const begin = firstPlace(summary, basis);
+  const all = Int32Array.from({ length: card?.units ?? 0 }, (_, n) => begin + n);
+  const place = all.filter((at) => known(one.values[at]) && known(other.values[at]));
+  const [x, y] = [one, other].map(({ values }) => Float32Array.from(place, (at) => values[at]!)) as [Float32Array, Float32Array];
+  const scale = scaleOf(state.scale, x, y);
+  // few values, as of layers, are spread out a little whichever way the others are drawn
+  const placed = (values: Float32Array, axis: "across" | "upwards"): [Float32Array, Scale] => {
+    const few = spread(values, axis);
+    return few ? [few, "values"] : scale === "ranks" ? [ranks(values), scale] : [values, scale];
+  };
+  const [[left, byX], [top, byY]] = [placed(x, "across"), placed(y, "upwards")];
+  const axes = { across: { key: across, name: one.name, by: byX }, upwards: { key: upwards, name: other.name, by: byY }, scale, options };
+  return { basis, layout: null, axes, place, x: left, y: top, problems: [...one.problems, ...other.problems] };
 }
 
 // Of the points those of the units that fit the filters.
@@ -67,54 +115,25 @@ function only(paint: Paint, fitting: ReadonlySet<number>, place: Int32Array): Pa
   return { ...paint, shown, colouring: pick(), note: [paint.note, note].filter(Boolean).join(" ") };
 }
 
-function colours(maps: Maps, layout: Layout, summary: Records["Summary"]): [string, string][] {
-  const card = summary.bases.find((each) => each.basis === layout.basis);
-  const mine = maps.columns.filter(({ column }) => card?.columns.some((each) => each.name === column.name));
-  return [
-    ...maps.labels.map(({ kind }): [string, string] => [`label:${kind}`, `label: ${kind}`]),
-    ...(layout.name === null && card?.layers.length ? [["layer", "layer"] as [string, string]] : []),
-    ...mine.flatMap(({ column, sites }): [string, string][] => [
-      [`stat:${column.name}`, column.label],
-      ...sites.map((site): [string, string] => [`stat:${column.name}@${site}`, `${column.label}, ${site}`]),
-    ]),
-  ];
+// A dictionary's factors have no layer of their own. By two numbers labels come last: few bases have them.
+function colours(maps: Maps, { basis, layout }: Where, summary: Records["Summary"]): [string, string][] {
+  const mine = numbersOf(maps, summary.bases.find((each) => each.basis === basis));
+  const labels = maps.labels.map(({ kind }): [string, string] => [`label:${kind}`, `label: ${kind}`]);
+  return layout ? [...labels, ...mine.filter(([key]) => key !== "layer" || layout.name === null)] : [...mine, ...labels];
 }
 
 type Made = { paint: Paint; problems: Records["Problem"][] };
 
 async function painted(
-  source: Source, summary: Records["Summary"], layout: Layout, chosen: string, place: Int32Array, signal: AbortSignal,
+  source: Source, summary: Records["Summary"], basis: string, chosen: string, place: Int32Array, signal: AbortSignal,
 ): Promise<Made> {
   if (chosen.startsWith("label:")) {
     const column = await source.get("label_column", { kind: chosen.slice("label:".length) }, signal);
     return { paint: byLabel(column, place), problems: column.problems };
   }
-  if (chosen.startsWith("stat:")) {
-    const [stat = "", site = ""] = chosen.slice("stat:".length).split("@");
-    const column = await source.get("column", { stat, site }, signal);
-    return { paint: byValue(floats(column.values), place, column.column.label), problems: column.problems };
-  }
-  if (chosen === "layer") {
-    const { units, problems } = await source.get("overview", {}, signal);
-    return { paint: byValue(depths(units, summary, layout.basis), place, "layer"), problems };
-  }
-  return { paint: { shown: Uint32Array.from(place.keys()), colouring: undefined, tell: () => null, note: "" }, problems: [] };
-}
-
-// The first place of a basis: units are in the order of the letters of their bases.
-export const firstPlace = (summary: Records["Summary"], basis: string): number =>
-  summary.bases.reduce((sum, card) => sum + (card.basis < basis ? card.units : 0), 0);
-
-// The layer of each place: within a basis units are in the order of their layers.
-function depths(units: Records["LayerUnits"][], summary: Records["Summary"], basis: string): Float32Array {
-  const mine = units.filter((each) => each.basis === basis).sort((a, b) => (a.layer ?? -1) - (b.layer ?? -1));
-  let at = firstPlace(summary, basis);
-  const layers = new Float32Array(at + mine.reduce((sum, each) => sum + each.units, 0)).fill(NaN);
-  for (const each of mine) {
-    layers.fill(each.layer ?? NaN, at, at + each.units);
-    at += each.units;
-  }
-  return layers;
+  if (!chosen) return { paint: { shown: Uint32Array.from(place.keys()), colouring: undefined, tell: () => null, note: "" }, problems: [] };
+  const { values, name, problems } = await numbers(source, summary, basis, chosen, signal);
+  return { paint: byValue(values, place, name), problems };
 }
 
 // Those without a label are drawn first, and lie beneath.

@@ -29,9 +29,12 @@ export interface State {
   sort: string;
   order: "down" | "up";
   page: number;
-  // a map of those units instead of a list, which one, and what it is coloured by
+  // a map of those units instead of a list, which one, of which numbers and how these are drawn, and what it is coloured by
   view: "list" | "map";
   layout: string;
+  across: string;
+  upwards: string;
+  scale: string;
   colour: string;
 }
 
@@ -72,6 +75,7 @@ export function stateOf(bases: readonly Records["BasisCard"][], parameters: URLS
     clear: clear in CLEAR ? (clear as Clear) : "any",
     page: Math.max(0, Number.parseInt(parameters.get("page") ?? "1", 10) - 1 || 0),
     view: parameters.get("view") === "map" ? "map" : "list", layout: text("layout"), colour: text("colour"),
+    across: text("across"), upwards: text("upwards"), scale: text("scale"),
   };
 }
 
@@ -93,7 +97,7 @@ function changed(state: State, change: Partial<Record<keyof State, Value>>): Rec
     basis: next.basis, layer: next.layer, token: next.token, exact: next.exact, phrase: next.phrase, meaning: next.meaning, match: next.match === "any" ? "" : next.match, label: next.label,
     least: next.least, most: next.most, clear: next.clear === "any" ? "" : next.clear, pattern: next.pattern, sort: next.sort,
     order: next.order === "up" ? "up" : "", page: next.page ? Number(next.page) + 1 : "",
-    ...(next.view === "map" ? { view: "map", layout: next.layout, colour: next.colour } : {}),
+    ...(next.view === "map" ? { view: "map", layout: next.layout, across: next.across, upwards: next.upwards, scale: next.scale, colour: next.colour } : {}),
   };
 }
 
