@@ -15,6 +15,10 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests import checked
+
+checked.install()
+
 hypothesis.settings.register_profile("microtome", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("microtome")
 

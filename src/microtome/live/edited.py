@@ -221,7 +221,7 @@ def _predicted(model: Model, batch: Batch, edits: Sequence[Edit], clock: Clock) 
 
 
 def _kl(clean: Float[Tensor, "token vocab"], after: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
-    return (clean.exp() * (clean - after)).sum(1)
+    return (clean.exp() * (clean - after)).sum(1).clamp(min=0)  # rounding alone is below
 
 
 def _drawn(

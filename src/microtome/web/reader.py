@@ -46,8 +46,8 @@ AGAIN: Final = "run the same `microtome build` again: damaged tables are found a
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    """Tell a damaged file from a mistake of ours."""
+def _readable(atlas: Path) -> Iterator[None]:
+    """Tell a damaged file from a mistake of ours; where the atlas is on this machine is not said."""
     try:
         yield
     except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException):
@@ -58,7 +58,7 @@ def _readable() -> Iterator[None]:
     except duckdb.Error as error:
         raise Refusal(
             "a table of this atlas",
-            why=f"it cannot be read ({str(error).splitlines()[0][:160]})",
+            why=f"it cannot be read ({str(error).splitlines()[0].replace(f'{atlas}/', '')[:160]})",
             instead=AGAIN,
         ) from error
 
@@ -91,6 +91,7 @@ class View:
 
     def __init__(self, atlas: Path, signature: str, run: str, changed: tuple[str, ...], reader: "Reader") -> None:
         self._reader = reader
+        self._atlas = atlas
         self.signature = signature
         self.run = run
         self.changed = changed
@@ -100,7 +101,7 @@ class View:
         self._memo: dict[object, Any] = {}
         self._lock = threading.RLock()
         try:
-            self.manifest = read_manifest(atlas)
+            self.manifest = _told_manifest(atlas)
         except Refusal as refusal:
             self.problems.append(problem_of(refusal))
         self._folder = Path(tempfile.mkdtemp(prefix="microtome-index-"))
@@ -175,12 +176,12 @@ class View:
 
         Errors: `Refusal` where a file turns out to be damaged inside.
         """
-        with _readable(), self._connection.cursor() as cursor:
+        with _readable(self._atlas), self._connection.cursor() as cursor:
             return cursor.execute(query, parameters).fetchall()
 
     def arrow(self, query: str, *parameters: Any) -> pa.Table:
         """The same as an Arrow table, for many rows at once."""
-        with _readable(), self._connection.cursor() as cursor:
+        with _readable(self._atlas), self._connection.cursor() as cursor:
             return cursor.sql(query, params=list(parameters)).to_arrow_table()
 
     def columns(self, query: str, *parameters: Any) -> dict[str, NDArray[Any]]:
@@ -188,7 +189,7 @@ class View:
 
         Lists lie one after the other.
         """
-        with _readable(), self._connection.cursor() as cursor:
+        with _readable(self._atlas), self._connection.cursor() as cursor:
             reader = cursor.sql(query, params=list(parameters)).to_arrow_reader(_AT_ONCE)
             paths = [self._folder / f"{next(self._numbers)}.column" for _ in reader.schema]
             with contextlib.ExitStack() as stack:
@@ -290,6 +291,8 @@ class Reader:
 
     def _named(self, run: str | None) -> str:
         runs = self._manifest.runs if self._manifest else {}
+        if run and not runs and manifest_path(self.atlas).is_file():
+            _told_manifest(self.atlas)  # it is damaged, and says how
         if run and run not in runs:
             known = f"choose one of {', '.join(runs)}" if runs else "wait until it is being built"
             raise Refusal(f"run {run[:80]}", why="this atlas has no run of that name", instead=known)
@@ -334,6 +337,14 @@ def _named_folders(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         name = next(each for n in itertools.count(1) if (each := own if n == 1 else f"{own}-{n}") not in taken)
         taken.add(name)
         yield name, folder
+
+
+def _told_manifest(atlas: Path) -> Manifest:
+    """The manifest, or its refusal without where the atlas is on this machine."""
+    try:
+        return read_manifest(atlas)
+    except Refusal as refusal:
+        raise Refusal(refusal.what.replace(f"{atlas}/", ""), why=refusal.why, instead=refusal.instead) from refusal
 
 
 def _manifest(atlas: Path) -> Manifest | None:

@@ -4,8 +4,10 @@ The server is for one person's machine. On loopback the Host header is checked, 
 rebinding a name; on any other address a token is asked for. What makes the machine work, a POST, is taken from the page itself alone.
 """
 
+import hashlib
 import hmac
 import ipaddress
+import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -31,7 +33,7 @@ _HEADERS: Final = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
-_COOKIE: Final = "microtome"
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+?)\.?(:[0-9]+)?")
 MOST_BODY: Final = 1 << 17
 """Bytes of a request's body."""
 
@@ -48,12 +50,13 @@ class Guard:
     """ASGI middleware: refuse strangers, add the headers to every answer.
 
     Without a token only loopback names are accepted as Host. With one, it is expected as `?token=` (once: the answer sets a
-    cookie and leads on without it), in that cookie, or as `Authorization: Bearer`.
+    cookie and leads on without it), in that cookie, whose name is this server's own for browsers tell no ports apart, or as `Authorization: Bearer`.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app
         self._token = token
+        self._cookie = f"microtome-{hashlib.sha256(token.encode()).hexdigest()[:12]}" if token else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -96,15 +99,15 @@ class Guard:
     def _answer(self, scope: Scope) -> ASGIApp:
         headers = Headers(scope=scope)
         if self._token is None:
-            host = headers.get("host", "")
-            name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
-            return self._app if is_loopback(name) else PlainTextResponse("unknown host\n", status_code=421)
+            hosts = [_HOST.fullmatch(host.lower()) for host in headers.getlist("host")]
+            known = len(hosts) == 1 and hosts[0] is not None and is_loopback(hosts[0][1])
+            return self._app if known else PlainTextResponse("unknown host\n", status_code=421)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self._right(given):
             answer = RedirectResponse(scope["path"] if scope["path"] == "/" else "/", status_code=303)
-            answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict", path="/")
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
-        if self._right(_cookie(headers)) or self._right(headers.get("authorization", "").removeprefix("Bearer ")):
+        if self._right(_cookie(headers, self._cookie)) or self._right(headers.get("authorization", "").removeprefix("Bearer ")):
             return self._app
         return PlainTextResponse("This atlas asks for its token: open the address that the server printed.\n", status_code=401)
 
@@ -134,9 +137,9 @@ def _refusal(what: str, why: str, instead: str, status: int) -> ASGIApp:
     return JSONResponse({"what": what, "why": why, "instead": instead}, status_code=status)
 
 
-def _cookie(headers: Headers) -> str:
+def _cookie(headers: Headers, name: str) -> str:
     try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+        morsel = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return ""
     return morsel.value if morsel else ""

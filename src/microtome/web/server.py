@@ -18,6 +18,8 @@ from microtome.web.windows import preload
 
 __all__ = ["serve"]
 
+_ANY = ("0.0.0.0", "::")
+"""All addresses of the machine: others reach it by its name."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,8 @@ def serve(
     reader = app.state.reader
     reader.watch()
     threading.Thread(target=_warm, args=(reader,), daemon=True).start()
-    name = f"[{host}]" if ":" in host else host
+    shown = socket.gethostname() if host in _ANY else host
+    name = f"[{shown}]" if ":" in shown else shown
     address = f"http://{name}:{bound}/" + (f"?token={token}" if token else "")
     _log.info("serving %s at %s", atlas, address)
     if started is not None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -151,7 +152,7 @@ class _Groups:
             with pq.ParquetFile(path, metadata=self._footers[group.file]) as file:
                 table = file.read_row_group(group.place, columns=list(_COLUMNS), use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            why = f"it cannot be read ({str(error).splitlines()[0][:160]})"
+            why = f"it cannot be read ({str(error).splitlines()[0].replace(path, Path(path).name)[:160]})"
             raise Refusal("table windows", why=why, instead=AGAIN) from error
         if group.mixed:
             table = table.filter(pc.field("run") == self._run)

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[3]
 class Request:
     """A command, and what happens to it.
 
-    `commit` is the file, counted among those that are committed, at which the process kills itself: when it is written and not
-    yet in place, or `placed`. `seconds` is when it is killed from outside. `file_size` limits the bytes of any file.
+    `commit` is the file at which the process kills itself, the `occurrence`th time that it is committed: when it is written and
+    not yet in place, or `placed`. `seconds` is when it is killed from outside. `file_size` limits the bytes of any file.
     `stdin` None means closed. What it prints goes to the files `out` and `err` of `folder`; `commits` there lists the files.
     """
 
@@ -37,7 +37,8 @@ class Request:
     stdin: str | None = os.devnull
     encoding: str = "utf-8"
     file_size: int | None = None
-    commit: int = 0
+    commit: str = ""
+    occurrence: int = 1
     placed: bool = False
     seconds: float | None = None
 
@@ -144,8 +145,8 @@ def _hook(request: Request, log: io.TextIOWrapper) -> None:
     @contextlib.contextmanager
     def committed(path: Path) -> Iterator[Path]:
         nonlocal count
-        count += 1
-        here = count == request.commit
+        count += str(path) == request.commit
+        here = str(path) == request.commit and count == request.occurrence
         log.write(f"{path}\n")
         log.flush()
         with real(path) as temporary:

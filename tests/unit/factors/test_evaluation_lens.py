@@ -33,6 +33,7 @@ from tests import toys
 TEXTS = toys.toy_texts(documents=16, words=120)
 PLAN = Plan(name="own", units=48, method=BatchTopK(4), rows=128, passes=4)
 SETTINGS = Settings(run="evaluation", window=24, lenses=("factors",))
+_TEXT_ONLY = Settings(window=24, lenses=("vocabulary",))  # the quickest lens: what is looked at is how the text is divided
 
 
 def trained(model: Model, plan: Plan = PLAN, seed: int = 0) -> Dictionary:
@@ -126,15 +127,26 @@ def test_the_atlas_keeps_what_was_judged_and_names_what_links_name(atlas: Atlas,
     assert kinds == {"dictionary judged", "dictionary in place", "factors described", "dictionaries compared"}
 
 
-def test_the_same_directions_are_found_again_and_others_are_not(decoder: Model, learnt: Dictionary, tmp_path: Path) -> None:
-    own = learnt
-    order = torch.randperm(own.units, generator=torch.Generator().manual_seed(1))
-    encoder = own.coder
+@pytest.fixture(scope="module")
+def order(learnt: Dictionary) -> torch.Tensor:
+    return torch.randperm(learnt.units, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def shuffled(learnt: Dictionary, order: torch.Tensor) -> Dictionary:
+    encoder = learnt.coder
     assert isinstance(encoder, Encoder)
     assert isinstance(encoder.rule, Above)
     coder = Encoder(encoder.weights[..., order], encoder.bias[order], Above(encoder.rule.threshold[order]))
-    shuffled = replace(own, name="shuffled", directions=own.directions[:, order], coder=coder)
-    both = judged(decoder, tmp_path, own, shuffled, twin="none")
+    return replace(learnt, name="shuffled", directions=learnt.directions[:, order], coder=coder)
+
+
+@pytest.fixture(scope="module")
+def both(decoder: Model, learnt: Dictionary, shuffled: Dictionary, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return judged(decoder, tmp_path_factory.mktemp("both"), learnt, shuffled, twin="none")
+
+
+def test_the_same_directions_are_found_again_and_others_are_not(both: Atlas, order: torch.Tensor) -> None:
     ((value, control),) = (of for (_, kind), of in numbers(both, "own", "match_cosine with shuffled").items() if kind == ALIKE)
     assert value == pytest.approx(1, abs=1e-5)
     assert control < 0.9
@@ -145,15 +157,14 @@ def test_the_same_directions_are_found_again_and_others_are_not(decoder: Model, 
 
 
 def test_a_second_run_of_the_same_makes_nothing_and_of_another_is_refused(
-    decoder: Model, learnt: Dictionary, tmp_path: Path
+    decoder: Model, learnt: Dictionary, shuffled: Dictionary, both: Atlas
 ) -> None:
-    own = learnt
-    first = judged(decoder, tmp_path, own, twin="none")
+    own, first, folder = learnt, both, both.path.parent
     before = {file: file.stat().st_mtime_ns for file in first.path.rglob("*.parquet")}
-    judged(decoder, tmp_path, own, twin="none")
+    judged(decoder, folder, own, shuffled, twin="none")
     assert {file: file.stat().st_mtime_ns for file in first.path.rglob("*.parquet")} == before
     with pytest.raises(Refusal, match="other evaluation; use --run NAME"):
-        judged(decoder, tmp_path, replace(own, name="another"), twin="none")
+        judged(decoder, folder, replace(own, name="another"), shuffled, twin="none")
     assert numbers(first, "own", "random_twin") == {("", ""): (None, None)}
     kinds = {kind for _, kind in numbers(first, "own", "explained_variance")}
     assert ANEW in kinds, "what is learnt anew needs no twin"
@@ -226,7 +237,7 @@ def test_documents_that_were_learnt_from_judge_nothing(decoder: Model, tmp_path:
             assert half == int(Half.DISCOVER) or texts[document] not in seen
     assert held.fingerprint != corpus.fingerprint
     with pytest.raises(Refusal, match="of every document of its confirm half"):
-        held_out(_corpus(build(decoder, seen, output=tmp_path / "seen", settings=settings), "main"), [learnt])
+        held_out(_corpus(build(decoder, seen, output=tmp_path / "seen", settings=_TEXT_ONLY), "main"), [learnt])
     assert learnt_from(mixed.path, own) is None
 
 

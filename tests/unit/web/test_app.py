@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,8 +253,11 @@ def test_only_the_fixed_assets_are_served_and_none_has_inline_code(client: TestC
 def test_a_foreign_host_name_is_turned_away(atlas: Path) -> None:
     client = _client(atlas)
     assert client.get("/api/summary", headers={"Host": "evil.example"}).status_code == 421
-    for host in ("localhost:8421", "127.0.0.1", "[::1]:8421"):
+    for host in ("localhost:8421", "127.0.0.1", "[::1]:8421", "LOCALHOST", "localhost."):
         assert client.get("/api/progress", headers={"Host": host}).status_code == 200
+    for host in ("[::1]x", "localhost:80@evil", "localhost evil.example", ""):
+        assert client.get("/api/progress", headers={"Host": host}).status_code == 421
+    assert client.get("/api/progress", headers=[("Host", "localhost"), ("Host", "evil.example")]).status_code == 421
 
 
 def test_a_token_is_asked_for_and_becomes_a_cookie(atlas: Path) -> None:
@@ -266,6 +270,45 @@ def test_a_token_is_asked_for_and_becomes_a_cookie(atlas: Path) -> None:
     assert let_in.headers["location"] == "/"
     assert "HttpOnly" in let_in.headers["set-cookie"]
     assert client.get("/api/summary").status_code == 200
+
+
+def test_servers_of_one_machine_do_not_take_each_others_tokens_away(atlas: Path) -> None:
+    cookies = []
+    for token in ("sesame", "thyme"):
+        client = TestClient(create_app(atlas, token=token), base_url="http://box.example", follow_redirects=False)
+        client.get(f"/?token={token}")
+        cookies.append(dict(client.cookies))
+    both = cookies[0] | cookies[1]
+    assert len(both) == 2
+    for token in ("sesame", "thyme"):
+        browser = TestClient(create_app(atlas, token=token), base_url="http://box.example", cookies=both)
+        assert browser.get("/api/summary").status_code == 200
+
+
+def test_all_addresses_of_a_machine_are_told_by_its_name(atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    import uvicorn
+
+    told: list[str] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr("microtome.web.server._bind", lambda host, port: socket.create_server(("127.0.0.1", 0)))
+    monkeypatch.setattr("microtome.web.server.socket.gethostname", lambda: "box")
+    serve(atlas, host="0.0.0.0", token="sesame", started=told.append)
+    [address] = told
+    assert address.startswith("http://box:")
+    assert address.endswith("/?token=sesame")
+
+
+def test_a_manifest_that_breaks_is_said_to_be_broken(atlas: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(atlas, tmp_path / "copy")
+    client = _client(copy)
+    run = client.get("/api/summary").json()["run"]
+    (copy / "atlas.json").write_text("{")
+    answer = client.get("/api/units", params={"run": run})
+    assert answer.status_code >= 400
+    assert "atlas.json" in answer.json()["what"] + answer.json()["why"]
+    assert str(tmp_path) not in answer.text
 
 
 def test_serving_a_folder_without_atlas_is_refused(tmp_path: Path) -> None:
