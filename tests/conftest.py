@@ -108,7 +108,8 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Report tests that need a GPU as not run where there is none."""
+    """Begin with the slow tests, so that no worker waits for one at the end; report those that need a GPU as not run where there is none."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     needy = [item for item in items if item.get_closest_marker("gpu")]
     if not needy:
         return

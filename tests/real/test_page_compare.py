@@ -104,6 +104,20 @@ def test_every_view_draws_at_both_widths_in_both_themes(browser: Browser, server
     assert browser.js("document.querySelectorAll('script').length") == 1
 
 
+def test_on_a_telephone_a_statistic_is_one_row_and_a_page_behind_the_last_leads_back(browser: Browser, server: str) -> None:
+    browser.look(360)
+    browser.open(server + VIEWS["units"] + "&page=99")
+    tops = browser.js(
+        "[...document.querySelector('.agreements tr:not(.basis):has(td)').querySelectorAll('td.num')]"
+        ".filter((each) => each.offsetParent).map((each) => each.offsetTop)"
+    )
+    assert len(tops) == 4
+    assert len(set(tops)) == 1
+    assert "There is no page 99: the list ends on page 2." in browser.js(TEXT)
+    browser.js("[...document.querySelectorAll('.empty a')].at(-1).click()")
+    browser.until(f"{DIFFER}.length === {LAYERS * WIDTH - 50}")
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_static_export_shows_what_the_server_shows_but_the_list_of_units(
     browser: Browser, server: str, static: str, view: str

@@ -225,7 +225,7 @@ def test_every_panel_has_its_numbers_as_a_table(browser: Browser, server: str, v
         "[...document.querySelectorAll('figure')].every((each) => each.querySelector('.read')?.textContent.length > 20)"
     )
     assert browser.js(
-        "[...document.querySelectorAll('[role=img][tabindex]')].every((each) => each.getAttribute('aria-label').length > 30)"
+        "[...document.querySelectorAll('[role=application][tabindex]')].every((each) => each.getAttribute('aria-label').length > 30)"
     )
 
 

@@ -166,6 +166,27 @@ def test_pages_of_words_say_in_a_line_that_there_are_none(browser: Browser, serv
     assert said in browser.js("document.querySelector('#content').innerText")
 
 
+def test_the_browser_of_units_offers_nothing_that_asks_for_words(browser: Browser, server: str) -> None:
+    _open(browser, server, "#/units?basis=neurons")
+    heads = browser.js("[...document.querySelectorAll('table.units thead th')].map((each) => each.innerText)")
+    assert heads[0] == "Unit"
+    assert not {"Fires on", "Promotes"} & set(heads)
+    browser.js("document.querySelector('[aria-controls=further]').click()")
+    browser.until("document.querySelector('#further')")
+    assert browser.js("[...document.querySelectorAll('.filters [name], #further [name]')].map((each) => each.name)") == [
+        "layer", "sort", "label", "least", "most", "clear"
+    ]  # fmt: skip
+    assert browser.js("document.getElementById('word').placeholder") == "a unit address"
+
+
+def test_runs_that_can_be_compared_are_told_by_their_patches(browser: Browser, atlas: Path, tmp_path: Path) -> None:
+    with serve(atlas, beside=[shutil.copytree(atlas, tmp_path / "copy")]) as address:
+        _open(browser, address, "#/compare")
+        choice = browser.js("document.querySelector('.picker option').textContent")
+        assert "patches" in choice
+        assert "tokens" not in choice
+
+
 def test_it_fits_at_both_widths_in_both_themes_and_axe_finds_nothing(browser: Browser, server: str, tmp_path: Path) -> None:
     folder = Path(os.environ.get("MICROTOME_PICTURES", tmp_path))
     for width in (1280, 360):

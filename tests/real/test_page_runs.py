@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from microtome.store import read_manifest, table_path, write_manifest
+from microtome.web import export
 from tests.real.chromium import Browser, binary
-from tests.real.pages import serve
+from tests.real.pages import serve, serve_folder
 from tests.unit.web.built import WEIGHTS, WORDS, build_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(binary() is None, reason="no Chromium on this machine")]
@@ -100,6 +101,15 @@ def test_the_static_export_shows_each_run_as_the_server_does(browser: Browser, s
             # an export has no related units, and no folder of tables
             shown.append(browser.js(TEXT).split("\nTables\n")[0].split("\nRelated units")[0])
         assert shown[0].replace("\nJSON\n", "\n") == shown[1], view  # the server leads to its own answer
+
+
+def test_an_export_without_its_text_leads_to_no_other_run_for_it(browser: Browser, atlas: Path, tmp_path: Path) -> None:
+    with serve_folder(export(atlas, tmp_path / "site", text="left out")) as base:
+        for run in (FIRST, SECOND, WEIGHTS):
+            browser.open(base + _of("#/unit/neurons.1/7", run))
+            said = browser.js("document.querySelector('#content .empty').innerText")
+            assert said == "No contexts: this copy was written without its text."
+            assert browser.js("document.querySelectorAll('#content .empty a').length") == 0
 
 
 def test_runs_differ_on_every_view_that_measures(browser: Browser, server: str) -> None:

@@ -450,3 +450,17 @@ def test_broken_addresses_are_read_as_far_as_they_make_sense(browser: Browser, t
         assert browser.js("document.querySelector('.problem')") is None
     go(browser, toy, "the river", view="edits", **nonsense)
     assert texts(browser, ".edits .address") == ["heads.0/1"]
+    assert text(browser, ".leftout").strip() == (
+        "Left out, as it is no edit: x*y, *set**. Left out, as its value is no number up to 1,000,000: neurons.0/1*set*x. "
+        "Left out, as that is no way to write on: write 9*9*9."
+    )
+
+
+def test_a_refused_edit_stands_apart_from_what_is_typed(browser: Browser, toy: str) -> None:
+    go(browser, toy, "the river", view="edits", edits="heads.99/4*off neurons.0/1*scale*nan")
+    browser.until("document.querySelector('.trouble .problem')", 30)
+    assert "its value is no number up to 1,000,000: neurons.0/1*scale*nan" in text(browser, ".leftout")
+    edge = "document.querySelector({!r}).getBoundingClientRect()"
+    below = browser.js(f"{edge.format('.trouble .problem')}.top - {edge.format('.other')}.bottom")
+    assert below >= 10
+    browser.errors[:] = [error for error in browser.errors if "400" not in error]

@@ -2,7 +2,8 @@
 // when that is there. A new page is a row here. It is fetched when it is first opened.
 
 import type { Component } from "svelte";
-import type { Records, Source } from "./data/source";
+import { unanswered } from "./data/server";
+import { problem, type Records, type Source } from "./data/source";
 
 // What a page is asked for: the address, and whom to ask.
 export interface Asking {
@@ -39,10 +40,21 @@ export interface Page {
   open: (asking: Asking) => Promise<Drawn>;
 }
 
+// The code of a page is fetched when it is first opened; every browser has words of its own for code that is not there.
+function unfetched({ kind }: Source, error: unknown): Records["Problem"] | null {
+  if (!(error instanceof TypeError) || !/dynamically imported module|module script/i.test(error.message)) return null;
+  if (kind === "server") return unanswered();
+  return problem("The code of this page", "it cannot be fetched", "look whether the web server still has the whole export folder, and reload");
+}
+
 const opening = <D>(fetched: () => Promise<PageModule<D>>) => async (asking: Asking): Promise<Drawn> => {
-  const found = await fetched();
-  const data = await found.load(asking);
-  return { component: found.default as unknown as Component<PageProps<unknown>>, data, title: found.title?.(data) };
+  try {
+    const found = await fetched();
+    const data = await found.load(asking);
+    return { component: found.default as unknown as Component<PageProps<unknown>>, data, title: found.title?.(data) };
+  } catch (error) {
+    throw unfetched(asking.source, error) ?? error;
+  }
 };
 
 export const PAGES: readonly Page[] = [

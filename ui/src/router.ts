@@ -1,4 +1,4 @@
-// The address holds the whole state of a page: #/units?basis=neurons&layer=3&run=main. A page is a name, a rest and parameters;
+// The address says what a page shows: #/units?basis=neurons&layer=3&run=main. A page is a name, a rest and parameters;
 // where an atlas has several runs, every address names the one it speaks of.
 
 export type Value = string | number | null | undefined;
@@ -28,7 +28,8 @@ export function read(): Address {
   } catch {
     // a broken escape is taken as it stands
   }
-  return { page: FORMER[page] ?? (page || "findings"), rest: tail, parameters: new URLSearchParams(query) };
+  tail = tail.replace(/\/+$/, "");
+  return { page: FORMER[page] ?? (page || "findings"), rest: page === "unit" ? (unitIn(tail) ?? tail) : tail, parameters: new URLSearchParams(query) };
 }
 
 export function href(page: string, rest = "", parameters: Record<string, Value> = {}): string {
@@ -58,7 +59,7 @@ export function turn(parameters: Record<string, Value>): void {
 // Change parameters of this page without a new entry in the history and without asking for it anew.
 export function amend(parameters: Record<string, Value>): void {
   const now = read();
-  history.replaceState(null, "", href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
+  history.replaceState(history.state, "", href(now.page, now.rest, { ...Object.fromEntries(now.parameters), ...parameters }));
   // no browser tells of it
   dispatchEvent(new Event("amended"));
 }
@@ -75,3 +76,26 @@ const SPELLING = String.raw`[a-z_]+(?:@[A-Za-z0-9_-]+)?(?:\.\d+)?\/(?:e\d+\.)?\d
 // The address of a unit, alone or within a sentence.
 export const ADDRESS = new RegExp(`^${SPELLING}$`);
 export const ADDRESSES = new RegExp(String.raw`(?<![\w@./])${SPELLING}`, "g");
+
+// A unit as it was typed or pasted: in capitals, or with a slash behind. The name of a dictionary has capitals of its own.
+export function unitIn(text: string): string | null {
+  const [, basis = "", name = "", rest = ""] = /^([A-Za-z_]+)(@[A-Za-z0-9_-]+)?(.*)$/s.exec(text.trim().replace(/\/+$/, "")) ?? [];
+  const found = `${basis.toLowerCase()}${name}${rest.toLowerCase()}`;
+  return ADDRESS.test(found) ? found : null;
+}
+
+const LOOPBACK = /^(localhost|127\.0\.0\.1|\[::1\])$/;
+
+// A page as it was pasted: "#/overview", or the whole address of one of this server.
+export function pageIn(text: string): string | null {
+  const pasted = text.trim();
+  if (pasted.startsWith("#/")) return pasted;
+  let url: URL;
+  try {
+    url = new URL(pasted);
+  } catch {
+    return null;
+  }
+  const here = url.host === location.host || (url.port === location.port && [url.hostname, location.hostname].every((each) => LOOPBACK.test(each)));
+  return here && url.protocol === location.protocol && url.pathname === location.pathname ? `#/${url.hash.replace(/^#\/?/, "")}` : null;
+}

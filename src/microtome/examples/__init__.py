@@ -12,6 +12,7 @@ from microtome.examples.deciles import PilotRecord as PilotRecord
 from microtome.examples.entries import NO_TOKEN as NO_TOKEN
 from microtome.examples.entries import Contexts as Contexts
 from microtome.examples.rows import contexts_table as contexts_table
+from microtome.examples.rows import histograms_table as histograms_table
 from microtome.examples.rows import in_order_of_text as in_order_of_text
 from microtome.examples.rows import units_table as units_table
 from microtome.examples.survey import UnitSurvey as UnitSurvey

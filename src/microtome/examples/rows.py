@@ -12,9 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from microtome.core import Basis, Half
+from microtome.examples.deciles import DecileRecord
 from microtome.examples.entries import Contexts
 
-__all__ = ["address_column", "contexts_table", "in_order_of_text", "stat_rows", "units_table", "word_column"]
+__all__ = [
+    "address_column",
+    "contexts_table",
+    "histograms_table",
+    "in_order_of_text",
+    "stat_rows",
+    "units_table",
+    "word_column",
+]
 
 _COLUMNS: Final = ("control", "lo", "hi", "q")
 
@@ -28,6 +37,24 @@ def contexts_table(basis: Basis, found: Sequence[Contexts], run: str) -> pa.Tabl
     neighbour and may lie before the window, where activations say that no token is.
     """
     return pa.concat_tables([_contexts(basis, contexts, run) for contexts in found])
+
+
+def histograms_table(basis: Basis, found: DecileRecord, run: str) -> pa.Table:
+    """Rows of the table `histograms` of one basis: every unit that was seen at any of the sampled tokens."""
+    counts = found.histogram.numpy()
+    seen = np.flatnonzero(counts.sum(1))
+    zeros = np.zeros(len(seen), np.int16)
+    ends = {name: pa.array(found.edges[at].numpy()[seen]) for name, at in (("low", 0), ("high", -1))}
+    bounds = np.arange(len(seen) + 1, dtype=np.int32) * counts.shape[1]
+    return pa.table(
+        {
+            "unit": address_column(basis, seen),
+            "site": word_column([str(basis.sites[0])], zeros),
+            **ends,
+            "counts": pa.ListArray.from_arrays(bounds, pa.array(counts[seen].astype(np.int32).reshape(-1))),
+            "run": word_column([run], zeros),
+        }
+    )
 
 
 def in_order_of_text(bases: Sequence[_Kind]) -> list[_Kind]:

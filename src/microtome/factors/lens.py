@@ -94,7 +94,7 @@ class FactorsLens:
         return found
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """dictionaries, units, unit_stats, unit_labels, contexts, tokens, links and findings; beyond the quick depth what `deeper` adds."""
+        """dictionaries, units, unit_stats, unit_labels, contexts, histograms, tokens, links and findings; beyond the quick depth what `deeper` adds."""
         if run.corpus is None or self._why_not(run):
             return {}
         dictionary = self.dictionary(run, results)
@@ -105,7 +105,7 @@ class FactorsLens:
             Seen(
                 basis,
                 results.of(FACTORS, _fold(self.name, "survey", basis.site)),
-                results.of(FACTORS, _fold(self.name, "deciles", basis.site)).contexts,
+                results.of(FACTORS, _fold(self.name, "deciles", basis.site)),
                 results.of(FACTORS, _fold(self.name, "top", basis.site)),
             )
             for basis in factors_of(dictionary)

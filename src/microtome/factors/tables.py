@@ -17,7 +17,7 @@ from torch import Tensor
 
 from microtome.capture.lens import Rows, Run
 from microtome.core import Half, Site
-from microtome.examples import Contexts, UnitSurveyRecord, contexts_table, units_table
+from microtome.examples import Contexts, DecileRecord, UnitSurveyRecord, contexts_table, histograms_table, units_table
 from microtome.examples.counts import Counts
 from microtome.examples.detectors import CONTROL, Detectors, next_detectors, q_values, token_detectors, untested
 from microtome.examples.findings import Finding, findings_table
@@ -49,11 +49,11 @@ _ALL_CODES: Final = "its share of all exact codes"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a pass found of a dictionary's factors at one site: statistics and extremes, contexts of each tenth, the largest codes of each half."""
+    """What a pass found of a dictionary's factors at one site: statistics and extremes, each tenth of their codes, the largest codes of each half."""
 
     basis: Factors
     survey: UnitSurveyRecord
-    deciles: Contexts
+    deciles: DecileRecord
     top: Float32[Tensor, "half unit n"]
 
 
@@ -121,8 +121,9 @@ def factor_tables(
         "unit_stats": pa.concat_tables(whole.stats),
         "unit_labels": labels_table(whole.labels, run.name),
         "contexts": pa.concat_tables(
-            [contexts_table(each.basis, [each.survey.contexts, each.deciles], run.name) for each in seen]
+            [contexts_table(each.basis, [each.survey.contexts, each.deciles.contexts], run.name) for each in seen]
         ),
+        "histograms": pa.concat_tables([histograms_table(each.basis, each.deciles, run.name) for each in seen]),
         f"links.{dictionary.name}": _similar(dictionary, bases[0]),
         "findings": findings_table(whole.findings, run.name, lens),
         **whole.tables,

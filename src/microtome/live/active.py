@@ -83,7 +83,7 @@ class _Seen:
 
 
 class Strongest:
-    """Keeps the strongest units of each token while bases come one by one: `most` of all bases together, or of each where `apart`."""
+    """Keeps the strongest units of each token while bases come one by one: `most` of all bases together."""
 
     def __init__(self, most: int) -> None:
         self._most = most

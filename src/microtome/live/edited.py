@@ -24,7 +24,7 @@ from microtome.live.reading import predicts, targets
 from microtome.model import Model, unembed
 from microtome.numerics import hash_parts
 
-__all__ = ["MOST_EDITS", "MOST_WRITTEN", "Comparison", "UnitEdit", "compare", "edits_of", "write"]
+__all__ = ["DRAWS", "MOST_EDITS", "MOST_WRITTEN", "Comparison", "UnitEdit", "compare", "edits_of", "write"]
 
 MOST_EDITS: Final = 32
 MOST_WRITTEN: Final = 64

@@ -1,7 +1,7 @@
 """The model of an atlas: where it is, whether it is the one that the atlas is of, and why it cannot run where it cannot.
 
 It is opened when it is first asked for, once, and kept. An atlas does not say where its model is, for it may have been built elsewhere: whoever
-opens it names the model, unless its name is itself a folder or file here. Nothing is fetched.
+opens it names the model, unless its name is itself a folder or file here. Only a model that is named by its address on the hub is fetched.
 """
 
 import threading

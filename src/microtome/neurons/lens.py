@@ -13,7 +13,15 @@ import torch
 
 from microtome.capture.lens import MAIN, PILOT, Results, Rows, Run, Stage, few_documents
 from microtome.core import Fold, Half
-from microtome.examples import DecileContexts, PilotQuantiles, UnitSurvey, contexts_table, in_order_of_text, units_table
+from microtome.examples import (
+    DecileContexts,
+    PilotQuantiles,
+    UnitSurvey,
+    contexts_table,
+    histograms_table,
+    in_order_of_text,
+    units_table,
+)
 from microtome.examples.counts import Counts, TokenCounts, token_counts_table
 from microtome.examples.detectors import next_detectors, token_detectors, untested
 from microtome.examples.findings import findings_table
@@ -107,7 +115,7 @@ class NeuronsLens:
         return folds
 
     def tables(self, run: Run, results: Results) -> Mapping[str, Rows]:
-        """units, unit_stats, unit_labels, explanations, contexts, token_counts, links, coactivations and findings; without a corpus units, the norms of what they write, and links."""
+        """units, unit_stats, unit_labels, explanations, contexts, histograms, token_counts, links, coactivations and findings; without a corpus units, the norms of what they write, and links."""
         bases = neurons_of(run.model.shape)
         norms = [write_norms(run.model.weights, basis) for basis in bases]
         if run.corpus is None:
@@ -143,6 +151,7 @@ class NeuronsLens:
             "units": units_table(bases),
             "unit_stats": pa.concat_tables(stats, promote_options="permissive"),
             "contexts": (_contexts(basis, run, results) for basis in in_order_of_text(bases)),
+            "histograms": (_histograms(basis, run, results) for basis in in_order_of_text(bases)),
             "token_counts": token_counts_table(counts.here, run.name),
             "unit_labels": labels_table(labels, run.name),
             **_links(run),
@@ -223,3 +232,7 @@ def _contexts(basis: Neurons, run: Run, results: Results) -> pa.Table:
     """Extremes and deciles of one basis."""
     found = [results.of(MAIN, fold_name(what, basis)).contexts for what in ("survey", "deciles")]
     return contexts_table(basis, found, run.name)
+
+
+def _histograms(basis: Neurons, run: Run, results: Results) -> pa.Table:
+    return histograms_table(basis, results.of(MAIN, fold_name("deciles", basis)), run.name)

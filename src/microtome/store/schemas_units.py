@@ -102,6 +102,18 @@ UNITS: Final = (
         run=WORD,
     ),
     table_spec(
+        "histograms",
+        "how often a unit is how active, counted over a sample of a run's tokens (of a factor over those at which it is active): the first of the "
+        "counts is of activations below low, the last of those above high, and those between are of bins of one width from low to high",
+        "unit site run",
+        unit=ADDRESS,
+        site=WORD,
+        low=pa.float32(),
+        high=pa.float32(),
+        counts=pa.list_(pa.int32()),
+        run=WORD,
+    ),
+    table_spec(
         "unit_meanings",
         "what a unit has to do with, in the directions of token_meanings, as the direction of a vector: the mean over its top contexts (end top; "
         "the token at the peak counts most, frequent tokens hardly), or over the tokens that it promotes (end +), about the mean of all units; draw is 0. "

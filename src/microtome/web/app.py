@@ -1,7 +1,7 @@
 """The server of an atlas: typed JSON under /api, the page's own files beside it.
 
-Every answer depends only on the address and on the atlas's files, so it carries their signature as its ETag. What is answered is in
-`resources`, who may ask in `security`.
+Every answer depends only on the address, on the atlas's files and on the edition of the page, so these are its ETag. What is answered is
+in `resources`, who may ask in `security`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from microtome.core import Refusal
 from microtome.live import ModelOfAtlas
 from microtome.model import Model
-from microtome.web.assets import Asset, assets
+from microtome.web.assets import Asset, assets, edition
 from microtome.web.reader import Reader, problem_of
 from microtome.web.records import Problem, Progressed
 from microtome.web.resource import Answer, Nothing, Resource
@@ -98,9 +98,8 @@ def _serve_resource(app: FastAPI, reader: Reader, resource: Resource[Any]) -> No
 
     def answer(request: Request, asked: Any, run: Annotated[str | None, Depends(_run)]) -> Response:
         view = reader.view(run)
-        return _tagged(
-            request, view.signature, lambda: Response(_json(resource.read(view, asked)), media_type="application/json")
-        )
+        digest = f"{view.signature}-{edition()}"
+        return _tagged(request, digest, lambda: Response(_json(resource.read(view, asked)), media_type="application/json"))
 
     def answer_alone(request: Request, run: Annotated[str | None, Depends(_run)]) -> Response:
         return answer(request, Nothing(), run)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-__all__ = ["Asset", "assets"]
+__all__ = ["Asset", "assets", "edition"]
 
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -29,6 +29,12 @@ class Asset:
     content: bytes
     media_type: str
     digest: str
+
+
+@cache
+def edition() -> str:
+    """A digest of all files of the page: another one belongs to another edition of what is answered."""
+    return hashlib.sha256("".join(asset.digest for asset in assets().values()).encode()).hexdigest()[:8]
 
 
 @cache

@@ -3,7 +3,7 @@
 A shard is gzipped JSON. What holds for any run (the tokens' texts, the places of units) is written once, the rest in a folder
 for each run, by its number. Units are in shards of neighbours, found by arithmetic on their place in address order; statistics
 are a column each; a token's units are in the shard of its number. Windows are kept apart, so a stretch of text that many units
-fire on is written once. What only a server can do (SQL) the page says.
+fire on is written once. What only a server can do the page says.
 """
 
 import base64
@@ -210,7 +210,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _write_search(view: View, folder: Path) -> None:
-    """Units by token: place, which of `browse.KINDS`, and the rank or the number of contexts."""
+    """Units by token: place, which of `index.KINDS`, and the rank or the number of contexts."""
     for shard in range(TOKEN_SHARDS):
         rows = view.sql(
             f"SELECT token, place, kind, number FROM mt_told WHERE token % {TOKEN_SHARDS} = ? ORDER BY 1, 2, 3, 4", shard

@@ -1,7 +1,7 @@
 """Everything about the hidden states of one site, thinned out so that an answer stays below a megabyte.
 
 At most 512 positions, 128 values of a spectrum, 64 x 64 frequencies, 160 rows of cosines and 2,000 windows are told, evenly taken
-of all (of spectra the first 64, and then ever fewer), and how many there are is said beside.
+of all (of spectra the first 64, and then ever fewer).
 """
 
 from collections.abc import Sequence

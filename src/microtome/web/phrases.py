@@ -38,7 +38,7 @@ class Inside:
 def inside(view: View, phrase: str) -> Inside:
     """Units by how many of their top contexts are inside `phrase`.
 
-    Errors: `Refusal` for a phrase that nearly every text has. Cost: a pass over the text and over the contexts' places.
+    Errors: `Refusal` for a single letter or sign. Cost: a pass over the text, and a search in the contexts' places for each token found.
     """
     wanted = " ".join(phrase.split())
     if len(wanted) < 2 and wanted.isascii():

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -31,17 +32,19 @@ from microtome.store import TABLES, Manifest, RunCard, empty_table, manifest_pat
 from microtome.web.damage import Damage
 from microtome.web.records import Problem, Progress
 
-__all__ = ["AGAIN", "Reader", "Side", "View", "first_run", "problem_of"]
+__all__ = ["AGAIN", "Reader", "remove_stale", "Side", "View", "first_run", "problem_of"]
 
 T = TypeVar("T")
 
 KEPT_VIEWS: Final = 4
 """Runs whose views are kept: each has an index."""
-INDEXING: Final = "400MB"
+INDEXING: Final = "300MB"
 """What DuckDB may hold while it makes an index; what is larger it keeps beside the index, which is a file."""
-ASKING: Final = "200MB"
+ASKING: Final = "128MB"
 """What it may hold afterwards."""
 _AT_ONCE: Final = 1 << 16
+_FOLDER: Final = "microtome-index-"
+"""How the folders of indexes begin; the number of the process follows."""
 AGAIN: Final = "run the same `microtome build` again: damaged tables are found and rebuilt"
 
 
@@ -104,7 +107,7 @@ class View:
             self.manifest = _told_manifest(atlas)
         except Refusal as refusal:
             self.problems.append(problem_of(refusal))
-        self._folder = Path(tempfile.mkdtemp(prefix="microtome-index-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._numbers = itertools.count()
         config: dict[str, Any] = {
@@ -203,9 +206,11 @@ class View:
     def indexing(self) -> Iterator[None]:
         """While tables are made whose rows may come in any order unless one is asked for; from then on less is held in memory."""
         self.sql("SET preserve_insertion_order = false")
-        yield
-        self.sql("SET preserve_insertion_order = true")
-        self.sql(f"SET memory_limit = '{ASKING}'")
+        try:
+            yield
+        finally:
+            self.sql("SET preserve_insertion_order = true")
+            self.sql(f"SET memory_limit = '{ASKING}'")
 
     def once(self, key: object, make: "Callable[[View], T]") -> T:
         """The value of `make(self)`, computed when first asked for and kept as long as the files do not change."""
@@ -321,6 +326,19 @@ class Reader:
                 continue
             digest.update(f"{path.relative_to(self.atlas)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def remove_stale() -> None:
+    """Remove the indexes that processes have left which were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        process = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        try:
+            if process.isdecimal():
+                os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # another person's
+            continue
 
 
 def _mapped(path: Path, kind: pa.DataType) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """Units that are like a unit, by everything that the lenses know: links, activity, the tokens they write and fire on."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -26,7 +27,8 @@ _LATE: Final = 10
 """How little a first place counts more than a second: a reason of rank r counts 1 / (this + r)."""
 _SHARED: Final = {"promotes": "promotes the same tokens", "fires": "fires on the same tokens"}
 
-Candidate = tuple[str, Reason]
+Candidate = tuple[int, Reason]
+"""The place of a unit, and why it is related."""
 
 
 class RelatedAsked(BaseModel):
@@ -42,37 +44,36 @@ def related(view: View, unit: str) -> Related:
     Errors: `Refusal` where this atlas has no such unit.
     """
     indexed(view)
-    rows = view.sql("SELECT place FROM mt_rows WHERE unit = ?", unit)
-    if not rows:
+    places = view.sql("SELECT place FROM mt_rows WHERE unit = ?", unit)
+    if not places:
         raise Refusal(
             f"unit {unit[:80]}", why="this atlas has no unit of that address", instead="look for it in the unit browser"
         )
+    [(place,)] = places
     gathered = Gathered(view, *TIES, "tokens", "contexts", "windows", "vocabulary")
-    found: dict[str, list[Reason]] = {}
-    for other, reason in (
-        *_linked(view, gathered, unit),
-        *(each for kind in _SHARED for each in _sharing(view, rows[0][0], kind)),
-    ):
-        found.setdefault(other, []).append(reason)
-    known = {
-        other: (basis, layer)
-        for other, basis, layer in view.sql(
-            "SELECT unit, basis, layer FROM mt_rows WHERE unit IN (SELECT unnest(?::VARCHAR[])) AND unit != ?",
-            list(found),
-            unit,
-        )
-    }
-    score = {other: sum(1 / (_LATE + reason.rank) for reason in found[other] if reason.clear) for other in known}
-    best = sorted((other for other in known if score[other]), key=lambda other: (-score[other], other))
+    found: dict[int, list[Reason]] = {}
+    for other, reason in (*_linked(view, gathered, unit), *(each for kind in _SHARED for each in _sharing(view, place, kind))):
+        if other != place:
+            found.setdefault(other, []).append(reason)
+    score = {other: sum(1 / (_LATE + reason.rank) for reason in reasons if reason.clear) for other, reasons in found.items()}
+    best = sorted((other for other in found if score[other]), key=lambda other: (-score[other], other))
+    known = _named(view, best[:SHOWN], "unit", "basis", "layer")
+    rows = []
+    for other in best[:SHOWN]:
+        name, basis, layer = known[other]
+        rows.append(RelatedUnit(unit=name, basis=basis, layer=layer, score=score[other], reasons=found[other]))
     return Related(
         unit=unit,
         of=len(best),
-        rows=[
-            RelatedUnit(unit=other, basis=known[other][0], layer=known[other][1], score=score[other], reasons=found[other])
-            for other in best[:SHOWN]
-        ],
+        rows=rows,
         problems=gathered.problems,
     )
+
+
+def _named(view: View, places: Sequence[int], *columns: str) -> dict[int, list[Any]]:
+    """Columns of the units at some places."""
+    query = f"SELECT place, {', '.join(columns)} FROM mt_rows WHERE place IN (SELECT unnest(?::BIGINT[]))"
+    return {place: values for place, *values in view.sql(query, list(places))}
 
 
 def _reason(kind: str, rank: int, value: float | None, control: float | None, tokens: list[str]) -> Reason:
@@ -83,7 +84,7 @@ def _reason(kind: str, rank: int, value: float | None, control: float | None, to
 def _linked(view: View, gathered: Gathered, unit: str) -> list[Candidate]:
     """Ties of the tables, each kind ranked by size whatever the sign."""
     counts: dict[str, int] = {}
-    found = []
+    found: list[tuple[str, Reason]] = []
     for table in TIES:
         try:
             links = tied(view, table, [unit]).get(unit, [])
@@ -95,7 +96,9 @@ def _linked(view: View, gathered: Gathered, unit: str) -> list[Candidate]:
             if rank <= CANDIDATES:
                 reason = _reason(link.kind, rank, link.score, link.control, [])
                 found.append((link.other, reason))
-    return found
+    others = sorted({other for other, _ in found})
+    places = dict(view.sql("SELECT unit, place FROM mt_rows WHERE unit IN (SELECT unnest(?::VARCHAR[]))", others))
+    return [(places[other], reason) for other, reason in found if other in places]
 
 
 def _sharing(view: View, place: int, kind: str) -> list[Candidate]:
@@ -111,13 +114,12 @@ def _sharing(view: View, place: int, kind: str) -> list[Candidate]:
     rarest = sorted(having, key=lambda token: (len(having[token]), token))
     common = sum(len(places) for places in having.values()) / units
     shared = {token: _among(best, having[token], units) for token in rarest}
-    names = dict(view.sql("SELECT place, unit FROM mt_rows WHERE place IN (SELECT unnest(?::BIGINT[]))", best.tolist()))
     texts = vocabulary(view)
     found = []
     for rank, other in enumerate(best.tolist(), start=1):
         tokens = [token for token in rarest if other in shared[token]]
         told_of = [spelt_token(texts, token) for token in tokens[:TOKENS]]
-        found.append((names[other], _reason(_SHARED[kind], rank, float(len(tokens)), common, told_of)))
+        found.append((other, _reason(_SHARED[kind], rank, float(len(tokens)), common, told_of)))
     return found
 
 

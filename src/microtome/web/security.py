@@ -104,7 +104,7 @@ class Guard:
             return self._app if known else PlainTextResponse("unknown host\n", status_code=421)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self._right(given):
-            answer = RedirectResponse(scope["path"] if scope["path"] == "/" else "/", status_code=303)
+            answer = RedirectResponse("/", status_code=303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
         if self._right(_cookie(headers, self._cookie)) or self._right(headers.get("authorization", "").removeprefix("Bearer ")):

@@ -12,7 +12,7 @@ from microtome.store import manifest_path, read_manifest
 from microtome.web.app import create_app
 from microtome.web.browse import bases
 from microtome.web.columns import told
-from microtome.web.reader import Reader
+from microtome.web.reader import Reader, remove_stale
 from microtome.web.security import is_loopback
 from microtome.web.windows import preload
 
@@ -49,6 +49,7 @@ def serve(
         read_manifest(Path(each))
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
+    remove_stale()
     listening = _bind(host, port)
     bound = listening.getsockname()[1]
     app = create_app(atlas, beside=beside, token=token, model=model)

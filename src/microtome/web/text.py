@@ -32,6 +32,7 @@ from microtome.live import (
     spelt,
     write,
 )
+from microtome.live.edited import DRAWS
 from microtome.web.reader import View, problem_of
 from microtome.web.records import (
     ActiveUnit,
@@ -82,8 +83,8 @@ def text_page(view: View, atlas: Path, loaded: Loaded, asked: TextAsked, clock: 
     model = loaded.model
     batch = read_text(model, asked.text)
     known, problems = dictionaries(view, atlas, loaded)
-    problems = list(problems)
-    largest = view.once("largest activations", lambda view: _told_or(view, _largest, {}, problems))
+    largest, missing = view.once("largest activations", _largest_or_none)
+    problems = [*problems, *missing]
     found = look(loaded, batch, known, largest=largest, clock=clock)
     words = Words(loaded.texts)
     lens = None if found.lens is None else _lens(found.lens, words)
@@ -131,7 +132,7 @@ def text_edited(view: View, atlas: Path, loaded: Loaded, asked: EditedAsked, clo
         tokens=batch.ids.shape[1], per=found.clean.shape[1], words=words.texts, word_ids=words.ids,
         clean=packed(clean, "<i4"), clean_by_clean=packed(by_clean[0]), clean_by_edited=packed(by_clean[1]),
         edited=packed(edited, "<i4"), edited_by_clean=packed(by_edited[0]), edited_by_edited=packed(by_edited[1]),
-        kl=packed(found.kl.numpy()), control=packed(found.control.numpy()), loss_clean=packed(found.loss[0].numpy()),
+        draws=DRAWS, kl=packed(found.kl.numpy()), control=packed(found.control.numpy()), loss_clean=packed(found.loss[0].numpy()),
         loss_edited=packed(found.loss[1].numpy()), written_clean=written[0], written_edited=written[1],
     )  # fmt: skip
 
@@ -180,6 +181,11 @@ def _told_or(view: View, read: Callable[[View], Any], otherwise: Any, problems: 
     except Refusal as refusal:
         problems.append(problem_of(refusal))
         return otherwise
+
+
+def _largest_or_none(view: View) -> tuple[Largest, list[Problem]]:
+    problems: list[Problem] = []
+    return _told_or(view, _largest, {}, problems), problems
 
 
 def _largest(view: View) -> Largest:

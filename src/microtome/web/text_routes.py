@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import torch
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -111,12 +111,10 @@ def _problem(refusal: Refusal, status: int, headers: dict[str, str] | None = Non
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:
-    """A body that is not what it should be, without what it was: it may hold what no answer can."""
+    """A request that is not what it should be, without what it was: it may hold what no answer can."""
     assert isinstance(error, RequestValidationError)
-    if request.method != "POST":
-        return await request_validation_exception_handler(request, error)
     first = error.errors()[0]
-    where = ".".join(str(each) for each in first["loc"] if each != "body")[:100] or "the body"
+    where = ".".join(str(each) for each in first["loc"] if each not in ("body", "query"))[:100] or "the body"
     what = where.encode("utf-8", "replace").decode()
     return _problem(
         Refusal(f"{what} of the request", why=str(first["msg"])[:200], instead="send what /api/openapi.json says"), MISTAKEN

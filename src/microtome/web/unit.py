@@ -13,7 +13,7 @@ from microtome.core import Refusal
 from microtome.web.contexts import contexts
 from microtome.web.index import indexed, measured_words, spelt_token, vocabulary
 from microtome.web.reader import View, problem_of
-from microtome.web.records import Finding, Link, Problem, Stat, Token, UnitLabel, UnitPage
+from microtome.web.records import Finding, Histogram, Link, Problem, Stat, Token, UnitLabel, UnitPage
 from microtome.web.words import column
 
 __all__ = ["TIES", "Address", "findings", "page", "pages", "stats_of", "tied"]
@@ -72,9 +72,13 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
     units = [row[1] for row in inner]
     problems: list[Problem] = []
     stats = stats_of(view, first, count)
-    tokens, labels = {}, {}
+    tokens, labels, histograms = {}, {}, {}
     links: dict[str, list[Link]] = {}
-    for table, found, read in (("tokens", tokens, _tokens), ("unit_labels", labels, _labels)):
+    for table, found, read in (
+        ("tokens", tokens, _tokens),
+        ("unit_labels", labels, _labels),
+        ("histograms", histograms, _histograms),
+    ):
         try:
             found.update(read(view, units))
         except Refusal as refusal:
@@ -90,7 +94,7 @@ def pages(view: View, first: int, count: int) -> list[UnitPage]:
         UnitPage(
             run=view.run, unit=unit, basis=basis, name=name, layer=layer, expert=expert, index=index, place=place, of=total,
             previous=addresses.get(place - 1), next=addresses.get(place + 1),
-            stats=stats.get(place, []),
+            stats=stats.get(place, []), histograms=histograms.get(unit, []),
             promotes=[token for end, token in tokens.get(unit, []) if end == "+"],
             suppresses=[token for end, token in tokens.get(unit, []) if end == "-"],
             contexts=[], links=sorted(links.get(unit, []), key=_by_size), labels=labels.get(unit, []), findings=concerning.get(unit, []), problems=problems,
@@ -160,6 +164,18 @@ def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token
     for unit, end, token, score, control in rows:
         text = spelt_token(texts, token)
         found.setdefault(unit, []).append((end, Token(token=token, text=text, score=score, control=control)))
+    return found
+
+
+def _histograms(view: View, units: Sequence[str]) -> dict[str, list[Histogram]]:
+    found: dict[str, list[Histogram]] = {}
+    for unit, *values in view.sql(
+        "SELECT unit::VARCHAR, site::VARCHAR, low, high, counts FROM histograms WHERE unit IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1, 2",
+        list(units),
+    ):
+        found.setdefault(unit, []).append(Histogram(**dict(zip(Histogram.model_fields, values, strict=True))))
+    for own in found.values():
+        own.sort(key=lambda each: _by_depth(each.site))
     return found
 
 

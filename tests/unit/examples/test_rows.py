@@ -5,9 +5,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from microtome.core import Half
-from microtome.examples import UnitSurvey, contexts_table, in_order_of_text, units_table
+from microtome.examples import (
+    DecileContexts,
+    UnitSurvey,
+    contexts_table,
+    histograms_table,
+    in_order_of_text,
+    units_table,
+)
 from microtome.neurons.basis import Neurons
 from microtome.store.schemas import TABLES
 from microtome.store.tables import write_table
@@ -34,6 +42,26 @@ def test_contexts_become_rows(tmp_path: Path) -> None:
         assert row["half"] == Half(windows[row["window"]].half).name.lower()
         assert np.isclose(row["activations"][16] * row["scale"], row["value"], atol=row["scale"] / 2)
         assert (row["site"], row["run"]) == ("resid_post.0", "main")
+
+
+def test_histograms_become_rows_of_the_units_that_were_seen(tmp_path: Path) -> None:
+    windows = plant(0, 20, units=3)
+    values = torch.cat([window.values[window.counted()] for window in windows])
+    for window in windows:
+        window.values[:, 1] = -1.0  # of "active" it is at no token
+    fold = DecileContexts(Plain(3), torch.quantile(values, torch.linspace(0, 1, 11), 0), of="active")
+    found = fold.result(folded(fold, cut(windows, [7])))
+    write_table(tmp_path, "histograms", "test", histograms_table(Plain(3), found, "main"))
+    table = pq.read_table(tmp_path / "tables" / "histograms" / "test.parquet")
+    assert table.schema.equals(TABLES["histograms"].schema)
+    rows = {row["unit"]: row for row in table.to_pylist()}
+    assert set(rows) == {"plain.0/0", "plain.0/2"}
+    for unit in (0, 2):
+        row, own = rows[f"plain.0/{unit}"], values[:, unit].numpy()
+        low, high = own.min(), own.max()
+        inside, _ = np.histogram(own[own > 0], bins=64, range=(low, high))
+        assert (row["low"], row["high"], row["site"], row["run"]) == (low, high, "resid_post.0", "main")
+        assert row["counts"] == [0, *inside.tolist(), 0]
 
 
 @pytest.mark.parametrize("experts", [(None,), (0, 1, 2, 10)])

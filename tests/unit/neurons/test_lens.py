@@ -72,7 +72,7 @@ def changed(corpus: Corpus, folder: Path, order: torch.Tensor, sign: torch.Tenso
 
 
 def test_tables_fit_their_schemas(plain: dict[str, pa.Table], tmp_path: Path) -> None:
-    assert set(plain) == {"units", "unit_stats", "unit_labels", "contexts", "token_counts", "findings"}
+    assert set(plain) == {"units", "unit_stats", "unit_labels", "contexts", "histograms", "token_counts", "findings"}
     for name, table in plain.items():
         write_table(tmp_path, name, "neurons", table)
     assert len(plain["units"]) == 3 * UNITS
@@ -93,6 +93,12 @@ def test_statistics_and_contexts_are_those_of_recomputed_activations(plain: dict
     torch.testing.assert_close(stat(plain, "mean"), everything.mean(0), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(stat(plain, "std"), everything.std(0, correction=0), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(stat(plain, "density"), (everything > 0).double().mean(0))
+    [histogram] = [row for row in plain["histograms"].to_pylist() if row["unit"] == f"neurons.{LAYER}/5"]
+    low, high, counts = histogram["low"], histogram["high"], histogram["counts"]
+    column = everything[:, 5].numpy()
+    assert [counts[0], sum(counts[1:-1]), counts[-1]] == [
+        int(each.sum()) for each in (column < low, (column >= low) & (column <= high), column > high)
+    ]
     value, window, position = best
     found = contexts(plain, 5, "top")
     assert any((w, p) == (window, position) and v == pytest.approx(value, rel=1e-5) for w, p, v in found)

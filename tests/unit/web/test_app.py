@@ -1,6 +1,10 @@
+import gc
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,8 @@ from microtome.core import Refusal
 from microtome.store import table_path
 from microtome.web import create_app, serve
 from microtome.web.assets import assets
+from microtome.web.browse import Query, units
+from microtome.web.reader import Reader, remove_stale
 from tests.unit.web.planted import HOSTILE, PLANTED, corrupt, plant
 
 PATHS = (
@@ -174,7 +180,9 @@ def test_what_is_not_there_is_refused_in_words(client: TestClient, path: str, wh
     ],
 )  # fmt: skip
 def test_impossible_parameters_are_unprocessable(client: TestClient, path: str) -> None:
-    assert client.get(path).status_code == 422
+    answer = client.get(path)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"what", "why", "instead"}
 
 
 @pytest.mark.parametrize("sort", ["nothing", "s0; DROP TABLE mt_rows", "match", "unit"])
@@ -270,6 +278,36 @@ def test_a_token_is_asked_for_and_becomes_a_cookie(atlas: Path) -> None:
     assert let_in.headers["location"] == "/"
     assert "HttpOnly" in let_in.headers["set-cookie"]
     assert client.get("/api/summary").status_code == 200
+
+
+def test_another_edition_of_the_page_is_told_anew(atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _client(atlas)
+    first = client.get("/api/findings")
+    known = {"If-None-Match": first.headers["etag"]}
+    assert client.get("/api/findings", headers=known).status_code == 304
+    monkeypatch.setattr("microtome.web.app.edition", lambda: "another")
+    assert client.get("/api/findings", headers=known).status_code == 200
+
+
+def test_indexes_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    kept = [tmp_path / f"microtome-index-{name}" for name in (f"{os.getpid()}-a", "other")]
+    for folder in (*kept, tmp_path / f"microtome-index-{ended.stdout.strip()}-b"):
+        folder.mkdir()
+        (folder / "index.duckdb").touch()
+    remove_stale()
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_an_index_goes_with_its_view(atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    view = Reader(atlas).view()
+    units(view, Query(token="liberty"))
+    assert len(list(tmp_path.iterdir())) == 1
+    del view
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_servers_of_one_machine_do_not_take_each_others_tokens_away(atlas: Path) -> None:

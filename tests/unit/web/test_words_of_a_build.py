@@ -64,6 +64,19 @@ def test_a_search_finds_the_units_whose_tokens_have_the_word(client: TestClient,
 
 
 @pytest.mark.parametrize("run", sorted(WORDS))
+def test_a_unit_is_told_with_its_histogram(client: TestClient, runs: Path, run: str) -> None:
+    [found] = _get(client, "unit", address="neurons.1/3", run=run)["histograms"]
+    assert found["site"] == "mlp_act.1"
+    [(tokens,)] = ask(runs, "SELECT sum(len(list_filter(roles, lambda r: r = 3))) FROM {windows} WHERE run = ?", run)
+    assert sum(found["counts"]) == tokens, "all tokens of so short a text are looked at"
+    values = ask(
+        runs, "SELECT value FROM {contexts} WHERE unit = 'neurons.1/3' AND run = ? AND \"end\" IN ('top', 'bottom')", run
+    )
+    outside = sum(not found["low"] <= value <= found["high"] for (value,) in values)
+    assert outside <= found["counts"][0] + found["counts"][-1]
+
+
+@pytest.mark.parametrize("run", sorted(WORDS))
 def test_contexts_read_as_the_text_did(client: TestClient, runs: Path, tokenizer: PreTrainedTokenizerFast, run: str) -> None:
     for context in _get(client, "unit", address="neurons.1/3", run=run)["contexts"]:
         [(ids,)] = ask(runs, 'SELECT ids FROM {windows} WHERE run = ? AND "window" = ?', run, context["window"])

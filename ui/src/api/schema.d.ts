@@ -2101,7 +2101,7 @@ export interface components {
          * Edited
          * @description Predictions at each token, clean beside edited: the `per` most probable tokens of each, as rows of `words`, with the probabilities by both.
          *
-         *     `kl` is KL(clean || edited) in nats, `control` the mean of it where units drawn at random are edited so, `loss` that of the next token.
+         *     `kl` is KL(clean || edited) in nats, `control` the mean of it over `draws` draws of other units that are edited so, `loss` that of the next token.
          */
         Edited: {
             /** Tokens */
@@ -2152,6 +2152,8 @@ export interface components {
              * @description numbers in little-endian order as base64: float32 where not said otherwise
              */
             control: string;
+            /** Draws */
+            draws: number;
             /**
              * Loss Clean
              * @description numbers in little-endian order as base64: float32 where not said otherwise
@@ -2193,7 +2195,7 @@ export interface components {
         };
         /**
          * Finding
-         * @description A result that survives its control.
+         * @description A result beside its control, if it has one.
          */
         Finding: {
             /** Lens */
@@ -2401,6 +2403,20 @@ export interface components {
             scores: components["schemas"]["HeadScores"][];
             /** Problems */
             problems: components["schemas"]["Problem"][];
+        };
+        /**
+         * Histogram
+         * @description How often a unit is how active at a site: below `low`, in bins of one width from `low` to `high`, and above `high`.
+         */
+        Histogram: {
+            /** Site */
+            site: string;
+            /** Low */
+            low: number;
+            /** High */
+            high: number;
+            /** Counts */
+            counts: number[];
         };
         /**
          * Kept
@@ -3631,6 +3647,8 @@ export interface components {
             next: string | null;
             /** Stats */
             stats: components["schemas"]["Stat"][];
+            /** Histograms */
+            histograms: components["schemas"]["Histogram"][];
             /** Promotes */
             promotes: components["schemas"]["Token"][];
             /** Suppresses */

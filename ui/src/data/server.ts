@@ -1,6 +1,6 @@
 // The atlas behind `microtome open`: JSON over /api.
 
-import { isProblem, problem, type Answer, type Atlas, type Made, type Path, type Problem, type Source } from "./source";
+import { isProblem, problem, UNANSWERED, type Answer, type Atlas, type Made, type Path, type Problem, type Source } from "./source";
 
 async function ask(path: string, options: RequestInit): Promise<unknown> {
   let response: Response;
@@ -12,10 +12,14 @@ async function ask(path: string, options: RequestInit): Promise<unknown> {
     body = await response.json().catch(() => ({}));
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
-    throw problem("The server does not answer", "it was stopped, or the connection to it broke", "start `microtome open` again and reload");
+    throw unanswered();
   }
   throw failed(response.status, body);
 }
+
+// The server has ended, or cannot be reached.
+export const unanswered = (): Problem =>
+  problem(UNANSWERED, "it was stopped, or the connection to it broke", "start `microtome open` again, and then try again");
 
 // What is wrong where the answer is no record.
 export function failed(status: number, body: unknown): Problem {

@@ -48,6 +48,9 @@ export function openAtlas(): Atlas {
   return meta?.content === "static" ? staticSource() : serverSource();
 }
 
+// What is said where no server is; the page offers to ask again.
+export const UNANSWERED = "The server does not answer";
+
 export const problem = (what: string, why: string, instead: string): Problem => ({ what, why, instead });
 
 export const isProblem = (error: unknown): error is Problem =>

@@ -95,6 +95,7 @@ from microtome.web.records.texts import Document as Document
 from microtome.web.records.texts import PatchGrid as PatchGrid
 from microtome.web.records.texts import Picture as Picture
 from microtome.web.records.texts import Piece as Piece
+from microtome.web.records.unit import Histogram as Histogram
 from microtome.web.records.unit import Link as Link
 from microtome.web.records.unit import Stat as Stat
 from microtome.web.records.unit import Token as Token

@@ -8,7 +8,7 @@ __all__ = ["Finding"]
 
 
 class Finding(BaseModel):
-    """A result that survives its control."""
+    """A result beside its control, if it has one."""
 
     lens: str
     rank: int

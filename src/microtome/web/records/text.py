@@ -145,7 +145,7 @@ class WrittenText(BaseModel):
 class Edited(BaseModel):
     """Predictions at each token, clean beside edited: the `per` most probable tokens of each, as rows of `words`, with the probabilities by both.
 
-    `kl` is KL(clean || edited) in nats, `control` the mean of it where units drawn at random are edited so, `loss` that of the next token.
+    `kl` is KL(clean || edited) in nats, `control` the mean of it over `draws` draws of other units that are edited so, `loss` that of the next token.
     """
 
     tokens: int
@@ -160,6 +160,7 @@ class Edited(BaseModel):
     edited_by_edited: Packed
     kl: Packed
     control: Packed
+    draws: int
     loss_clean: Packed
     loss_edited: Packed
     written_clean: WrittenText | None

@@ -6,7 +6,7 @@ from microtome.web.records.findings import Finding
 from microtome.web.records.texts import Context
 from microtome.web.records.values import Number, Problem
 
-__all__ = ["Link", "Stat", "Token", "UnitLabel", "UnitPage"]
+__all__ = ["Histogram", "Link", "Stat", "Token", "UnitLabel", "UnitPage"]
 
 
 class Stat(BaseModel):
@@ -54,6 +54,15 @@ class UnitLabel(BaseModel):
     q: Number
 
 
+class Histogram(BaseModel):
+    """How often a unit is how active at a site: below `low`, in bins of one width from `low` to `high`, and above `high`."""
+
+    site: str
+    low: float
+    high: float
+    counts: list[int]
+
+
 class UnitPage(BaseModel):
     """Everything that a run has about a unit."""
 
@@ -69,6 +78,7 @@ class UnitPage(BaseModel):
     previous: str | None
     next: str | None
     stats: list[Stat]
+    histograms: list[Histogram]
     promotes: list[Token]
     suppresses: list[Token]
     contexts: list[Context]

@@ -21,12 +21,18 @@ const order = (lens: string): number => {
 export const lensesOf = (findings: readonly Finding[]): string[] =>
   [...new Set(findings.map((each) => each.lens))].sort((a, b) => order(a) - order(b) || a.localeCompare(b));
 
-// Findings of a lens by kind, in the order of the first of each; kinds of one finding stand together, without a name.
+// Whether there is something that it was compared with.
+export const controlled = (finding: Finding): boolean => finding.control !== null;
+
+// Findings of a lens by kind, in the order of the first of each; kinds of one finding stand together, without a name. What was compared
+// with nothing stands last.
 export function byKind(findings: readonly Finding[]): { kind: string; findings: Finding[] }[] {
   const kinds = [...new Set(findings.map((each) => each.kind))];
   const many = kinds.filter((kind) => findings.filter((each) => each.kind === kind).length > 1);
   const groups = many.map((kind) => ({ kind, findings: findings.filter((each) => each.kind === kind) }));
   const single = findings.filter((each) => !many.includes(each.kind));
   if (single.length) groups.push({ kind: "", findings: single });
-  return groups.sort((a, b) => a.findings[0]!.rank - b.findings[0]!.rank);
+  const last = (finding: Finding) => Number(!controlled(finding));
+  for (const group of groups) group.findings.sort((a, b) => last(a) - last(b));
+  return groups.sort((a, b) => last(a.findings[0]!) - last(b.findings[0]!) || a.findings[0]!.rank - b.findings[0]!.rank);
 }

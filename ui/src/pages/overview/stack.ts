@@ -3,6 +3,7 @@
 import type { Answer, Records } from "../../data/source";
 import { CATEGORIES } from "../../lib/colours";
 import type { Key } from "../../lib/figures";
+import { spoken } from "../../lib/labels";
 import { known, type Numeric } from "../../lib/format";
 import { PARTS } from "./charts";
 
@@ -106,7 +107,7 @@ function classesOf(overview: Overview, basis: string, kind: string): Class[] {
     sums.set(label, (sums.get(label) ?? 0) + each.units);
   }
   const ranked = [...sums].sort((a, b) => b[1] - a[1]).map(([label]) => label);
-  const own = ranked.slice(0, OWN).map((label, n): Class => ({ name: label, label, colour: CATEGORIES[n]!, rest: false }));
+  const own = ranked.slice(0, OWN).map((label, n): Class => ({ name: spoken(kind, label), label, colour: CATEGORIES[n]!, rest: false }));
   return ranked.length > OWN ? [...own, { name: "another", label: kind === "any" ? "" : kind, colour: "var(--grey)", rest: true }] : own;
 }
 

@@ -1,6 +1,9 @@
 // What is done to units, and how it is written in an address: `heads.23/4*off neurons.3/5*scale*2*4` switches a head off at all tokens
 // and doubles a neuron at token 4.
 
+import { count } from "../../lib/format";
+import type { Left } from "../../lib/left";
+
 export const CHANGES = { off: "off", scale: "times", set: "set to", add: "plus" } as const;
 export type Change = keyof typeof CHANGES;
 
@@ -12,8 +15,9 @@ export interface Edit {
   place: number | null;
 }
 
+const MOST = 1e6;
 const UNIT = /^[\w@./-]{3,200}$/;
-const isChange = (text: string): text is Change => text in CHANGES;
+const isChange = (text: string): text is Change => Object.hasOwn(CHANGES, text);
 
 // What changes a unit to nothing at first: a value to begin with.
 export const USUAL: Record<Change, number | null> = { off: null, scale: 2, set: 1, add: 1 };
@@ -23,17 +27,26 @@ export const isHead = (unit: string): boolean => unit.startsWith("heads.");
 // Of a head what it adds is a vector: it is switched off or scaled.
 export const changesOf = (unit: string): Change[] => (isHead(unit) ? ["off", "scale"] : ["off", "scale", "set", "add"]);
 
-export function parsed(text: string, most: number): Edit[] {
-  const found: Edit[] = [];
+// An edit as it is written, or why it is none.
+function parsedOne(one: string): Edit | string {
+  const [unit = "", change = "", value = "", place = ""] = one.split("*");
+  if (!UNIT.test(unit) || !isChange(change) || !changesOf(unit).includes(change)) return "it is no edit";
+  const number = change === "off" ? null : Number(value || NaN);
+  if (number !== null && !(Math.abs(number) <= MOST)) return `its value is no number up to ${count(MOST)}`;
+  const at = place === "" ? null : Number(place);
+  if (at !== null && !(Number.isInteger(at) && at >= 0)) return "its token is no number";
+  return { unit, change, value: number, place: at };
+}
+
+// The edits of an address, at most so many, and what of it is left out.
+export function parsed(text: string, most: number): { edits: Edit[]; left: Left[] } {
+  const [edits, left]: [Edit[], Left[]] = [[], []];
   for (const one of text.split(" ").filter(Boolean)) {
-    const [unit = "", change = "", value = "", place = ""] = one.split("*");
-    if (!UNIT.test(unit) || !isChange(change) || !changesOf(unit).includes(change)) continue;
-    const number = change === "off" ? null : Number(value || NaN);
-    const at = place === "" ? null : Number(place);
-    if ((number !== null && !(Math.abs(number) <= 1e6)) || (at !== null && !(Number.isInteger(at) && at >= 0))) continue;
-    found.push({ unit, change, value: number, place: at });
+    const found = edits.length < most ? parsedOne(one) : `at most ${count(most)} edits are made at once`;
+    if (typeof found === "string") left.push({ what: one, why: found });
+    else edits.push(found);
   }
-  return found.slice(0, most);
+  return { edits, left };
 }
 
 export const written = (edits: readonly Edit[]): string =>

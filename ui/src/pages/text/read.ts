@@ -139,6 +139,8 @@ export interface Both {
 export interface Compared {
   kl: Float32Array;
   control: Float32Array;
+  // of how many draws of other units the control is the mean
+  draws: number;
   loss: { clean: Float32Array; edited: Float32Array };
   at: (token: number) => Both[];
   clean: Records["WrittenText"] | null;
@@ -161,7 +163,8 @@ export function comparedOf(found: Records["Edited"]): Compared {
     return [...all.values()].sort((a, b) => Math.max(b.clean, b.edited) - Math.max(a.clean, a.edited));
   };
   return {
-    kl: floats(found.kl), control: floats(found.control), loss: { clean: floats(found.loss_clean), edited: floats(found.loss_edited) },
+    kl: floats(found.kl), control: floats(found.control), draws: found.draws,
+    loss: { clean: floats(found.loss_clean), edited: floats(found.loss_edited) },
     at, clean: found.written_clean, edited: found.written_edited,
   };
 }

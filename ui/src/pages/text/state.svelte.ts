@@ -3,6 +3,7 @@
 import { untrack } from "svelte";
 import { isProblem, problem, type Answer, type Body, type Source } from "../../data/source";
 import { count } from "../../lib/format";
+import { NO_CHOICE, type Left } from "../../lib/left";
 import type { Asking } from "../../pages";
 import { read as address } from "../../router";
 import { Chosen } from "../geometry/state.svelte";
@@ -49,7 +50,8 @@ export class Live {
   readonly text = $derived(this.chosen.get("text"));
   readonly read = $derived(this.reading.value);
   readonly view = $derived(this.chosen.of("view", VIEWS, this.read && !this.read.lens ? "units" : "lens"));
-  readonly edits = $derived.by(() => parsed(this.chosen.get("edits"), this.model.edits));
+  readonly #parsed = $derived.by(() => parsed(this.chosen.get("edits"), this.model.edits));
+  readonly edits = $derived(this.#parsed.edits);
   readonly place = $derived(Math.min(whole(this.chosen.get("at")) ?? Infinity, (this.read?.tokens ?? 1) - 1));
   // the strongest head of the last token: what is looked at where nothing was chosen
   readonly #strongest = $derived.by(() => {
@@ -70,6 +72,16 @@ export class Live {
     const [tokens = NaN, temperature = NaN, top_p = NaN, seed = NaN] = this.chosen.get("write").split("*").map((each) => Number(each || NaN));
     const right = tokens >= 1 && tokens <= this.model.written && temperature >= 0 && temperature <= 5 && top_p > 0 && top_p <= 1 && seed >= 0;
     return right && Number.isInteger(tokens) && Number.isInteger(seed) ? { tokens, temperature, top_p, seed } : null;
+  });
+
+  // What the address asks that is not understood.
+  readonly left = $derived.by((): Left[] => {
+    const [view, write] = [this.chosen.get("view"), this.chosen.get("write")];
+    return [
+      ...this.#parsed.left,
+      ...(view && !VIEWS.some((each) => each === view) ? [{ what: `view ${view}`, why: NO_CHOICE }] : []),
+      ...(write && !this.writing ? [{ what: `write ${write}`, why: "that is no way to write on" }] : []),
+    ];
   });
 
   // Why a text is not sent.

@@ -2,7 +2,9 @@
 
 import type { Records, Source } from "../../data/source";
 import { known } from "../../lib/format";
-import { ranks, scaleOf, spread, type Axis, type Scale } from "../../lib/scales";
+import { spoken } from "../../lib/labels";
+import { NO_CHOICE, UNKNOWN, type Left } from "../../lib/left";
+import { ranks, SCALES, scaleOf, spread, type Axis, type Scale } from "../../lib/scales";
 import type { Colouring } from "../../lib/scatter_colours";
 import { firstPlace, numbers, numbersOf, type Numbers } from "./columns";
 import { codes, floats, wholes } from "./packed";
@@ -42,6 +44,8 @@ export interface Plan {
   x: Float32Array;
   y: Float32Array;
   paint: Paint;
+  // what the address asks of the map that there is not
+  left: Left[];
   problems: Records["Problem"][];
 }
 
@@ -66,7 +70,18 @@ export async function planned(source: Source, summary: Records["Summary"], state
     narrowed(state) ? source.get("places", { ...asked(state), basis }, signal) : null,
   ]);
   const paint = fitting ? only(every, new Set(wholes(fitting.places)), place) : every;
-  return { maps, ...where, choices, chosen, paint, problems: [...maps.problems, ...where.problems, ...problems] };
+  return { maps, ...where, choices, chosen, paint, left: leftOut(state, where, chosen), problems: [...maps.problems, ...where.problems, ...problems] };
+}
+
+function leftOut(state: State, { layout, axes }: Where, chosen: string): Left[] {
+  const named = state.layout !== "" && state.layout !== NUMBERS && layout?.layout !== state.layout;
+  return [
+    ...(named ? [{ what: `map ${state.layout}`, why: UNKNOWN }] : []),
+    ...(axes && state.across && axes.across.key !== state.across ? [{ what: `across ${state.across}`, why: UNKNOWN }] : []),
+    ...(axes && state.upwards && axes.upwards.key !== state.upwards ? [{ what: `upwards ${state.upwards}`, why: UNKNOWN }] : []),
+    ...(state.colour && chosen !== state.colour ? [{ what: `colour ${state.colour}`, why: UNKNOWN }] : []),
+    ...(state.scale && !SCALES.some(([value]) => value === state.scale) ? [{ what: `by ${state.scale}`, why: NO_CHOICE }] : []),
+  ];
 }
 
 async function asLaidOut(source: Source, layout: Layout, signal: AbortSignal): Promise<Where> {
@@ -141,7 +156,7 @@ function byLabel(column: Records["LabelColumn"], place: Int32Array): Paint {
   const all = codes(column.codes);
   const own = Math.min(OWN, column.texts.length);
   const rest = column.texts.length > own;
-  const names = [...column.texts.slice(0, own), ...(rest ? ["another label"] : []), "none"];
+  const names = [...column.texts.slice(0, own).map((text) => spoken(column.kind, text)), ...(rest ? ["another label"] : []), "none"];
   const colours = ["var(--blue)", "var(--orange)", "var(--green)", "var(--purple)", "var(--vermilion)", "var(--sky)", "var(--olive)"];
   const category = (point: number) => {
     const code = all[place[point]!] ?? -1;
@@ -155,7 +170,7 @@ function byLabel(column: Records["LabelColumn"], place: Int32Array): Paint {
       kind: "categories", of: Uint8Array.from(shown, category), names,
       colours: [...colours.slice(0, own), ...(rest ? ["var(--grey)"] : []), "var(--line)"],
     },
-    tell: (point) => [column.kind, (all[place[point]!] ?? -1) < 0 ? "none" : (column.texts[all[place[point]!]!] ?? "")],
+    tell: (point) => [column.kind, (all[place[point]!] ?? -1) < 0 ? "none" : spoken(column.kind, column.texts[all[place[point]!]!] ?? "")],
     note: "",
   };
 }
