@@ -22,6 +22,7 @@ __all__ = [
     "labelled",
     "numbers_of",
     "page_of",
+    "rows_between",
     "stat_column",
     "told",
     "units_of",
@@ -53,11 +54,9 @@ class Told:
         known = np.asarray([token for token in tokens if 0 <= token < self._tokens], np.int64)
         if not len(known):
             return self._places[:0], self._numbers[:0]
-        ends = np.flatnonzero(np.diff(known) != 1)
-        firsts, lasts = known[np.concatenate([[0], ends + 1])], known[np.concatenate([ends, [-1]])]
         base = kind * self._tokens
-        spans = [slice(self._bounds[base + a], self._bounds[base + b + 1]) for a, b in zip(firsts, lasts, strict=True)]
-        return np.concatenate([self._places[span] for span in spans]), np.concatenate([self._numbers[span] for span in spans])
+        rows = rows_between(self._bounds[base + known], self._bounds[base + known + 1])
+        return self._places[rows], self._numbers[rows]
 
     def tokens(self, kind: int, place: int) -> list[int]:
         """The tokens that the unit at `place` has to do with, in order."""
@@ -65,6 +64,16 @@ class Told:
         at = begin + np.flatnonzero(self._places[begin:end] == place)
         keys = np.searchsorted(self._bounds, at, "right") - 1
         return sorted(set((keys - kind * self._tokens).tolist()))
+
+
+def rows_between(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows from each of `first` up to, without it, that of `last`, one stretch after the other.
+
+    >>> rows_between(np.array([2, 7, 9]), np.array([5, 7, 11])).tolist()
+    [2, 3, 4, 9, 10]
+    """
+    counts = last - first
+    return np.repeat(last - np.cumsum(counts), counts) + np.arange(int(counts.sum()))
 
 
 def told(view: View) -> Told:

@@ -193,6 +193,10 @@ def label_column(view: View, kind: str) -> LabelColumn:
 
     Errors: `Refusal` where no unit has a label of this kind.
     """
+    return view.once(("label column", kind), lambda v: _label_column(v, kind))
+
+
+def _label_column(view: View, kind: str) -> LabelColumn:
     indexed(view)
     rows = view.sql("SELECT code, text FROM mt_label_texts WHERE kind = ? ORDER BY code", kind)
     if not rows:

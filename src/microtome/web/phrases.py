@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core import Refusal
-from microtome.web.columns import units_of
+from microtome.web.columns import rows_between, units_of
 from microtome.web.reader import View
 from microtome.web.records import Phrase
 from microtome.web.windows import windows
@@ -47,8 +47,7 @@ def inside(view: View, phrase: str) -> Inside:
     at, found = _places(view, wanted, spelt)
     tops = view.once("tops", lambda v: v.columns(f"SELECT {_KEY} AS key, place FROM mt_tops ORDER BY 1, 2"))
     first, last = (np.searchsorted(tops["key"], at, side) for side in ("left", "right"))
-    rows = np.repeat(last - np.cumsum(last - first), last - first) + np.arange(int((last - first).sum()))
-    times = np.bincount(tops["place"][rows], minlength=units_of(view))
+    times = np.bincount(tops["place"][rows_between(first, last)], minlength=units_of(view))
     return Inside(times, Phrase(text=wanted, places=found, cut=found >= _MOST))
 
 
