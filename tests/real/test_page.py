@@ -285,6 +285,16 @@ def test_an_atlas_of_a_real_model_draws_everywhere(browser: Browser, smollm2: Pa
         assert " his" in browser.js(
             "[...document.querySelectorAll('.tokens .chip')].map((chip) => chip.textContent.replace('·', ' '))"
         )
+        browser.until("document.querySelectorAll('#histogram svg rect').length === 64")
+        browser.js("document.querySelector('#histogram .chart').focus()")
+        browser.key("ArrowRight")
+        first = browser.js("document.querySelector('#tip strong').textContent")
+        [bin_] = atlas.sql(
+            "SELECT low, low + (high - low) / 64 AS high FROM histograms WHERE unit = 'neurons.24/343'"
+        ).to_pylist()
+        ends = [float(each.replace("\u2212", "-")) for each in first.split(" to ")]
+        assert ends == pytest.approx([bin_["low"], bin_["high"]], rel=0.02, abs=1e-3)
+        browser.until(f"document.getElementById('said').textContent.startsWith({first!r})")
 
 
 def test_an_unknown_unit_and_an_unknown_view_are_told(browser: Browser, server: str) -> None:

@@ -17,7 +17,7 @@ def resolved(answers: Answers, address: str, run: str | None = None) -> str:
     path, _, query = address.rpartition("#")[2].strip("/ ").partition("?")
     path = unquote(path)
     parameters = dict(parse_qsl(query)) | ({"run": run} if run else {})
-    if path.partition("/")[0] not in pages():
+    if path.partition("/")[0] not in pages() or path.strip("/") == "unit":
         path = f"unit/{_unit(address, path)}"
     answers.record("summary", run=parameters.get("run"))
     page, _, unit = path.partition("/")

@@ -73,9 +73,7 @@ class Answers:
             return record
         if isinstance(record, dict) and {"what", "why", "instead"} <= record.keys():
             raise Refusal(record["what"], why=record["why"], instead=record["instead"])
-        raise Refusal(
-            f"{path} {query}"[:200], why="a part of it has a value that is not possible", instead="start from the unit browser"
-        )
+        raise Refusal(f"{path} {query}"[:200], why=f"it was answered with {found.status}", instead="ask for another")
 
     async def _answer(self, path: str, body: str | None, headers: tuple[tuple[bytes, bytes], ...] = _HEADERS) -> Answer:
         name, _, query = path.partition("?")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
-from microtome.web.columns import Places, clear_column, labelled, numbers_of, page_of, stat_column, units_of
+from microtome.web.columns import Places, basis_names, clear_column, labelled, numbers_of, page_of, stat_column, units_of
 from microtome.web.index import indexed, spelt_token, stat_names, vocabulary
 from microtome.web.matching import Kind, Matched, matching
 from microtome.web.reader import View
@@ -123,7 +123,7 @@ def _chosen(view: View, query: Query, stats: Sequence[str]) -> NDArray[np.bool_]
     chosen = np.ones(units_of(view), np.bool_)
     number = stats.index(query.sort) if query.sort in stats else None
     if query.basis is not None:
-        names = sorted(card.basis for card in bases(view))
+        names = basis_names(view)
         chosen &= numbers_of(view, "basis") == (names.index(query.basis) if query.basis in names else -1)
     if query.layer is not None:
         chosen &= numbers_of(view, "layer") == query.layer

@@ -18,6 +18,7 @@ __all__ = [
     "Floats",
     "Places",
     "Told",
+    "basis_names",
     "clear_column",
     "labelled",
     "numbers_of",
@@ -86,6 +87,12 @@ def units_of(view: View) -> int:
     """How many units there are."""
     indexed(view)
     return view.once("units", lambda v: v.sql("SELECT count(*) FROM mt_rows")[0][0])
+
+
+def basis_names(view: View) -> list[str]:
+    """The bases in alphabetical order: `numbers_of(view, "basis")` are places in it."""
+    indexed(view)
+    return view.once("basis names", lambda v: [name for (name,) in v.sql("SELECT DISTINCT basis FROM mt_rows ORDER BY 1")])
 
 
 def _column(view: View, expression: str) -> NDArray[Any]:

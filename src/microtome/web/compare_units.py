@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from microtome.atlas.differences import LARGEST_Q, compare_statistics
 from microtome.core import Refusal
 from microtome.web.browse import bases
-from microtome.web.columns import Floats, Places, numbers_of
+from microtome.web.columns import Floats, Places, basis_names, numbers_of
 from microtome.web.compare_sides import Pair
 from microtome.web.gathered import Gathered
 from microtome.web.index import indexed, measured_words, stat_names
@@ -179,7 +179,7 @@ def _parts(view: View, place: NDArray[np.integer], site: NDArray[np.integer], wo
     """Bases in alphabetical order; one whose units have several sites, site by site."""
     order = np.argsort(place, kind="stable")
     of = numbers_of(view, "basis")[place[order]]
-    for number, basis in enumerate(sorted(card.basis for card in bases(view))):
+    for number, basis in enumerate(basis_names(view)):
         mine = order[of == number]
         if not len(mine):
             continue
@@ -243,7 +243,7 @@ def _agreements(pair: Pair, stat: str) -> Iterator[StatAgreement]:
     found = _statistic(pair, stat)
     layer = numbers_of(pair.one, "layer")
     numbers = [numbers_of(view, "basis") for view in pair.both]
-    names = [sorted(card.basis for card in bases(view)) for view in pair.both]
+    names = [basis_names(view) for view in pair.both]
     for part in found.parts:
         rows = part.rows
         one, other, q = found.one[rows], found.other[rows], found.q[rows]
@@ -268,7 +268,7 @@ def _agreements(pair: Pair, stat: str) -> Iterator[StatAgreement]:
 def _bases(pair: Pair) -> Iterator[SideUnits]:
     """How many units of each basis are in both runs, and why none are."""
     shared = common(pair)
-    names = [sorted(card.basis for card in bases(view)) for view in pair.both]
+    names = [basis_names(view) for view in pair.both]
     numbers = [numbers_of(view, "basis") for view in pair.both]
     met = shared.back >= 0
     for basis in dict.fromkeys([card.basis for view in pair.both for card in bases(view)]):

@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.web.browse import bases
-from microtome.web.columns import Places, numbers_of, units_of
+from microtome.web.columns import Places, basis_names, numbers_of, units_of
 from microtome.web.compare_sides import Pair
 from microtome.web.compare_units import common
 from microtome.web.gathered import Gathered
@@ -74,7 +73,7 @@ def _overlaps(pair: Pair, kind: str) -> Iterator[TokenOverlap]:
     beside = np.arange(units)
     beside[there] = _dealt(there, basis[there].astype(np.int64) * (1 << 17) + layer[there])
     chance = jaccard(rows[0], (beside[theirs[0]], theirs[1]), tokens, units)
-    for number, name in enumerate(sorted(card.basis for card in bases(pair.one))):
+    for number, name in enumerate(basis_names(pair.one)):
         mine = there[basis[there] == number]
         if len(mine):
             yield _overlap(kind, name, None, value[mine], chance[mine])
@@ -123,7 +122,7 @@ def _labels(pair: Pair) -> Iterator[LabelAgreement]:
     """Kinds of labels that both runs have, basis by basis."""
     mapping = common(pair).place
     layer, number = numbers_of(pair.one, "layer"), numbers_of(pair.one, "basis")
-    names = sorted(card.basis for card in bases(pair.one))
+    names = basis_names(pair.one)
     shared = set(number[common(pair).back >= 0].tolist())
     kinds = [[kind for (kind,) in view.sql("SELECT DISTINCT kind FROM mt_label_texts ORDER BY 1")] for view in pair.both]
     for kind in kinds[0]:

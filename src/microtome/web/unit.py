@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from microtome.core import Refusal
 from microtome.web.contexts import contexts
+from microtome.web.depth import by_depth
 from microtome.web.index import indexed, measured_words, spelt_token, vocabulary
 from microtome.web.reader import View, problem_of
 from microtome.web.records import Finding, Histogram, Link, Problem, Stat, Token, UnitLabel, UnitPage
@@ -143,14 +144,8 @@ def stats_of(view: View, first: int, count: int) -> dict[int, list[Stat]]:
             )
         )  # fmt: skip
     for own in found.values():
-        own.sort(key=lambda each: (each.stat, _by_depth(each.site)))
+        own.sort(key=lambda each: (each.stat, by_depth(each.site)))
     return found
-
-
-def _by_depth(site: str) -> tuple[str, int]:
-    """Sites of one kind by layer, not by the letters of its number."""
-    name, _, layer = site.partition(".")
-    return name, int(layer) if layer.isdecimal() else -1
 
 
 def _tokens(view: View, units: Sequence[str]) -> dict[str, list[tuple[str, Token]]]:
@@ -175,7 +170,7 @@ def _histograms(view: View, units: Sequence[str]) -> dict[str, list[Histogram]]:
     ):
         found.setdefault(unit, []).append(Histogram(**dict(zip(Histogram.model_fields, values, strict=True))))
     for own in found.values():
-        own.sort(key=lambda each: _by_depth(each.site))
+        own.sort(key=lambda each: by_depth(each.site))
     return found
 
 
@@ -201,7 +196,7 @@ def _labels(view: View, units: Sequence[str]) -> dict[str, list[UnitLabel]]:
         "FROM unit_labels SEMI JOIN wanted USING (unit)), "
         "said AS (SELECT unit, \"end\"::VARCHAR, 'explanation', text, pearson, control, 'explanations of other units', q "
         "FROM explanations SEMI JOIN wanted USING (unit)) "
-        "SELECT * FROM passed UNION ALL SELECT * FROM said ORDER BY unit, side DESC, value DESC, kind",
+        "SELECT * FROM passed UNION ALL SELECT * FROM said ORDER BY unit, side DESC, value DESC, kind, text",
         list(units),
     )
     found: dict[str, list[UnitLabel]] = {}

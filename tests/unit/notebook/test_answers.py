@@ -147,7 +147,7 @@ def test_a_record_comes_at_once_or_is_refused(answers: Answers) -> None:
     assert answers.record("unit", address="neurons.1/7")["unit"] == "neurons.1/7"
     with pytest.raises(Refusal, match=r"unit neurons\.99/9"):
         answers.record("unit", address="neurons.99/9")
-    with pytest.raises(Refusal, match="not possible"):
+    with pytest.raises(Refusal, match="address of the request: Field required"):
         answers.record("unit")
 
 

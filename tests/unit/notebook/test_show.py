@@ -44,7 +44,8 @@ def test_an_atlas_is_a_path_or_an_atlas(atlas: Path) -> None:
     [
         ("neurons.99/9", {}, r"unit neurons\.99/9"),
         ("unit/neurons.99/9", {}, r"unit neurons\.99/9"),
-        ("unit", {}, "unit"),
+        ("unit", {}, "address unit: it is neither a unit nor a page; name a unit, such as neurons"),
+        ("unit/", {}, "address unit/: it is neither a unit nor a page"),
         ("nonsense", {}, r"neither a unit nor a page.*findings, overview"),
         ("", {}, "neither a unit nor a page"),
         ("neurons.1/7", {"run": "nowhere"}, r"run nowhere.*choose one of main"),

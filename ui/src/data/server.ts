@@ -24,7 +24,6 @@ export const unanswered = (): Problem =>
 // What is wrong where the answer is no record.
 export function failed(status: number, body: unknown): Problem {
   if (isProblem(body)) return body;
-  if (status === 422) return problem("This address", "a part of it has a value that is not possible", "start from the unit browser");
   return problem("The server", `it answered ${status}`, "look at its log and reload");
 }
 
