@@ -17,6 +17,7 @@ VIEWS = {
     "findings": "#/findings",
     "overview": "#/overview",
     "units": "#/units?sort=density",
+    "beside": "#/units?sort=token_share_top",
     "search": "#/units?token=liberty",
     "unit": "#/unit/neurons.1/7",
     "deciles": "#/unit/neurons.1/7?end=deciles",

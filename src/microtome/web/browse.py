@@ -96,7 +96,7 @@ def units(view: View, query: Query) -> Units:
         total=len(places),
         offset=query.offset,
         columns=[column(name) for name in columns],
-        rows=_rows(view, page, [stats.index(name) for name in columns], matched),
+        rows=_rows(view, page, [stats.index(name) for name in columns], matched, query.sort),
         search=matched and matched.search,
         pattern=matched and matched.pattern,
         phrase=matched and matched.inside and matched.inside.told,
@@ -152,8 +152,10 @@ def _page(view: View, query: Query, stats: Sequence[str], places: Places, matche
     return page_of(places, keys, query.offset, query.limit)
 
 
-def _rows(view: View, places: Places, columns: Sequence[int], matched: Matched | None) -> list[UnitRow]:
-    values = "".join(f", s{number}" for number in columns)
+def _rows(view: View, places: Places, columns: Sequence[int], matched: Matched | None, sort: str) -> list[UnitRow]:
+    stats = stat_names(view)
+    beside = f"k{stats.index(sort)}" if sort in stats else "NULL"
+    values = f", {beside}" + "".join(f", s{number}" for number in columns)
     rows = {
         place: row
         for place, *row in view.sql(
@@ -164,11 +166,11 @@ def _rows(view: View, places: Places, columns: Sequence[int], matched: Matched |
     texts = vocabulary(view)
     told_of = []
     for place in places.tolist():
-        unit, layer, promotes, fires, of, *numbers = rows[place]
+        unit, layer, promotes, fires, of, control, *numbers = rows[place]
         told_of.append(
             UnitRow(
                 unit=unit, layer=layer, promotes=[spelt_token(texts, token) for token in promotes or ()],
-                fires=[spelt_token(texts, token) for token in fires or ()], values=list(numbers),
+                fires=[spelt_token(texts, token) for token in fires or ()], values=list(numbers), control=control,
                 match=None if matched is None else matched.at(place, of),
             )
         )  # fmt: skip

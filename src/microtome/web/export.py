@@ -197,8 +197,12 @@ def _write_places(view: View, folder: Path) -> None:
 def _write_columns(view: View, folder: Path) -> None:
     """The columns of the unit browser."""
     for n, stat in enumerate(stat_names(view)):
-        values = [_short(value) for (value,) in view.sql(f"SELECT s{n} FROM mt_rows ORDER BY place")]
-        _shard(folder / "columns" / f"{n}.json.gz", {"stat": stat, "values": values})
+        rows = view.sql(f"SELECT s{n}, k{n} FROM mt_rows ORDER BY place")
+        values, controls = ([_short(row[at]) for row in rows] for at in (0, 1))
+        column = {"stat": stat, "values": values} | (
+            {"controls": controls} if any(each is not None for each in controls) else {}
+        )
+        _shard(folder / "columns" / f"{n}.json.gz", column)
     rows = view.sql("SELECT promotes, fires, total FROM mt_rows ORDER BY place")
     names = ("promotes", "fires", "total")
     _shard(folder / "columns" / "tokens.json.gz", {name: [row[n] for row in rows] for n, name in enumerate(names)})

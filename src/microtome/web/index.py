@@ -1,7 +1,7 @@
 """The index of a run's units: what questions about many units read instead of the tables.
 
 It is built by the first question, and later ones hardly depend on the size of the atlas. Its tables, by the place of a unit in
-address order: `mt_rows` (a unit's statistics, whether they survive their controls, first tokens), `mt_measured` (statistics with
+address order: `mt_rows` (a unit's statistics, the largest over sites, with their controls and whether they survive these, first tokens), `mt_measured` (statistics with
 their controls), `mt_tops` (units by the place in the text at which they are largest), `mt_told` (units by token), `mt_labels` with `mt_label_texts` (units by label), `mt_back` with `mt_link_kinds` (links
 by the unit that they lead to), `mt_texts` (texts of tokens).
 Questions belong in `browse`, `unit`, `maps`, `related`.
@@ -89,7 +89,8 @@ def _index_units(view: View) -> None:
         'unit, basis::VARCHAR AS basis, name::VARCHAR AS name, layer, expert, "index" FROM (SELECT DISTINCT * FROM units)',
     )  # fmt: skip
     chosen = "".join(
-        f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}, bool_or(q <= {CLEAR}) FILTER (stat = ${n + 1}) AS c{n}"
+        f", max(value) FILTER (stat = ${n + 1} AND isfinite(value)) AS s{n}, bool_or(q <= {CLEAR}) FILTER (stat = ${n + 1}) AS c{n}, "
+        f"arg_max_null(control, value) FILTER (stat = ${n + 1} AND isfinite(value)) AS k{n}"
         for n in range(len(stats))
     )
     _part(

@@ -11,6 +11,17 @@ from tests.unit.web.built import ask
 from tests.unit.web.planted import PLANTED
 
 
+def test_the_statistic_that_units_are_sorted_by_stands_beside_its_control(lensed: TestClient) -> None:
+    page = lensed.get("/api/units", params={"sort": "token_share_top", "basis": "neurons"}).json()
+    for row in page["rows"]:
+        unit = lensed.get("/api/unit", params={"address": row["unit"]}).json()
+        own = max((each for each in unit["stats"] if each["stat"] == "token_share_top"), key=lambda each: each["value"])
+        assert row["control"] == own["control"] == 0.033
+    for sort in ("density", "unit"):
+        rows = lensed.get("/api/units", params={"sort": sort, "basis": "neurons"}).json()["rows"]
+        assert {row["control"] for row in rows} == {None}
+
+
 def _units(client: TestClient, **parameters: Any) -> Any:
     answer = client.get("/api/units", params={"limit": 200} | parameters)
     assert answer.status_code == 200, answer.text

@@ -3679,7 +3679,7 @@ export interface components {
         };
         /**
          * UnitRow
-         * @description A line of the unit browser.
+         * @description A line of the unit browser; `control` is that of the statistic it is sorted by.
          */
         UnitRow: {
             /** Unit */
@@ -3692,6 +3692,8 @@ export interface components {
             fires: string[];
             /** Values */
             values: (number | null)[];
+            /** Control */
+            control?: number | null;
             match?: components["schemas"]["Match"] | null;
         };
         /**

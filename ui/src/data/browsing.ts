@@ -94,7 +94,8 @@ export async function units(mine: Mine, query: Query): Promise<Answer<"units">> 
   const told = search ? await matching(mine, search.tokens.filter((each) => exact === null || each.token === exact), query.match ?? "any", places) : null;
   const firing = fit ? await matching(mine, fit, "fires", places) : null;
   const found = both(told, firing);
-  const column = async (name: string) => (await mine<{ values: (number | null)[] }>(`columns/${index.stats.indexOf(name)}`)).values;
+  const whole = (name: string) => mine<{ values: (number | null)[]; controls?: (number | null)[] }>(`columns/${index.stats.indexOf(name)}`);
+  const column = async (name: string) => (await whole(name)).values;
   const down = query.order !== "up";
   const sort = query.sort ?? "unit";
   let chosen = await bounded(candidates(places, query, found), query, index.stats.includes(sort) ? () => column(sort) : null);
@@ -103,6 +104,7 @@ export async function units(mine: Mine, query: Query): Promise<Answer<"units">> 
   else if (!down) chosen.reverse();
   const offset = query.offset ?? 0;
   const shown = chosen.slice(offset, offset + (query.limit ?? 50));
+  const controls = index.stats.includes(sort) ? (await whole(sort)).controls : undefined;
   const [texts, ...values] = await Promise.all([shard<string[]>("vocabulary"), ...columns.map((each) => column(each.name))]);
   const spell = (ids: number[] | null | undefined) => (ids ?? []).map((token) => texts[token] ?? `[${token}]`);
   const rows = shown.map((place) => {
@@ -110,7 +112,7 @@ export async function units(mine: Mine, query: Query): Promise<Answer<"units">> 
     const match = found?.get(place);
     return {
       unit: address(group, place), layer: group.layer, promotes: spell(tokens.promotes[place]), fires: spell(tokens.fires[place]),
-      values: values.map((each) => each[place] ?? null), match: match ? { ...match, of: tokens.total[place] ?? null } : null,
+      values: values.map((each) => each[place] ?? null), control: controls?.[place] ?? null, match: match ? { ...match, of: tokens.total[place] ?? null } : null,
     };
   });
   const pattern = fit && { tokens: fit.length, some: fit.slice(0, NEAR) };

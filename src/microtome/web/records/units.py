@@ -24,13 +24,14 @@ class Match(BaseModel):
 
 
 class UnitRow(BaseModel):
-    """A line of the unit browser."""
+    """A line of the unit browser; `control` is that of the statistic it is sorted by."""
 
     unit: str
     layer: int | None
     promotes: list[str]
     fires: list[str]
     values: list[Number]
+    control: Number = None
     match: Match | None = None
 
 
