@@ -1,7 +1,8 @@
 """An atlas as files that may still be growing: which tables are there, which are damaged, and a connection over the rest.
 
 A `View` is one run of the atlas at one moment: tables that know runs show it the rows of that run alone, so that no query can
-mix two. What is made of many rows (the index, long columns) is in files of a temporary folder, so that memory does not grow with an atlas. Its signature changes with the files, and everything derived from it is computed once. Atlases that stand beside it are
+mix two. What is made of many rows (the index, long columns) is in files of a temporary folder, so that memory does not grow with
+an atlas. Its signature changes with the files, and everything derived from it is computed once. Atlases that stand beside it are
 looked at for comparison alone. Queries belong in `summary`, `browse`, `unit`; what a manifest says in `store.manifest`; looking for
 changed bytes in `damage`.
 """
