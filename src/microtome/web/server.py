@@ -2,7 +2,9 @@
 
 import logging
 import secrets
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,8 +67,15 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, limit_concurrency=64, timeout_keep_alive=20
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _leave(number: int, _: object) -> None:
+    """End as after Ctrl-C, so that the files of the index go: the usual end by this signal leaves them."""
+    sys.exit(128 + number)
 
 
 def _warm(reader: Reader) -> None:

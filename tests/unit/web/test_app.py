@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,23 @@ def test_indexes_of_killed_servers_are_removed(tmp_path: Path, monkeypatch: pyte
         (folder / "index.duckdb").touch()
     remove_stale()
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
+def test_a_server_that_is_told_to_end_leaves_no_index(atlas: Path, tmp_path: Path) -> None:
+    script = (
+        f"from microtome.web import serve; serve({str(atlas)!r}, port=0, started=lambda address: print(address, flush=True))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().strip()
+        urllib.request.urlopen(f"{address}api/units", timeout=60).read()
+        assert list(tmp_path.glob("microtome-index-*"))
+        server.terminate()
+        assert server.wait(60) == 143
+    assert not list(tmp_path.glob("microtome-index-*"))
 
 
 def test_an_index_goes_with_its_view(atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
