@@ -11,6 +11,6 @@ lock() { # lock TARGET ARGUMENTS...
         --custom-compile-command "make lock" ${UPGRADE:+--upgrade} --output-file "$target" >/dev/null
     echo "$target: $(grep -c == "$target") packages"
 }
-lock run pyproject.toml --extra fast --extra gguf --group install
-lock dev pyproject.toml --extra fast --extra gguf --extra notebook --group install --group dev --constraints requirements/run.txt
+lock run pyproject.toml --extra fast --extra gguf --group install --constraints requirements/held.in
+lock dev pyproject.toml --extra fast --extra gguf --extra notebook --extra cluster --extra s3 --group install --group dev --constraints requirements/run.txt
 lock docs pyproject.toml --extra fast --extra gguf --group install --group docs --constraints requirements/run.txt

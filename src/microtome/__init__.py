@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from microtome.core import Site as Site
     from microtome.core import UnitAddress as UnitAddress
     from microtome.corpus import Reading as Reading
+    from microtome.engine import Cluster as Cluster
+    from microtome.engine import Processes as Processes
     from microtome.model import load as load
     from microtome.model import open_checkpoint as open_checkpoint
     from microtome.model import site_table as site_table
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Atlas": "atlas",
+    "Cluster": "engine",
+    "Processes": "engine",
     "Reading": "corpus",
     "Refusal": "core",
     "Settings": "atlas",

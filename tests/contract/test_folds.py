@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microtome.core import ExpertRows, Role
-from microtome.store import fingerprint
-from microtome.store.states import Damaged, read_states, write_states
+from microtome.store import Damaged, Folder, Shelf, fingerprint
 from tests.contract.fold_cases import CASES, FoldCase, Stream, relative
 from tests.tree import modules
 
@@ -114,8 +113,9 @@ def test_uncounted_tokens_leave_the_result_alone(case: FoldCase) -> None:
 def test_states_survive_the_disk(case: FoldCase, tmp_path: Path) -> None:
     stream = Stream(case)
     state = stream.state([list(range(9))])
-    write_states(tmp_path / "state", {"a.fold": state})
-    read = read_states(tmp_path / "state")
+    shelf = Shelf(Folder(tmp_path))
+    shelf.write("state", {"a.fold": state})
+    read = shelf.read("state")
     assert not isinstance(read, Damaged)
     again = read["a.fold"]
     assert_same(case, again, state, 0.0)

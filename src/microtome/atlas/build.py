@@ -9,20 +9,23 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, get_args
 
 from microtome.atlas.cards import absent, card_for, manifest_for
 from microtome.atlas.folder import claimed, prune, require_usable
+from microtome.atlas.homes import Home, home_of
 from microtome.atlas.meanings import write_meanings
 from microtome.atlas.read import Atlas, damaged
 from microtome.atlas.settings import Settings, lenses_of, names_of, sites_of
 from microtome.atlas.texts import adopt, stage
 from microtome.atlas.watch import Watched
-from microtome.capture import Depth, Lens, Progress, Results, Run, Silent, material_of, run_stages
+from microtome.capture import Depth, Lens, Material, Progress, Results, Run, Silent, material_of, run_stages
+from microtome.capture.recipes import require_same_model, subject_of, workers_class
 from microtome.core import Refusal
-from microtome.corpus import Reading, Source
+from microtome.corpus import Corpus, Reading, Source
+from microtome.engine import HERE, Crew, Engine
 from microtome.model import Checkpoint, Model, load, open_checkpoint
 from microtome.model.allocator import give_back_freed_memory
 from microtome.readout.words import texts_of
@@ -33,6 +36,7 @@ from microtome.store import (
     RunCard,
     committed,
     digest,
+    manifest_path,
     write_manifest,
     write_table,
 )
@@ -54,22 +58,52 @@ def build(
     settings: Settings | None = None,
     reading: Reading | None = None,
     progress: Progress | None = None,
+    engine: Engine = HERE,
 ) -> Atlas:
-    """Build an atlas of `model` over `text` in folder `output`, or add a run to the atlas that is there.
+    """Build an atlas of `model` over `text` in folder, or at address, `output`, or add a run to the atlas that is there.
 
     `text` is anything `corpus.prepare` reads, and for a vision model an image or a folder of images; without it only what the
     weights tell is computed, and the model is never built.
+    `engine` says where the passes over the text run: in this process, in others, on a cluster.
     Run again after an interruption, it continues; run again when complete, it checks the tables and returns.
 
     Errors: `Refusal` where the model, the text or the folder cannot be used; then neither a new folder nor a new run is left
     behind. Where the disk is full, what is finished stays, and the same command continues it.
     """
-    settings, output = settings or Settings(), Path(output)
-    watch = progress or Silent()
+    settings, watch = settings or Settings(), progress or Silent()
     require_usable(output)
     subject = _subject(model, text, watch)
-    with claimed(output, settings.run) as folder:
-        return _build(subject, text, folder, settings, reading or Reading(), Watched(watch, folder))
+    with (
+        _crew(engine, subject, watch) as crew,
+        home_of(output, settings.run) as home,
+        claimed(home.folder, settings.run) as folder,
+    ):
+        inputs = _Inputs(subject, text, reading or Reading(), crew, home)
+        _build(inputs, folder, settings, Watched(home.watched(watch), folder))
+    return Atlas(output)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is read, who does it, and where what comes of it is kept."""
+
+    subject: Model | Checkpoint
+    text: Source | None
+    reading: Reading
+    crew: Crew
+    home: Home
+
+
+@contextlib.contextmanager
+def _crew(engine: Engine, subject: Model | Checkpoint, progress: Progress) -> Iterator[Crew]:
+    """The workers of an engine; nobody but this process where it is enough."""
+    if engine == HERE or isinstance(subject, Checkpoint):
+        yield HERE
+        return
+    progress.step("opening the model in every worker")
+    with engine.started(subject_of(subject)) as crew:
+        require_same_model(subject, crew.identity)
+        yield crew
 
 
 def _subject(model: Model | Checkpoint | str | Path, text: Source | None, progress: Progress) -> Model | Checkpoint:
@@ -83,19 +117,19 @@ def _subject(model: Model | Checkpoint | str | Path, text: Source | None, progre
     return _subject(open_checkpoint(model), text, progress) if text is None else load(model)
 
 
-def _build(
-    subject: Model | Checkpoint, text: Source | None, output: Path, settings: Settings, reading: Reading, watch: Watched
-) -> Atlas:
+def _build(inputs: _Inputs, output: Path, settings: Settings, watch: Watched) -> None:
+    subject, text = inputs.subject, inputs.text
     manifest = manifest_for(subject, output)
     settings = settings.beside(output)
     material = corpus = None
     sites = sites_of(subject, settings)
     if text is not None:
         assert isinstance(subject, Model), "text is folded over a model that was built"
-        material = material_of(subject, text, reading, window=settings.windows, seed=settings.seed)
+        material = material_of(subject, text, inputs.reading, window=settings.windows, seed=settings.seed)
         watch.step(f"cutting the {subject.family.inputs} into windows")
         corpus = stage(material, output / "work" / settings.run / "corpus", settings.run)
-    run = Run(settings.run, subject, corpus, settings.seed, settings.depth, sites)
+    workers = workers_class(subject, inputs.crew.identity)
+    run = Run(settings.run, subject, corpus, settings.seed, settings.depth, sites, workers)
     lenses = lenses_of(subject, settings)
     card = card_for(run, settings, manifest, lenses)
     others = set(card.depths) - set(names_of(lenses))  # made of files, or of plans, that this command does not name
@@ -105,7 +139,7 @@ def _build(
     if not plan:
         _drop_work(output, settings.run)
         watch.finish()
-        return Atlas(output)
+        return
     for file in spoilt:
         _log.warning("%s is missing or damaged (not the bytes that were written); it is made anew", file)
     stay = (set(card.depths) - set(plan)) & (others if spoilt else set(card.depths))
@@ -114,13 +148,13 @@ def _build(
     with _restored(manifest, output, settings.run):
         card = card.model_copy(update={"status": "building", "pending": plan, "files": kept})
         manifest.runs[settings.run] = card
-        write_manifest(output, manifest)
+        _begin(inputs.home, output, manifest)
         if material is not None and corpus is not None:
-            corpus, files = adopt(material, corpus, output)
+            corpus, files = _adopted(inputs.home, material, corpus, output)
             run = replace(run, corpus=corpus)
         for depth in _DEPTHS:
             if some := tuple(lens for lens in lenses if plan.get(lens.name) == depth):
-                files += _observe(output, replace(run, depth=depth), some, watch)
+                files += _observe(output, replace(run, depth=depth), some, watch, inputs)
     depths: dict[str, Depth] = {**card.depths, **plan}
     card = card.model_copy(
         update={
@@ -135,7 +169,19 @@ def _build(
     write_manifest(output, manifest)
     _drop_work(output, settings.run)
     watch.finish()
-    return Atlas(output)
+
+
+def _begin(home: Home, output: Path, manifest: Manifest) -> None:
+    """Write the manifest of a run that begins."""
+    write_manifest(output, manifest)
+    home.keep([manifest_path(output)])
+
+
+def _adopted(home: Home, material: Material, corpus: Corpus, output: Path) -> tuple[Corpus, list[Path]]:
+    """The corpus in the atlas, and its tables."""
+    corpus, files = adopt(material, corpus, output)
+    home.keep(files)
+    return corpus, files
 
 
 @contextlib.contextmanager
@@ -186,12 +232,15 @@ def _writer(file: str) -> str:
     return Path(file).name.split(".")[0]
 
 
-def _observe(output: Path, run: Run, lenses: Sequence[Lens], watch: Watched) -> list[Path]:
+def _observe(output: Path, run: Run, lenses: Sequence[Lens], watch: Watched, inputs: _Inputs) -> list[Path]:
     """Run the stages of lenses and write their tables."""
-    results = run_stages(run, lenses, output / "work" / run.name, watch)
+    place = inputs.home.states(run.name)
+    results = run_stages(run, lenses, output / "work" / run.name, watch, place=place, text=inputs.home.place, crew=inputs.crew)
     watch.step("writing tables")
     files = [*_write_lenses(output, run, lenses, results), *_kept(output, results)]
+    inputs.home.keep(files)
     _drop_stages(output, run.name)
+    inputs.home.drop_states(run.name)
     return files
 
 

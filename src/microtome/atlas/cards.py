@@ -11,7 +11,7 @@ from typing import Any
 
 from microtome.atlas.settings import GIVEN, LENSES, Settings
 from microtome.atlas.texts import corpus_card
-from microtome.capture import Depth, Lens, Run, execution_class
+from microtome.capture import Depth, Lens, Run
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model
 from microtome.store import Fingerprinted, Manifest, ModelCard, RunCard, fingerprint, manifest_path, read_manifest
@@ -49,7 +49,7 @@ def card_for(run: Run, settings: Settings, manifest: Manifest, lenses: Sequence[
     Errors: `Refusal` that says what differs.
     """
     existing = manifest.runs.get(settings.run)
-    execution = execution_class(run.model) if isinstance(run.model, Model) else {}
+    execution = dict(run.execution)
     window = settings.window if run.corpus is None or settings.protocol == "clean" else run.corpus.window
     parts = {
         "text": run.corpus.fingerprint if run.corpus else "none",

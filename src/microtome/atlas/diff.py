@@ -28,13 +28,24 @@ from microtome.atlas.differences import (
     require_idle,
 )
 from microtome.atlas.folder import claimed, require_run_name, require_usable
+from microtome.atlas.homes import home_of
 from microtome.atlas.read import Atlas
 from microtome.atlas.settings import LENSES
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model, open_checkpoint
 from microtome.model.adapter import adapted, holds_adapter
 from microtome.readout.words import texts_of
-from microtome.store import TABLES, RunCard, digest, fingerprint, manifest_path, table_path, write_manifest, write_table
+from microtome.store import (
+    TABLES,
+    RunCard,
+    digest,
+    fingerprint,
+    is_address,
+    manifest_path,
+    table_path,
+    write_manifest,
+    write_table,
+)
 from microtome.vocabulary.words import vocabulary_table
 
 __all__ = ["KINDS", "diff"]
@@ -68,7 +79,9 @@ def diff(
 
     Errors: `Refusal` where one cannot be opened, they do not correspond, or what is asked for would change nothing.
     """
-    atlases = [isinstance(each, str | Path) and manifest_path(Path(each)).is_file() for each in (left, right)]
+    atlases = [
+        isinstance(each, str | Path) and (is_address(each) or manifest_path(Path(each)).is_file()) for each in (left, right)
+    ]
     if any(atlases):
         if not all(atlases):
             one = left if atlases[0] else right
@@ -87,11 +100,11 @@ def diff(
         if output is None:
             raise Refusal(f"run {run}", why="nothing is written", instead="name an output, or leave the run out")
     if output is not None:
-        require_usable(Path(output))
+        require_usable(output)
     found = KINDS[kind](one, other, comparison)
     if output is not None:
         name = run or _slug(found.run)
-        _write(found, one, other, Path(output), replace(comparison, kind=kind), name)
+        _write(found, one, other, output, replace(comparison, kind=kind), name)
     return found
 
 
@@ -129,16 +142,16 @@ def _write(
     found: ModelDifference | ModelAlignment,
     left: Opened,
     right: Opened,
-    output: Path,
+    output: str | Path,
     comparison: Comparison,
     run: str,
 ) -> None:
-    """Write the tables as a run of the atlas in folder `output`; the same comparison again replaces its own."""
+    """Write the tables as a run of the atlas in folder, or at address, `output`; the same comparison again replaces its own."""
     parts = {name: str(value) for name, value in vars(comparison).items()}
     parts |= {"left": left.fingerprint, "words": str([digest(Path(path)) for path in comparison.words])}
     identity = fingerprint((right.fingerprint, sorted(parts.items())))
     tables = found.tables(run)
-    with claimed(output, run) as folder:
+    with home_of(output, run) as home, claimed(home.folder, run) as folder:
         manifest = manifest_for(right, folder)
         existing = manifest.runs.get(run)
         if existing is not None and existing.identity != identity:

@@ -5,6 +5,7 @@ estimate dearer by itself.
 """
 
 import functools
+import math
 import resource
 import sys
 import tempfile
@@ -12,28 +13,46 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
 from microtome.atlas.cards import card_for, manifest_for
 from microtome.atlas.folder import require_usable
+from microtome.atlas.homes import seen
 from microtome.atlas.settings import Settings, lenses_of, sites_of
 from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
-from microtome.capture.execution import flops_per_token
+from microtome.capture.execution import flops_per_token, windows_per_unit
 from microtome.capture.lens import sampled_windows, windows_of
 from microtome.capture.run import masked
 from microtome.core import Fold, Refusal, RowFold, State
 from microtome.corpus import Corpus, Reading, Source
+from microtome.engine import Forecast, Rates, forecast
 from microtome.model import Model, Shape
 from microtome.neurons.links import link_operations, why_no_links
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "Pass", "estimate"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the text: its units of work, the seconds that one takes here, and the bytes of its merged state."""
+
+    units: int
+    unit_seconds: float
+    state_bytes: int
+
+    def on(self, workers: int) -> Forecast:
+        """What so many workers would make of it."""
+        return forecast(self.units, workers, Rates(self.unit_seconds, float(self.state_bytes)))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time, memory and disk of a build on this machine, and what they were computed from: a text, or images and their patches."""
+    """Time, memory and disk of a build on this machine, and what they were computed from: a text, or images and their patches.
+
+    `passes` are over the text, what comes beside them takes `beside_seconds`; `flops_per_token` are of one pass through all blocks.
+    """
 
     inputs: Literal["text", "image"]
     documents: int
@@ -44,13 +63,16 @@ class Estimate:
     memory_bytes: int
     atlas_bytes: int
     working_bytes: int
+    flops_per_token: float
+    beside_seconds: float
+    passes: tuple[Pass, ...]
+
+    def on(self, workers: int) -> float:
+        """Seconds with so many workers, each as fast as this process: passes are shared, what comes beside them is not."""
+        return self.beside_seconds + sum(each.on(workers).seconds for each in self.passes)
 
     def describe(self) -> str:
         """A few lines for a person."""
-        minutes = self.seconds / 60
-        time_needed = (
-            f"{self.seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        )
         if self.inputs == "image":
             source, token, amount = f"images  {self.documents:,} images, {self.tokens:,} patches", "patches", "number of images"
         else:
@@ -59,13 +81,34 @@ class Estimate:
         return "\n".join(
             [
                 source,
-                f"time    {time_needed} at {self.tokens_per_second:,.0f} {token}/s (measured on {_TRIALS} batches)",
+                f"time    {_spoken(self.seconds)} at {self.tokens_per_second:,.0f} {token}/s (measured on {_TRIALS} batches)",
+                self._work(),
+                self._shared(),
                 f"memory  {self.memory_bytes / 1e9:.1f} GB at the peak, for any {amount}",
                 f"disk    at most {self.atlas_bytes / 1e9:.2f} GB for the atlas, {self.working_bytes / 1e9:.2f} GB more while it is built",
             ]
         )
 
+    def _work(self) -> str:
+        whole = max(self.passes, key=lambda each: each.units * each.unit_seconds)
+        units, rate = sum(each.units for each in self.passes), self.flops_per_token * self.tokens_per_second
+        token = "patch" if self.inputs == "image" else "token"
+        return (
+            f"work    {units:,} unit{'s' * (units > 1)} of work, of {whole.unit_seconds:.3g} s and a state of {whole.state_bytes / 1e6:,.1f} MB"
+            f" in the longest pass; {self.flops_per_token / 1e9:,.3g} GFLOP a {token}, {rate / 1e9:,.3g} GFLOP/s"
+        )
 
+    def _shared(self) -> str:
+        times = ", ".join(f"{workers} would take {_spoken(self.on(workers))}" for workers in _CREWS)
+        return f"workers as fast as this process: {times} (computed; see --engine)"
+
+
+def _spoken(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+_CREWS: Final = (2, 8, 64)
 _TRIALS = 2
 _EIGHTH = 8
 """A stage of so few windows, or one whose windows take long, is tried on an eighth of them."""
@@ -82,13 +125,14 @@ def estimate(
     """Cut the text, run two batches through the model with all folds, and extrapolate.
 
     Cost: tokenising the text, and a few batches. Errors: whatever refuses the text in `build`, or, where it is named, the folder
-    `output` and the run in it; nothing is made or written there.
+    `output` and the run in it; nothing is made or written there (at an address only what shows that it may be, and that is removed).
     """
     settings, reading = settings or Settings(), reading or Reading()
     if output is not None:
-        require_usable(Path(output))
-        manifest_for(model, Path(output))
-        settings = settings.beside(Path(output))
+        require_usable(output)
+        output = seen(output)
+        manifest_for(model, output)
+        settings = settings.beside(output)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sites = sites_of(model, settings)
@@ -97,7 +141,7 @@ def estimate(
         run = Run(settings.run, model, corpus, settings.seed, settings.depth, sites)
         every = lenses_of(model, settings)
         if output is not None:
-            card_for(run, settings, manifest_for(model, Path(output)), every)
+            card_for(run, settings, manifest_for(model, output), every)
         lenses = [lens for lens in lenses_of(model, settings.tried) if lens.name in settings.asked]
         results = Results(folder / "work")
         stages = {stage: _trial(run, stage, lenses, results) for stage in _stages(run, lenses)}
@@ -117,10 +161,11 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Trial:
-    """One stage on a few batches: seconds per window, and the size of its states."""
+    """One stage on a few batches: seconds per window, the size of its states, and how many windows are a unit of work."""
 
     seconds_per_window: float
     state_bytes: int
+    windows_per_unit: int
 
 
 def _stages(run: Run, lenses: Sequence[Lens]) -> list[Stage]:
@@ -153,7 +198,9 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
         results.add(stage, name, functools.partial(_result, fold, states[name]))
     size = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
     seconds, counted = (sum(column) for column in zip(*taken[len(taken) > 1 :], strict=True))  # the first is slow
-    return _Trial(seconds / counted, size)
+    return _Trial(
+        seconds / counted, size, stage.unit or windows_per_unit(model, folds.values(), over.window, model.device.type)
+    )
 
 
 def _result(fold: Fold | RowFold, state: State) -> Any:
@@ -193,16 +240,25 @@ def _extrapolate(run: Run, corpus: Corpus, stages: Mapping[Stage, _Trial], sizes
     whole = MAIN if MAIN in stages else min(stages)
     rate = corpus.tokens / corpus.windows / stages[whole].seconds_per_window
     state = max(trial.state_bytes for trial in stages.values())
+    units = {stage: math.ceil(windows[stage] / each.windows_per_unit) for stage, each in stages.items()}
+    passes = tuple(
+        Pass(units[stage], each.seconds_per_window * windows[stage] / units[stage], each.state_bytes)
+        for stage, each in stages.items()
+    )
+    besides = beside / (flops_per_token(model) * rate)
     return Estimate(
         inputs=model.family.inputs,
         documents=corpus.documents,
         windows=corpus.windows,
         tokens=corpus.tokens,
         tokens_per_second=rate,
-        seconds=forward + beside / (flops_per_token(model) * rate),
+        seconds=forward + besides,
         memory_bytes=_peak_memory(model) + 2 * state,
         atlas_bytes=state + written,
         working_bytes=2 * state + kept,
+        flops_per_token=flops_per_token(model),
+        beside_seconds=besides,
+        passes=passes,
     )
 
 

@@ -11,12 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from microtome.atlas.homes import require_usable_address
 from microtome.core import Refusal
-from microtome.store import DiskFull, full, locked, manifest_path, read_manifest, sweep, write_manifest
+from microtome.store import (
+    Bucket,
+    DiskFull,
+    full,
+    locked,
+    manifest_path,
+    place_of,
+    read_manifest,
+    sweep,
+    write_manifest,
+)
 
 __all__ = ["claimed", "prune", "require_run_name", "require_usable"]
 
-_BEGUN: Final = frozenset({".lock", "work", "progress.json", "progress.json.part", "atlas.json.part"})
+_BEGUN: Final = re.compile(r"\.lock|work|progress\.json|(progress|atlas)\.json(\.[0-9a-f]+)?\.part")
 """All that a build has written before its manifest."""
 
 _RUN_NAME: Final = re.compile(r"\w[\w-]{0,63}")
@@ -32,11 +43,19 @@ def require_run_name(run: str) -> None:
         )
 
 
-def require_usable(output: Path) -> None:
-    """Refuse what cannot become, or is not, the folder of an atlas: files that are not ours are left alone.
+def require_usable(output: str | Path) -> None:
+    """Refuse what cannot become, or is not, the folder or address of an atlas: files that are not ours are left alone.
 
-    Nothing is made or written.
+    In a folder nothing is made or written; at an address, where only that tells whether it may be, a small object is, and removed.
     """
+    place = place_of(output)
+    if isinstance(place, Bucket):
+        require_usable_address(place)
+    else:
+        _require_usable_folder(place.path)
+
+
+def _require_usable_folder(output: Path) -> None:
     try:
         str(output.absolute()).encode()
     except UnicodeEncodeError as error:
@@ -51,7 +70,7 @@ def require_usable(output: Path) -> None:
         read_manifest(output)
     elif output.is_dir():
         names = {path.name for path in output.iterdir()}
-        if names and not (".lock" in names and names <= _BEGUN):
+        if names and not (".lock" in names and all(map(_BEGUN.fullmatch, names))):
             raise Refusal(
                 str(output), why="the folder holds files but no atlas.json", instead="name a new folder for the atlas"
             )
@@ -82,6 +101,8 @@ def claimed(output: Path, run: str) -> Iterator[Path]:
             known = manifest_path(output).exists() and run in read_manifest(output).runs
             for part in ("work", "tables", "dictionaries"):
                 sweep(output / part)
+            for leftover in output.glob("atlas.json.*.part"):
+                leftover.unlink()
             try:
                 yield output
             except Refusal as refusal:

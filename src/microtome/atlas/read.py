@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from microtome.core import Refusal
-from microtome.store import TABLES, Manifest, digest, manifest_path, read_manifest
+from microtome.store import TABLES, Manifest, digest, folder_of, is_address, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     import duckdb
@@ -32,7 +32,7 @@ _Mark = tuple[int, int]
 
 
 class Atlas:
-    """An atlas on disk, open for reading.
+    """An atlas on disk, open for reading; one at an address is read from a copy in the cache, of what was there when it was opened.
 
     >>> Atlas("no/such/folder")
     Traceback (most recent call last):
@@ -40,11 +40,12 @@ class Atlas:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the atlas in folder `path`.
+        """Open the atlas in folder, or at address, `path`.
 
-        Errors: `Refusal` where it is not an atlas, or one of a newer schema.
+        Cost: as of `store.folder_of`. Errors: `Refusal` where it is not an atlas, or one of a newer schema, or cannot be reached.
         """
-        self.path = Path(path)
+        self.path = folder_of(path)
+        self.address = str(path if is_address(path) else self.path)
         self._sound: dict[str, _Mark] = {}
         read_manifest(self.path)
 
@@ -68,18 +69,18 @@ class Atlas:
 
         missing = [file for file in sorted(self.manifest.digests()) if not (self.path / file).is_file()]
         if missing:
-            raise _refusal(self.path, missing)
+            raise _refusal(self.address, missing)
         connection = duckdb.connect()
         try:
             self._add_views(connection)
         except duckdb.Error as error:
             connection.close()
             if found := self.damaged():
-                raise _refusal(self.path, found) from error
+                raise _refusal(self.address, found) from error
             instead = (
                 "remove the file it names, which no run of this atlas has recorded, or run the same `microtome build` again"
             )
-            raise Refusal(str(self.path), why=str(error), instead=instead) from error
+            raise Refusal(self.address, why=str(error), instead=instead) from error
         return connection
 
     def _add_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
@@ -106,7 +107,7 @@ class Atlas:
         named = [name for name in (*TABLES, "units_wide") if re.search(rf"\b{name}\b", query, re.IGNORECASE)]
         found = _mismatched(self.path, {*named, *(_WIDE if "units_wide" in named else ())}, self._sound)
         if found:
-            raise _refusal(self.path, found)
+            raise _refusal(self.address, found)
         with self.connect() as connection:
             try:
                 _require_one_reading(connection.extract_statements(query))
@@ -145,7 +146,7 @@ def damaged(path: str | Path) -> list[str]:
     A table that holds for any run and that a build has just written again is not counted until that build is complete.
     Errors: `Refusal` where the folder is no atlas. Cost: one read of all tables, 60 ms per 100 MB.
     """
-    return _mismatched(Path(path), TABLES, {})
+    return _mismatched(folder_of(path), TABLES, {})
 
 
 def _mismatched(atlas: Path, tables: Collection[str], sound: dict[str, _Mark]) -> list[str]:
@@ -191,10 +192,10 @@ def _table_of(file: str) -> str:
     return file.split("/")[1] if file.count("/") == 2 else ""
 
 
-def _refusal(atlas: Path, files: list[str]) -> Refusal:
+def _refusal(atlas: str, files: list[str]) -> Refusal:
     verb, them = ("is", "it is") if len(files) == 1 else ("are", "they are")
     return Refusal(
-        str(atlas),
+        atlas,
         why=f"{', '.join(files)} {verb} missing, or damaged: not the bytes that were written",
         instead=f"run the same `microtome build` again: {them} made anew",
     )

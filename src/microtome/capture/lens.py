@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import torch
 
+from microtome.capture.execution import execution_class
 from microtome.core import Batch, Fold, RowFold, Site
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
@@ -97,7 +98,8 @@ def sampled_windows(windows: Windows, stage: Stage, seed: int) -> Sequence[int]:
 class Run:
     """What is being measured: a model on a corpus, or the weights of a checkpoint alone (`corpus` None).
 
-    `sites` are the hidden states that lenses of hidden states look at; none named is the residual stream.
+    `sites` are the hidden states that lenses of hidden states look at; none named is the residual stream. `workers` is the execution class
+    of the processes that run the stages, where those are others than this one.
     """
 
     name: str
@@ -106,6 +108,14 @@ class Run:
     seed: int
     depth: Depth
     sites: tuple[Site, ...] = ()
+    workers: Mapping[str, str] | None = None
+
+    @property
+    def execution(self) -> Mapping[str, str]:
+        """The execution class of its stages; nothing of a run over weights alone, which has none."""
+        if self.workers is not None:
+            return self.workers
+        return execution_class(self.model) if isinstance(self.model, Model) else {}
 
 
 def few_documents(run: Run) -> dict[str, str]:

@@ -7,28 +7,41 @@ states. What is folded is the lenses' business, where units run the engine's.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from microtome.capture.execution import execution_class, tokens_per_batch, windows_per_unit
+from microtome.capture.execution import device_type, tokens_per_batch, windows_per_unit
 from microtome.capture.lens import Lens, Results, Run, Stage, Windows, sampled_windows, windows_of
 from microtome.capture.progress import Progress
+from microtome.capture.recipes import TABLES, packed
 from microtome.core import Batch, ExpertRows, Fold, Refusal, RowFold, Site, State
-from microtome.engine import Parts, States
+from microtome.engine import HERE, Advance, Crew, Parts, Recipe, States
 from microtome.engine import run as run_units
 from microtome.model import Model, observe
 from microtome.model.allocator import give_back_freed_memory
-from microtome.store import fingerprint
+from microtome.store import Folder, Place, Shelf, fingerprint
 
 __all__ = ["StageWork", "fold_batch", "masked", "run_stages"]
 
 
-def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progress) -> Results:
+def run_stages(
+    run: Run,
+    lenses: Sequence[Lens],
+    folder: Path,
+    progress: Progress,
+    *,
+    place: Place | None = None,
+    text: Place | None = None,
+    crew: Crew = HERE,
+) -> Results:
     """Run every stage that a lens wants, in order, resuming from `folder`; the results of all their folds.
+
+    States are kept in `place`, each stage in one of its own: in `folder` itself where none is named. `crew` does the work, and finds the tables of
+    the corpus in `text` where it does not see the files.
 
     Cost: one forward pass per stage over its windows, stopped after the deepest site that a fold needs.
     Errors: `Refusal` for NaN or infinite activations, for work in `folder` that this run cannot continue.
@@ -43,14 +56,21 @@ def run_stages(run: Run, lenses: Sequence[Lens], folder: Path, progress: Progres
                 folds |= lens.folds(stage, run, results)
         if not folds:
             continue
-        work = StageWork(run, stage, folds, tuple(sampled_windows(windows_of(run, stage), stage, run.seed)), progress)
+        work = StageWork(run, stage, folds, text)
+        states_at = (place or Folder(folder)).inside(stage.name)
         progress.begin(stage.name, len(work.windows))
-        states = run_units(work, folder / stage.name, work.note)
+        states = run_units(
+            work,
+            states_at,
+            found=lambda unit, work=work: progress.found(len(work.windows_of_unit(unit))),
+            advance=progress.advance,
+            crew=crew,
+        )
         for name, fold in folds.items():
             if isinstance(fold, Fold):
                 results.add(stage, name, functools.partial(_result, fold, states, name))
             else:
-                parts = Parts(folder / stage.name, name, work.units)
+                parts = Parts(Shelf(states_at, fingerprint(dict(work.identity))), name, work.units)
                 results.add(stage, name, functools.partial(fold.appended, parts))
         give_back_freed_memory()
     return results
@@ -67,9 +87,12 @@ class StageWork:
     of: Run
     stage: Stage
     folds: Mapping[str, Fold | RowFold]
-    windows: tuple[int, ...]
-    progress: Progress
-    _computed: set[int] = field(default_factory=set)
+    text: Place | None = None
+
+    @functools.cached_property
+    def windows(self) -> Sequence[int]:
+        """The windows of all units, in order."""
+        return sampled_windows(windows_of(self.of, self.stage), self.stage, self.of.seed)
 
     @property
     def units(self) -> int:
@@ -78,7 +101,8 @@ class StageWork:
 
     @functools.cached_property
     def _per_unit(self) -> int:
-        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._over.window)
+        device = device_type(self.of.execution)
+        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._over.window, device)
 
     @property
     def _model(self) -> Model:
@@ -92,11 +116,15 @@ class StageWork:
     @property
     def identity(self) -> Mapping[str, str]:
         """Model, corpus, folds and the execution class."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> Mapping[str, str]:
         return {
             "model": self.of.model.fingerprint,
             "corpus": self._over.fingerprint,
             "stage": fingerprint((self.stage, self.of.seed, self.folds, self._per_unit)),
-            **execution_class(self._model),
+            **{key: value for key, value in self.of.execution.items() if key != TABLES},
         }
 
     @property
@@ -104,19 +132,24 @@ class StageWork:
         """Folds of rows."""
         return frozenset(name for name, fold in self.folds.items() if not isinstance(fold, Fold))
 
-    def _slice(self, unit: int) -> tuple[int, ...]:
+    @property
+    def recipe(self) -> Recipe:
+        """The run, the stage and its folds, with the model left out. Errors: `Refusal` where they cannot be sent."""
+        return packed(self.of, self.stage, self.folds, StageWork, self.text)
+
+    def windows_of_unit(self, unit: int) -> Sequence[int]:
+        """The windows of one unit."""
         return self.windows[unit * self._per_unit : (unit + 1) * self._per_unit]
 
-    def run(self, unit: int) -> dict[str, State]:
+    def run(self, unit: int, advance: Advance) -> dict[str, State]:
         """The states of all folds over one unit's windows."""
         model = self._model
-        self._computed.add(unit)
         give_back_freed_memory()
         states = {name: fold.init() for name, fold in self.folds.items()}
-        for batch in self._over.batches(self._slice(unit), tokens_per_batch(model), model.device):
+        for batch in self._over.batches(self.windows_of_unit(unit), tokens_per_batch(model), model.device):
             seen = masked(self.of, batch) if self.stage.masked else batch
             fold_batch(model, seen, self.folds, states)
-            self.progress.advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
+            advance(batch.ids.shape[0], int((batch.roles > 0).sum()))
         return states
 
     def merge(self, fold: str, state: State, later: State) -> State:
@@ -124,11 +157,6 @@ class StageWork:
         merging = self.folds[fold]
         assert isinstance(merging, Fold), "rows are appended"
         return merging.merge(state, later)
-
-    def note(self, unit: int) -> None:
-        """Tell the watcher of units that were found done."""
-        if unit not in self._computed:
-            self.progress.found(len(self._slice(unit)))
 
 
 def masked(run: Run, batch: Batch) -> Batch:

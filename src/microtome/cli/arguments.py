@@ -1,11 +1,11 @@
 """Arguments and options that several verbs have: what each is called, which values it takes, and what is said of it."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 __all__ = [
+    "Address",
     "AtlasPath",
     "Beside",
     "Depth",
@@ -13,8 +13,11 @@ __all__ = [
     "Dtype",
     "DryRun",
     "Encoding",
+    "Engine",
+    "Facts",
     "Host",
     "LabelColumn",
+    "Labels",
     "Model",
     "OwnModel",
     "Others",
@@ -28,6 +31,8 @@ __all__ = [
     "Text",
     "TextColumn",
     "Window",
+    "WorkerThreads",
+    "Workers",
 ]
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")]
@@ -47,9 +52,9 @@ OwnModel = Annotated[
     str | None,
     typer.Option("--model", help="The model of the atlas, to read texts that are typed: local folder, or .gguf file."),
 ]
-AtlasPath = Annotated[Path, typer.Argument(help="Folder that `microtome build` has made.", metavar="ATLAS")]
-Others = Annotated[list[Path] | None, typer.Argument(help="Atlases that it can be compared with.", metavar="OTHER")]
-Beside = Annotated[list[Path] | None, typer.Option("--beside", help="An atlas to compare it with; may be given several times.")]
+AtlasPath = Annotated[str, typer.Argument(help="Folder, or address, that `microtome build` has written to.", metavar="ATLAS")]
+Others = Annotated[list[str] | None, typer.Argument(help="Atlases that it can be compared with.", metavar="OTHER")]
+Beside = Annotated[list[str] | None, typer.Option("--beside", help="An atlas to compare it with; may be given several times.")]
 
 
 Text = Annotated[
@@ -59,7 +64,12 @@ Text = Annotated[
         "Without it: only what the weights tell."
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas: new, or an atlas of this model.")]
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output", "-o", help="Folder, or address (s3://bucket/atlas), of the atlas: new, or an atlas of this model."
+    ),
+]
 RunName = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can hold several.")]
 Depth = Annotated[Literal["quick", "standard", "full"], typer.Option(help="How much is computed.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every sample that is taken.")]
@@ -81,3 +91,29 @@ Sites = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print time, memory and disk, and stop.")]
+Facts = Annotated[
+    str | None,
+    typer.Option(
+        help="Look for the units that know the facts of a file, a line each: "
+        '{"relation": …, "subject": …, "answer": …, "prompts": ["The capital of {subject} is", …]}; `shipped`: 60 that come along.'
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Look for the units that tell the labels of words, in a file or a folder: a word and its label on each line (CoNLL), or word/TAG."
+    ),
+]
+Engine = Annotated[
+    Literal["here", "processes", "ray"],
+    typer.Option(help="Where passes over the text run: in this process, in several of this machine, on a Ray cluster."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="How many processes, or Ray workers at most; if not told 2, or as many as have room.")
+]
+WorkerThreads = Annotated[
+    int | None, typer.Option(min=1, help="Cores of a worker; if not told the machine's are divided, on Ray 1.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster, host:port; if not told the one that this machine is part of.")
+]

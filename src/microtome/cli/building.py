@@ -12,19 +12,50 @@ from microtome.core import Refusal
 if TYPE_CHECKING:
     from microtome.atlas import Settings
     from microtome.corpus import Reading
+    from microtome.engine import Engine
     from microtome.model import Model as BuiltModel
 
-__all__ = ["Opening", "build_atlas", "reading_of"]
+__all__ = ["Engines", "Opening", "build_atlas", "reading_of"]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Where passes over the text run, by the options of that."""
+
+    engine: Literal["here", "processes", "ray"] = "here"
+    workers: int | None = None
+    threads: int | None = None
+    address: str | None = None
+
+    def chosen(self) -> "Engine":
+        """The engine.
+
+        Errors: `Refusal` for an option that it does not have.
+        """
+        own = {"--workers": self.workers, "--worker-threads": self.threads} if self.engine == "here" else {}
+        for name, value in (own | ({} if self.engine == "ray" else {"--address": self.address})).items():
+            if value is not None:
+                raise Refusal(
+                    f"{name} with --engine {self.engine}", why="it is of another engine", instead="name that: --engine ray"
+                )
+        if self.engine == "ray":
+            from microtome.engine import Cluster
+
+            return Cluster(self.address or "auto", self.workers, self.threads or 1)
+        from microtome.engine import HERE, Processes
+
+        return HERE if self.engine == "here" else Processes(self.workers or 2, self.threads)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A model as it was named, and how to open it."""
+    """A model as it was named, how to open it, and where its passes over the text run."""
 
     name: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: str
     remote_code: Literal["refuse", "allow"]
+    engines: "Engines" = Engines()
 
     def load(self) -> "BuiltModel":
         """Opened and built."""
@@ -41,7 +72,7 @@ def reading_of(encoding: str, text_column: str | None, label_column: str | None)
 
 
 def build_atlas(
-    opening: Opening, text: str | None, output: Path, settings: "Settings", reading: "Reading", *, dry_run: bool
+    opening: Opening, text: str | None, output: str, settings: "Settings", reading: "Reading", *, dry_run: bool
 ) -> None:
     """Build, or say what it would take."""
     from microtome.atlas import build, estimate
@@ -50,6 +81,7 @@ def build_atlas(
     from microtome.model import open_checkpoint
 
     require_usable(output)
+    engine = opening.engines.chosen()
     if dry_run:
         if text is None:
             raise Refusal(
@@ -60,5 +92,5 @@ def build_atlas(
     with Bar() as bar:
         bar.step(f"opening {Path(opening.name).name}")
         subject = open_checkpoint(opening.name, remote_code=opening.remote_code) if text is None else opening.load()
-        atlas = build(subject, text, output=output, settings=settings, reading=reading, progress=bar)
-    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))}")
+        atlas = build(subject, text, output=output, settings=settings, reading=reading, progress=bar, engine=engine)
+    typer.echo(f"{atlas.address} is ready: microtome open {shlex.quote(atlas.address)}")

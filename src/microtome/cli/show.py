@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from microtome.core import Refusal
-from microtome.model import Certificate, SiteRow
+from microtome.model import Certificate, SiteRow, caches
 
-__all__ = ["show_address", "show_certificate", "show_refusal", "show_rows", "show_sites"]
+__all__ = ["show_address", "show_caches", "show_certificate", "show_refusal", "show_rows", "show_sites"]
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -29,6 +29,12 @@ def show_address(address: str) -> None:
         lines.append(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def show_caches() -> None:
+    """What microtome keeps outside of atlases, and how large it is."""
+    kept = [f"{cache.bytes / 1e6:10,.1f} MB  {cache.path}  {cache.what}" for cache in caches()]
+    sys.stdout.write("\n".join(kept or ["No caches."]) + "\n")
 
 
 def show_refusal(refusal: Refusal) -> None:

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from microtome.core import Refusal
@@ -57,13 +56,14 @@ class Steering:
         return Scale(self.scale) if self.scale is not None else Set(float(self.set_to or 0))
 
 
-def dictionary_of(units: Sequence[str], path: Path) -> "Dictionary":
+def dictionary_of(units: Sequence[str], path: str) -> "Dictionary":
     """The dictionary at `path` of which factors are named.
 
     Errors: `Refusal` where none is, where they are of several, and where there is none of the name.
     """
     from microtome.core import UnitAddress
     from microtome.factors.stored import find_dictionary
+    from microtome.store import folder_of
 
     names = {parsed.name for parsed in map(UnitAddress.parse, units) if parsed.basis == "factors"}
     if len(names) != 1:
@@ -72,7 +72,7 @@ def dictionary_of(units: Sequence[str], path: Path) -> "Dictionary":
             f"--dictionary {path}", why=why, instead="name factors of one dictionary: --unit factors@main/30@resid_pre.10"
         )
     (name,) = names
-    return find_dictionary(path, name)
+    return find_dictionary(folder_of(path), name)
 
 
 def steered(load: Callable[[], "Model"], prompts: Sequence[str], asked: Steering) -> str:

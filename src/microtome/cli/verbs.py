@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from microtome.cli.arguments import (
+    Address,
     AtlasPath,
     Beside,
     Depth,
@@ -14,8 +15,11 @@ from microtome.cli.arguments import (
     DryRun,
     Dtype,
     Encoding,
+    Engine,
+    Facts,
     Host,
     LabelColumn,
+    Labels,
     Model,
     Others,
     Output,
@@ -29,8 +33,10 @@ from microtome.cli.arguments import (
     Text,
     TextColumn,
     Window,
+    Workers,
+    WorkerThreads,
 )
-from microtome.cli.building import Opening, build_atlas, reading_of
+from microtome.cli.building import Engines, Opening, build_atlas, reading_of
 from microtome.cli.factors import factors
 from microtome.cli.options import Verb
 from microtome.cli.vocabulary import Lookup, answer, require_one_way
@@ -52,7 +58,7 @@ app.add_typer(factors, name="factors")
 def build(
     model: Model,
     text: Text = None,
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     run: RunName = "main",
     depth: Depth = "quick",
     seed: Seed = 0,
@@ -63,6 +69,10 @@ def build(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
+    engine: Engine = "here",
+    workers: Workers = None,
+    worker_threads: WorkerThreads = None,
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Turn a model and a text into an atlas; run again to continue after an interruption."""
@@ -70,14 +80,15 @@ def build(
 
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    where = Engines(engine, workers, worker_threads, address)
+    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
 def geometry(
     model: Model,
     text: Annotated[str, typer.Argument(help="As in `microtome build`.")],
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     run: RunName = "main",
     depth: Depth = "standard",
     sites: Sites = None,
@@ -90,6 +101,10 @@ def geometry(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
+    engine: Engine = "here",
+    workers: Workers = None,
+    worker_threads: WorkerThreads = None,
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Split hidden states into mean, position, context and residual, and measure each: into a new atlas, or into one of the same text."""
@@ -97,27 +112,17 @@ def geometry(
 
     settings = Settings(run, depth, seed, window, lenses=("geometry",), sites=tuple(sites or ()), protocol=protocol)
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    where = Engines(engine, workers, worker_threads, address)
+    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
 def neurons(
     model: Model,
     text: Annotated[str, typer.Argument(help="As in `microtome build`.")],
-    output: Output = Path("atlas"),
-    facts: Annotated[
-        str | None,
-        typer.Option(
-            help="Look for the units that know the facts of a file, a line each: "
-            '{"relation": …, "subject": …, "answer": …, "prompts": ["The capital of {subject} is", …]}; `shipped`: 60 that come along.'
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Look for the units that tell the labels of words, in a file or a folder: a word and its label on each line (CoNLL), or word/TAG."
-        ),
-    ] = None,
+    output: Output = "atlas",
+    facts: Facts = None,
+    labels: Labels = None,
     run: RunName = "main",
     depth: Depth = "standard",
     seed: Seed = 0,
@@ -128,6 +133,10 @@ def neurons(
     dtype: Dtype = "auto",
     device: Device = "auto",
     remote_code: RemoteCode = "refuse",
+    engine: Engine = "here",
+    workers: Workers = None,
+    worker_threads: WorkerThreads = None,
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Say of every feed-forward unit what it detects and what the loss owes to it: into a new atlas, or into one of the same text."""
@@ -135,15 +144,14 @@ def neurons(
 
     settings = Settings(run, depth, seed, window, lenses=("neurons",), facts=facts, labels=labels)
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    where = Engines(engine, workers, worker_threads, address)
+    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
 def steer(
     model: Model,
-    prompt: Annotated[
-        list[str], typer.Argument(help="Text that the model goes on to write; several are written behind apart.")
-    ],
+    prompt: Annotated[list[str], typer.Argument(help="Text that the model goes on to write; several are written apart.")],
     unit: Annotated[
         list[str],
         typer.Option(
@@ -158,11 +166,9 @@ def steer(
         typer.Option(help="Where: at all tokens, those of the prompt, or those that are written."),
     ] = "all",
     most: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 40,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 writes the most probable token; above, tokens are drawn.")
-    ] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the most probable token; above, tokens are drawn.")] = 0.0,
     dictionary: Annotated[
-        Path | None, typer.Option(help="Of factors: the folder of the atlas that has their dictionary, or its file.")
+        str | None, typer.Option(help="Of factors: the atlas that has their dictionary, or its file.")
     ] = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -216,7 +222,7 @@ def vocabulary(
             "--tokens", help="Of what is printed, which tokens: all, readable, ascii, alphanumeric, words, or a file of words."
         ),
     ] = None,
-    output: Output = Path("atlas"),
+    output: Output = "atlas",
     run: RunName = "main",
     depth: Depth = "standard",
     seed: Seed = 0,
@@ -248,7 +254,7 @@ def vocabulary(
 @app.command(cls=Verb)
 def diff(
     context: typer.Context,
-    left: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or the folder of an atlas.")],
+    left: Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, or an atlas.")],
     right: Annotated[
         str,
         typer.Argument(
@@ -256,7 +262,7 @@ def diff(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of an atlas of RIGHT to write the rows into: new, or there.")
+        str | None, typer.Option("--output", "-o", help="Atlas of RIGHT to write the rows into: new, or there.")
     ] = None,
     kind: Annotated[
         Literal["auto", "displacement", "alignment"],
@@ -295,7 +301,7 @@ def diff(
     comparison = Comparison(asked, words=listed, groups=groups, seed=seed, operations=operations)
     show_difference(difference(left, right, output=output, comparison=comparison, run=run), top)
     if output is not None:
-        typer.echo(f"{output} is ready: microtome open {shlex.quote(str(output))}")
+        typer.echo(f"{output} is ready: microtome open {shlex.quote(output)}")
 
 
 @app.command(name="open")
@@ -342,9 +348,9 @@ def figures(
 def sites(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_code: RemoteCode = "refuse") -> None:
     """List the sites of a model, their shapes, and why the absent ones are absent."""
     from microtome.cli.show import show_sites
-    from microtome.model import load, site_table
+    from microtome.model import site_table
 
-    subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
+    subject = Opening(model, dtype, device, remote_code).load()
     show_sites(subject.name, list(site_table(subject)))
 
 
@@ -352,10 +358,8 @@ def sites(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_c
 def doctor(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_code: RemoteCode = "refuse") -> None:
     """Check the identities that microtome relies on, on this model, and print the certificate."""
     from microtome.cli.show import show_certificate
-    from microtome.model import load
 
-    subject = load(model, dtype=dtype, device=device, remote_code=remote_code)
-    show_certificate(subject.certificate)
+    show_certificate(Opening(model, dtype, device, remote_code).load().certificate)
 
 
 @app.command()
@@ -369,25 +373,20 @@ def sql(atlas: AtlasPath, query: Annotated[str, typer.Argument(help="DuckDB SQL 
 
 @app.command()
 def clean(
-    remove: Annotated[
-        list[Path] | None, typer.Option("--remove", help="A cache to remove, as listed; may be repeated.")
-    ] = None,
+    remove: Annotated[list[Path] | None, typer.Option(help="A cache to remove, as listed; may be repeated.")] = None,
 ) -> None:
     """Show the caches microtome keeps, how large they are, and remove those that are named."""
-    from microtome.model import caches, remove_cache
+    from microtome.cli.show import show_caches
+    from microtome.model import remove_cache
 
     for path in remove or []:
         remove_cache(path)
-    kept = caches()
-    for cache in kept:
-        typer.echo(f"{cache.bytes / 1e6:10,.1f} MB  {cache.path}  {cache.what}")
-    if not kept:
-        typer.echo("No caches.")
+    show_caches()
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the atlas.")] = Path("atlas"),
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder, or address, of the atlas.")] = "atlas",
     serve: Annotated[Literal["yes", "no"], typer.Option(help="Whether to serve the atlas when it is built.")] = "yes",
     port: Port = 8765,
 ) -> None:
@@ -395,6 +394,6 @@ def demo(
     from microtome.cli.demo import build_demo, demo_model
 
     atlas, model = build_demo(output), str(demo_model())
-    typer.echo(f"{atlas.path} is ready: microtome open {shlex.quote(str(atlas.path))} --model {shlex.quote(model)}")
+    typer.echo(f"{atlas.address} is ready: microtome open {shlex.quote(atlas.address)} --model {shlex.quote(model)}")
     if serve == "yes":
-        open_(atlas.path, port=port, model=model)
+        open_(atlas.address, port=port, model=model)

@@ -21,9 +21,9 @@ class Refusal(ValueError):
         self.instead = instead
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the three parts when an error crosses a process boundary."""
-        return _rebuild, (self.what, self.why, self.instead)
+        """Keep the kind and the three parts when an error crosses a process boundary."""
+        return _rebuild, (type(self), self.what, self.why, self.instead)
 
 
-def _rebuild(what: str, why: str, instead: str) -> Refusal:
-    return Refusal(what, why=why, instead=instead)
+def _rebuild(kind: type[Refusal], what: str, why: str, instead: str) -> Refusal:
+    return kind(what, why=why, instead=instead)

@@ -5,6 +5,7 @@
 """
 
 from microtome.corpus.corpus import Corpus as Corpus
+from microtome.corpus.corpus import Extras as Extras
 from microtome.corpus.corpus import Skipped as Skipped
 from microtome.corpus.corpus import open_corpus as open_corpus
 from microtome.corpus.documents import Document as Document

@@ -107,6 +107,11 @@ class Corpus:
     _extras: Extras | None = field(default=None, repr=False)
 
     @property
+    def extras(self) -> Extras | None:
+        """Further model inputs, where there are any."""
+        return self._extras
+
+    @property
     def shared_halves(self) -> bool:
         """Whether the halves are parts of the same documents."""
         return bool((self._index.half[self._index.windows > 0] > 1).any())

@@ -5,9 +5,13 @@ units alone, never on who finished first: that, with fixed units, is what makes 
 of work, number of workers and restarts.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Node", "root"]
+__all__ = ["Node", "root", "settled"]
+
+_NAME: Final = re.compile(r"\d{2}-\d{8,}")
 
 
 @dataclass(frozen=True, order=True)
@@ -35,6 +39,11 @@ class Node:
         return f"{self.level:02d}-{self.index:08d}"
 
     @classmethod
+    def names(cls, text: str) -> bool:
+        """Whether `text` is what `str` gives of a node."""
+        return _NAME.fullmatch(text) is not None
+
+    @classmethod
     def parse(cls, text: str) -> "Node":
         """Read what `str` gives."""
         level, index = text.split("-")
@@ -48,3 +57,14 @@ def root(total: int) -> Node:
     Node(level=3, index=0)
     """
     return Node((total - 1).bit_length(), 0)
+
+
+def settled(node: Node, total: int) -> Node:
+    """The largest node of the same units: the first at or above `node` whose sibling holds any, or the root.
+
+    >>> settled(Node(0, 4), 5)
+    Node(level=2, index=1)
+    """
+    while node != root(total) and not node.sibling.units(total):
+        node = node.parent
+    return node

@@ -20,6 +20,7 @@ from microtome.factors.learning import Learning as Learning
 from microtome.factors.lens import FactorsLens as FactorsLens
 from microtome.factors.plan import SOURCE_WORK as SOURCE_WORK
 from microtome.factors.plan import Plan as Plan
+from microtome.factors.spread import Spread as Spread
 from microtome.factors.steering import factor_edit as factor_edit
 from microtome.factors.stored import find_dictionary as find_dictionary
 from microtome.factors.stored import open_dictionary as open_dictionary

@@ -3,38 +3,48 @@
     z = x W' + b,   f = what the variant makes of z,   x^ = f Phi + offset
 
 In a shared dictionary the offset is taken away before states are read, by way of the bias. States are scaled before they come here. Parameters of a
-unit are a row, for all places: this is what sparse products gather. Steps belong in `training`, the form in which an autoencoder is used and kept
-in `dictionary`. Additional axes: `place` and `target` as there; `width` is the numbers that a unit reads or writes at all of them.
+unit are a row, for all places: this is what sparse products gather. Of a `Mesh` of several ranks each has the parameters of its own units, of which
+`unit` counts then those, and all have offset and linear part. How they begin is said in `beginning`, steps belong in `training`, the form in which an
+autoencoder is used and kept in `dictionary`. Additional axes: `place` and `target` as there; `width` is the numbers that a unit reads or writes at
+all of them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from microtome.core import Refusal, Site
+from microtome.factors.beginning import drawn_directions, geometric_median
 from microtome.factors.coding import Greedy, greedily
 from microtome.factors.dictionary import Arrangement, Dictionary, Encoder
+from microtome.factors.mesh import ALONE, Mesh
 from microtome.factors.scaling import Scaling
+from microtome.factors.selection import nth_of_rows
 from microtome.factors.sparse_ops import Active, decode, dense, read
 from microtome.factors.variant import Parts, Variant
 from microtome.factors.variants import Gated, Matching
 
-__all__ = ["Autoencoder", "Loss", "geometric_median"]
+__all__ = ["REPLICATED", "Autoencoder", "Loss", "require_shards"]
 
 Products = Literal["sparse", "dense"]
 """sparse: of active entries alone, where they are few; dense: of all, the reference that the other is compared with."""
 
-_AT_ONCE = 8192
+REPLICATED: Final = ("offset", "skip", "kept")
+"""Names of the parameters that all ranks have; of the others each has those of its own units."""
+_AT_ONCE: Final = 8192
 """Rows that are coded together at inference."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """A batch's loss, and what it is made of. `error` is the sum of squared errors of all rows, and `variance` that of their targets."""
+    """A batch's loss, and what it is made of. `error` is the sum of squared errors of all rows, and `variance` that of their targets.
+
+    All is of the whole batch, but `rest`, which is of this rank's rows, and `fired`, of its units.
+    """
 
     total: Float[Tensor, ""]
     error: Float[Tensor, ""]
@@ -44,6 +54,7 @@ class Loss:
     fired: Bool[Tensor, " unit"]
     smallest: Float[Tensor, ""]
     rest: Float[Tensor, "row width"]
+    rows: int
 
     @property
     def explained(self) -> float:
@@ -64,7 +75,9 @@ class Autoencoder(nn.Module):
     """Parameters and loss of one sparse autoencoder, whatever its variant and arrangement.
 
     Directions are drawn with a seed, the encoder begins as their transpose. `skip`, for a transcoder, adds a linear map that needs no code.
-    Errors: `Refusal` for an arrangement with places it cannot have, and for matching pursuit of more than one place.
+    Errors: `Refusal` for an arrangement with places it cannot have, for matching pursuit of more than one place or over shards, and for shards
+    that do not divide the units.
+    Memory: of each rank 4 (2 places + 1) d_model bytes for every unit of its own, and four times that while it is trained.
     """
 
     kept: Tensor
@@ -73,6 +86,7 @@ class Autoencoder(nn.Module):
     directions: nn.Parameter
     offset: nn.Parameter
     skip: nn.Parameter | None
+    products: Products = "sparse"
 
     def __init__(
         self,
@@ -83,22 +97,23 @@ class Autoencoder(nn.Module):
         arrangement: Arrangement = "shared",
         places: int = 1,
         skip: Literal["none", "linear"] = "none",
-        products: Products = "sparse",
         seed: int = 0,
+        mesh: Mesh = ALONE,
     ) -> None:
         super().__init__()
         _require_fit(variant, arrangement, places, skip)
-        self.variant, self.products = variant, products
+        require_shards(variant, mesh)
+        self.variant, self.mesh, self.own = variant, mesh, mesh.shard(units)
         self.arrangement: Arrangement = arrangement
         self.recipe = variant.recipe(units)
         targets = places if arrangement == "crosscoder" else 1
-        drawn = torch.randn(units, targets, d_model, generator=torch.Generator().manual_seed(seed))
+        drawn = drawn_directions((units, targets, d_model), seed, self.own)
         drawn *= self.recipe.length / drawn.flatten(1).norm(dim=1)[:, None, None]
         self.directions = nn.Parameter(drawn)
         self.encoder = nn.Parameter(drawn.clone())
-        self.bias = nn.Parameter(torch.zeros(units))
+        self.bias = nn.Parameter(torch.zeros(len(drawn)))
         self.offset = nn.Parameter(torch.zeros(targets, d_model))
-        self.added = nn.ParameterDict(variant.added(units))
+        self.added = nn.ParameterDict(variant.added(len(drawn)))
         self.skip = nn.Parameter(torch.zeros(d_model, d_model)) if skip == "linear" else None
         self.register_buffer("kept", torch.tensor(-1.0))
         if isinstance(variant, Matching):
@@ -107,16 +122,17 @@ class Autoencoder(nn.Module):
 
     @property
     def units(self) -> int:
-        """How many factors there are."""
-        return len(self.directions)
+        """How many factors there are, on all ranks."""
+        return len(self.directions) * self.mesh.shards
 
     @torch.no_grad()
     def begin(self, first: Float[Tensor, "row place d_model"]) -> None:
         """The offset becomes the geometric median of the first batch, of each target; then the variant begins with what is before its rule."""
         wanted = first[:, -1:] if self.arrangement == "transcoder" else first
-        self.offset.copy_(torch.stack([geometric_median(wanted[:, p]) for p in range(wanted.shape[1])]))
+        medians = [geometric_median(wanted[:, place], mesh=self.mesh) for place in range(wanted.shape[1])]
+        self.offset.copy_(torch.stack(medians))
         z = torch.addmm(self._bias(), self._split(first)[0], self.encoder.flatten(1).T)
-        for name, value in self.variant.begun(z).items():
+        for name, value in self.variant.begun(z, self._parts(self.mesh.count(len(first), "rows"))).items():
             self.added[name].copy_(value)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,39 +147,43 @@ class Autoencoder(nn.Module):
         """With what the offset does to pre-activations."""
         if self.arrangement != "shared":
             return self.bias
-        return self.bias - self.encoder.flatten(1) @ self.offset.flatten()
+        return self.bias - self.encoder.flatten(1) @ self.mesh.shared(self.offset).flatten()
 
     def _parts(self, rows: int, active: Active | None = None, units: Tensor | None = None) -> Parts:
         directions, added = self.directions, dict(self.added.items())
         if units is not None:
             directions, added = directions[units], {name: value[units] for name, value in added.items()}
-        return Parts(added, directions, rows, active)
+        return Parts(added, directions, rows, active, self.mesh)
 
-    def _coded(self, x: Float[Tensor, "row width"]) -> _Codes:
+    def _coded(self, x: Float[Tensor, "row width"], rows: int) -> _Codes:
         """Codes with a graph that leads to parameters only."""
         weights, bias = self.encoder.flatten(1), self._bias()
         with torch.no_grad():
             z = torch.addmm(bias, x, weights.T)
-            active = self.variant.active(z, self._parts(len(x)))
+            active = self.variant.active(z, self._parts(rows))
         if active is not None and self.products == "sparse":
             entries = read(z, x, weights, bias, active)
-            return _Codes(entries, self.variant.codes(entries, self._parts(len(x), active)), active)
+            return _Codes(entries, self.variant.codes(entries, self._parts(rows, active)), active)
         z = torch.addmm(bias, x, weights.T)
-        codes = self.variant.codes(z, self._parts(len(x)))
+        codes = self.variant.codes(z, self._parts(rows))
         if active is not None:
             inside = dense(torch.ones_like(z[active.row, active.unit]), active)
             codes = codes * inside
         return _Codes(z, codes, None)
 
     def _made(self, codes: _Codes, directions: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """What the codes of some units make, without the offset."""
-        last = self.units if last is None else last
+        """What the codes of some units of all ranks make, without the offset."""
+        own, most = self.own.start, len(directions)
+        first = min(max(0, first - own), most)
+        last = most if last is None else min(max(first, last - own), most)
         if codes.active is None:
-            return codes.values[:, first:last] @ directions[first:last]
-        if last - first == self.units:
-            return decode(codes.values, codes.active, directions)
-        some, active = codes.active.between(first, last)
-        return decode(codes.values[some], active, directions)
+            made = codes.values[:, first:last] @ directions[first:last]
+        elif last - first == most:
+            made = decode(codes.values, codes.active, directions)
+        else:
+            some, active = codes.active.between(first, last)
+            made = decode(codes.values[some], active, directions)
+        return self.mesh.sum(made, "units")
 
     def loss(
         self,
@@ -180,22 +200,24 @@ class Autoencoder(nn.Module):
         Cost: one product 2 row width unit FLOP with few active entries, and with many six of them.
         """
         seen, wanted = self._split(x)
-        codes = _pursued(self, seen, self.variant.k) if isinstance(self.variant, Matching) else self._coded(seen)
-        parts = self._parts(len(x), codes.active)
-        variance = (wanted - wanted.mean(0)).square().sum()
-        scale = 1 / len(x)
+        rows = self.mesh.count(len(x), "rows")
+        codes = _pursued(self, seen, self.variant.k) if isinstance(self.variant, Matching) else self._coded(seen, rows)
+        parts = self._parts(rows, codes.active)
+        variance, scale = _squares(self.mesh, wanted - self.mesh.mean(wanted, "rows")), 1 / rows
         if self.recipe.error == "relative":
-            scale = 1 / torch.maximum(variance, 1e-6 * wanted.square().sum()).clamp(min=1e-12)
+            scale = 1 / torch.maximum(variance, 1e-6 * _squares(self.mesh, wanted)).clamp(min=1e-12)
         rests = self._rests(seen, wanted, codes)
-        total = scale * sum((rest.square().sum() for rest in rests), wanted.new_zeros(())) / len(rests)
+        squares = [_squares(self.mesh, each) for each in rests]
+        total = scale * sum(squares, wanted.new_zeros(())) / len(rests)
         rest = rests[-1].detach()
         if isinstance(self.variant, Gated):
             held = _Codes(codes.z, codes.z.relu(), codes.active)
             gated = wanted - self._made(held, self.directions.flatten(1).detach()) - self.offset.flatten().detach()
-            total = total + scale * gated.square().sum()
+            total = total + scale * _squares(self.mesh, gated)
         total = total + warmth * self.variant.cost(codes.z, codes.values, parts)
-        extra = self._revival(seen, rest, dead, auxiliary)
-        return _summed(total + extra, rest, variance, extra, codes, self.units)
+        extra = self._revival(seen, rest, rows, dead, auxiliary)
+        made = _of_codes(self, codes, rows)
+        return Loss(total + extra, squares[-1].detach(), variance, extra.detach(), *made, rest, rows)
 
     def _rests(self, seen: Tensor, wanted: Tensor, codes: _Codes) -> list[Tensor]:
         """What reconstructions by each prefix of units leave over, the whole last."""
@@ -209,12 +231,13 @@ class Autoencoder(nn.Module):
             first = last
         return rests
 
-    def _revival(self, seen: Tensor, rest: Tensor, dead: Tensor | None, weight: float) -> Tensor:
+    def _revival(self, seen: Tensor, rest: Tensor, rows: int, dead: Tensor | None, weight: float) -> Tensor:
         """The loss by which dead units come back."""
         if dead is None or self.recipe.revived not in ("auxiliary", "threshold"):
             return rest.new_zeros(())
         units = dead.nonzero()[:, 0]
-        if not len(units):
+        there = self.mesh.count(len(units), "units")
+        if not there:
             return rest.new_zeros(())
         phi = self.directions[units].flatten(1)
         if isinstance(self.variant, Matching):
@@ -222,13 +245,13 @@ class Autoencoder(nn.Module):
         else:
             z = torch.addmm(self._bias()[units], seen, self.encoder[units].flatten(1).T)
         if self.recipe.revived == "threshold":
-            return self.variant.lift(z, self._parts(len(seen), None, units))
-        many = min(len(units), self.offset.shape[1] // 2)
+            return self.variant.lift(z, self._parts(rows, None, units))
+        many = min(there, self.offset.shape[1] // 2)
         codes = z.relu()
-        if many < len(units):
-            codes = torch.where(z >= z.detach().topk(many, dim=1).values[:, -1:], codes, 0)
-        spread = (rest - rest.mean(0)).square().sum().clamp(min=1e-12)
-        return weight * (rest - codes @ phi).square().sum() / spread
+        if many < there:
+            codes = torch.where(z >= nth_of_rows(self.mesh, z.detach(), many), codes, 0)
+        spread = _squares(self.mesh, rest - self.mesh.mean(rest, "rows")).clamp(min=1e-12)
+        return weight * _squares(self.mesh, rest - self.mesh.sum(codes @ phi, "units")) / spread
 
     @torch.no_grad()
     def remember(self, smallest: Float[Tensor, ""], memory: float) -> None:
@@ -317,17 +340,23 @@ def _pursued(autoencoder: Autoencoder, x: Float[Tensor, "row width"], k: int) ->
     return _Codes(entries, entries, Active(starts, torch.stack(units, 1).flatten(), autoencoder.units))
 
 
-def _summed(total: Tensor, rest: Tensor, variance: Tensor, auxiliary: Tensor, codes: _Codes, units: int) -> Loss:
-    values = codes.values.detach()
+def _squares(mesh: Mesh, x: Float[Tensor, "row width"]) -> Float[Tensor, ""]:
+    """The sum of squares of all ranks' rows."""
+    return mesh.sum(x.square().sum(), "rows")
+
+
+def _of_codes(autoencoder: Autoencoder, codes: _Codes, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How many codes a row has, which units fired, and the smallest code."""
+    mesh, values = autoencoder.mesh, codes.values.detach()
     positive = values > 0
     if codes.active is None:
         fired = positive.any(0)
     else:
-        fired = torch.zeros(units, dtype=torch.bool, device=values.device)
+        fired = torch.zeros(len(autoencoder.directions), dtype=torch.bool, device=values.device)
         fired[codes.active.unit[positive]] = True
     smallest = values.masked_fill(~positive, torch.inf).min() if values.numel() else values.new_tensor(torch.inf)
-    count = positive.sum() / len(rest)
-    return Loss(total, rest.square().sum(), variance, auxiliary.detach(), count, fired, smallest, rest)
+    fired, smallest = mesh.reduced(fired.byte(), "rows", "max").bool(), mesh.reduced(smallest, "all", "min")
+    return mesh.sum(positive.sum(), "all") / rows, fired, smallest
 
 
 def _encoded(autoencoder: Autoencoder, x: Tensor) -> Tensor:
@@ -344,6 +373,13 @@ def _encoded(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     return rule.keep(codes) * lengths
 
 
+def require_shards(variant: Variant, mesh: Mesh) -> None:
+    """Refuse a variant whose codes no rank can find from its own units."""
+    if isinstance(variant, Matching) and mesh.shards > 1:
+        why = "each of its steps looks at all units, one after another"
+        raise Refusal(f"matching pursuit over {mesh.shards} shards", why=why, instead="name 1 shard: rows can be spread")
+
+
 def _require_fit(variant: Variant, arrangement: str, places: int, skip: str) -> None:
     wrong = {
         "more than one place is read by a crosscoder only": arrangement != "crosscoder" and places != 1,
@@ -355,19 +391,3 @@ def _require_fit(variant: Variant, arrangement: str, places: int, skip: str) -> 
             raise Refusal(
                 f"{arrangement} autoencoder of {places} places", why=why, instead="choose another arrangement or variant"
             )
-
-
-def geometric_median(x: Float[Tensor, "row d_model"], steps: int = 100, tolerance: float = 1e-6) -> Float[Tensor, " d_model"]:
-    """The point whose summed distance from all rows is smallest, by reweighted means (Weiszfeld's steps), until they move no further.
-
-    Source: Vardi and Zhang 2000, doi:10.1073/pnas.97.4.1423, on steps that begin at the mean and stay defined at a row.
-    """
-    wide = x.double()
-    centre = wide.mean(0)
-    for _ in range(steps):
-        weight = 1 / (wide - centre).norm(dim=1).clamp(min=1e-12)
-        moved = (weight[:, None] * wide).sum(0) / weight.sum()
-        if bool((moved - centre).norm() <= tolerance * (1 + centre.norm())):
-            return moved.to(x.dtype)
-        centre = moved
-    return centre.to(x.dtype)

@@ -5,8 +5,8 @@ axis, `place`, counts the sites.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -120,6 +120,16 @@ class Harvested:
             for block in _order(int(part[_BLOCKS]), turn, 1 + index):
                 yield self._block(part, block)
 
+    def share(self, number: int, of: int) -> "Harvested":
+        """Those of every `of`-th part: all shares together have each row once.
+
+        Errors: `Refusal` where there are fewer parts than shares.
+        """
+        if of > len(self.parts):
+            why = f"the text was read in {len(self.parts)} parts"
+            raise Refusal(f"{of} streams of states", why=why, instead="name fewer streams, or give more text")
+        return replace(self, parts=_Every(self.parts, number, of))
+
     def _block(self, part: State, block: int) -> Rows:
         kept = [
             {name: part[f"{block}.{place}.{name}"] for name in ("codes", "scale") if f"{block}.{place}.{name}" in part}
@@ -127,6 +137,28 @@ class Harvested:
         ]
         states = torch.stack([each["codes"] if "scale" not in each else _restored(each) for each in kept], dim=1)
         return Rows(states, *(part[f"{block}.{name}"] for name in _TOKEN))
+
+
+@dataclass(frozen=True)
+class _Every(Sequence[State]):
+    """Of parts every `step`-th, which are looked at when they are asked for."""
+
+    parts: Sequence[State]
+    first: int
+    step: int
+
+    @overload
+    def __getitem__(self, index: int) -> State: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[State]: ...
+    def __getitem__(self, index: int | slice) -> State | Sequence[State]:
+        """One of them."""
+        chosen = range(self.first, len(self.parts), self.step)[index]
+        return [self.parts[place] for place in chosen] if isinstance(chosen, range) else self.parts[chosen]
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(range(self.first, len(self.parts), self.step))
 
 
 def of_half(source: Source, half: Half) -> Source:
@@ -148,10 +180,16 @@ class Live:
     harvest: Harvest
     model: Model
     windows: Windows
+    number: int = 0
+    of: int = 1
+
+    def share(self, number: int, of: int) -> "Live":
+        """Those of every `of`-th window: all shares together have each row once."""
+        return replace(self, number=number, of=of)
 
     def rows(self, turn: int) -> Iterator[Rows]:
         """All rows once; turn 0 is in the order of the text."""
-        order = _order(self.windows.windows, turn, 0)
+        order = [window for window in _order(self.windows.windows, turn, 0) if window % self.of == self.number]
         for batch in self.windows.batches(order, tokens_per_batch(self.model), self.model.device):
             state = self.harvest.init()
             fold_batch(self.model, batch, {self.harvest.kind: self.harvest}, {self.harvest.kind: state})

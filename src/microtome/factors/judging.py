@@ -17,6 +17,7 @@ from microtome.factors.dictionary import Dictionary
 from microtome.factors.formats import read_dictionary
 from microtome.factors.held_out import JUDGE, LearntFrom, learnt_from
 from microtome.factors.stored import find_dictionary, is_ours, open_dictionary
+from microtome.store import folder_of, is_address
 
 __all__ = ["Judging", "judging_of", "opened"]
 
@@ -95,8 +96,8 @@ def opened(path: Path, name: str | None, site: str | None) -> Dictionary:
 def _found(told: str, name: str | None, site: str | None) -> tuple[Dictionary, LearntFrom | None]:
     """A dictionary by PATH or NAME=PATH, and what it has learnt from, where that is known."""
     calling, _, rest = told.partition("=")
-    path = Path(told) if not rest or Path(told).exists() else Path(rest)
-    called = "" if path == Path(told) else calling
+    called = "" if not rest or is_address(told) or Path(told).exists() else calling
+    path = folder_of(rest if called else told)
     if called and name is not None:
         raise Refusal(f"--name {name}", why=f"the dictionary is called {called} already", instead="leave one of them out")
     dictionary = opened(path, _named_of(path, called or name), site)

@@ -5,8 +5,7 @@ many states there are. How an autoencoder or a dictionary is trained belongs in 
 """
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import torch
@@ -15,13 +14,16 @@ from torch import Tensor
 
 from microtome.core import Half, Refusal, Site
 from microtome.factors.aims import Fixed
-from microtome.factors.autoencoder import Autoencoder
+from microtome.factors.autoencoder import require_shards
 from microtome.factors.dictionary import Arrangement, Dictionary
 from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of, usual
+from microtome.factors.job import Job, Told
 from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
-from microtome.factors.mixing import Mixing, in_order, served
+from microtome.factors.mesh import Mesh
+from microtome.factors.mixing import Mixing, in_order, part_of, served
 from microtome.factors.scaling import Normalisation, Scaling
-from microtome.factors.training import Training, train
+from microtome.factors.spread import Progress, Spread, learnt
+from microtome.factors.training import Training
 from microtome.factors.variant import Variant
 from microtome.factors.variants import BatchTopK, Matching, TopK
 from microtome.model import Model, Shape, sites_named
@@ -56,9 +58,6 @@ _SEARCHED: Final = 8.0
 """FLOP of an exact code, in products of d_model and units: twice what `benchmarks.factors_coding` takes, beside the products of a forward pass."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
-Progress = Callable[[int, int], None]
-"""Hears how many steps were taken, and how many there are."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,8 +67,10 @@ class Plan:
     `tokens` are how many of the corpus's are looked at for it, at most; they are kept as numbers of a `Form`, or as nothing: then every pass of
     training is a forward pass over the text. `passes` is how often those of the discover half are learnt from; the confirm half is there to
     judge by. Tokens with `massive` states (`scaling.MASSIVE` times as far from the mean as the median one) are not learnt from. `order` is that of
-    states in sparse coding. Of `Learning` the plan's own numbers of units, passes and seed hold.
-    Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, and for sparse coding of what is not shared.
+    states in sparse coding. Of `Learning` the plan's own numbers of units, passes and seed hold. Batches are made of `streams`, see `mixing`; processes
+    that an autoencoder's training is `spread` over read their own, and change its result by rounding alone: they are no part of what a plan is.
+    Errors: `Refusal` for a name that could not be part of an address, for no unit and no pass, for sparse coding of what is not shared, and for
+    what cannot be spread so.
     """
 
     name: str = ""
@@ -84,6 +85,8 @@ class Plan:
     rows: int = 2048
     passes: int = 3
     order: Literal["mixed", "text"] = "mixed"
+    streams: int = 1
+    spread: Spread = field(default=Spread(), compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -98,6 +101,7 @@ class Plan:
             raise Refusal(
                 f"a {self.arrangement} by sparse coding", why=why, instead="train an autoencoder, or share the dictionary"
             )
+        _require_spread(self)
 
     @property
     def tried(self) -> "Plan":
@@ -106,9 +110,26 @@ class Plan:
         Searching for codes takes as long on the few as on all of a short text; what it costs, `training_operations` has.
         """
         if not isinstance(self.method, Learning):
-            return replace(self, passes=1)
+            return replace(self, passes=1, streams=1, spread=Spread())
         method = BatchTopK(min(_TRIED, self.units or _TRIED))
         return replace(self, method=method, normalisation="mean+rms", massive="left out", passes=1)
+
+
+def _require_spread(plan: Plan) -> None:
+    """Refuse what cannot be trained by several processes."""
+    if isinstance(plan.method, Learning):
+        if plan.streams > 1 or plan.spread.processes > 1:
+            why = "it takes states one after another"
+            raise Refusal("sparse coding over several processes", why=why, instead="train an autoencoder, or name 1 process")
+        return
+    mesh = Mesh(shards=plan.spread.shards)
+    require_shards(plan.method, mesh)
+    mesh.shard(plan.units or 0)
+    part_of(plan.rows, 0, plan.spread.processes // plan.spread.shards)
+    Mixing(plan.rows, 2 * plan.rows, streams=plan.streams)
+    if plan.spread.processes > 1 and plan.keep == "nothing":
+        why = "states are taken while one process reads the text"
+        raise Refusal("training over several processes", why=why, instead="keep states: --keep bfloat16")
 
 
 SOURCE_WORK: Final = Plan(
@@ -199,7 +220,7 @@ def trained(
     if isinstance(plan.method, TopK | Matching) and plan.method.k > units:
         why = f"a code is to have {plan.method.k} of them"
         raise Refusal(f"a dictionary of {units:,} units", why=why, instead="give more units, or sparser codes")
-    told: dict[str, str | int | float] = {
+    told: Told = {
         "method": str(plan.method),
         "normalisation": plan.normalisation,
         "states": states,
@@ -211,7 +232,9 @@ def trained(
         "kept noise": harvested.noise(),
     }
     asked = _Asked(name, units, states, harvested.harvest.sites, scaling, model, seed, progress)
-    made = _coded(plan, asked, source) if isinstance(plan.method, Learning) else _autoencoded(plan, asked, source)
+    if not isinstance(plan.method, Learning):
+        return _autoencoded(plan, asked, harvested, told)
+    made = _coded(plan, asked, source)
     return replace(made, learnt={**told, **made.learnt})
 
 
@@ -229,44 +252,25 @@ class _Asked:
     progress: Progress | None
 
 
-def _autoencoded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:
+def _autoencoded(plan: Plan, asked: _Asked, harvested: Harvested | Live, told: Told) -> Dictionary:
     assert isinstance(plan.method, Variant), "an autoencoder has a variant"
-    across, crossed = plan.arrangement == "transcoder", plan.arrangement == "crosscoder"
     rows = min(plan.rows, max(_LEAST_ROWS, asked.states * plan.passes // _STEPS), max(1, asked.states // 2))
-    mixing = Mixing(rows=rows, room=max(1 << 19, 2 * rows), passes=plan.passes, seed=asked.seed)
-    device = asked.model.device
-    autoencoder = Autoencoder(
-        plan.method,
-        asked.units,
-        asked.scaling.centre.shape[1],
+    job = Job(
+        name=asked.name,
+        units=asked.units,
+        variant=plan.method,
         arrangement=plan.arrangement,
-        places=len(asked.sites) if crossed else 1,
+        harvested=harvested,
+        massive=plan.massive,
+        scaling=asked.scaling,
+        training=Training(steps=asked.states * plan.passes // rows, batch=rows),
+        mixing=Mixing(rows, max(1 << 19, 2 * rows), plan.passes, asked.seed, plan.streams),
         seed=asked.seed,
-    ).to(device)
-
-    def batches() -> Iterator[Tensor]:
-        for each in served(source, asked.scaling, plan.arrangement, mixing):
-            yield each.states.to(device)
-
-    steps = asked.states * plan.passes // rows
-    told = asked.progress
-    (found,) = train(
-        [autoencoder],
-        batches(),
-        Training(steps=steps, batch=rows),
-        asked.seed,
-        None if told is None else lambda done, _: told(done, steps),
-    )
-    last = found.curve[-1]
-    return found.autoencoder.to("cpu").dictionary(
-        asked.name,
-        asked.sites[:1] if across else asked.sites,
-        asked.sites[1:] if across else asked.sites,
-        asked.scaling.at(0) if across else asked.scaling,
-        target_scaling=asked.scaling.at(1) if across else None,
         model=asked.model.fingerprint,
-        learnt={"steps": steps, "explained while learning": last.explained, "dead while learning": last.dead},
+        learnt=told,
+        device=str(asked.model.device),
     )
+    return learnt(job, plan.spread, asked.progress)
 
 
 def _coded(plan: Plan, asked: _Asked, source: Source) -> Dictionary:

@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from microtome.factors.mesh import ALONE, Mesh
+from microtome.factors.selection import among_largest, nth_largest
+
 __all__ = ["Active", "above", "decode", "dense", "largest", "largest_of_all", "read"]
 
 _SAMPLE: Final = 1 << 16
@@ -71,34 +74,37 @@ def above(z: Float[Tensor, "row unit"], least: Float[Tensor, "*unit"], most: int
     return _of_flat(flat, z) if len(flat) <= most else None
 
 
-def largest(z: Float[Tensor, "row unit"], k: int) -> Active:
-    """The k largest entries of each row, of whatever sign."""
-    k = min(k, z.shape[1])
-    unit = z.topk(k, dim=1, sorted=False).indices
-    starts = torch.arange(0, len(z) * k + 1, k, device=z.device)
-    return Active(starts, unit.reshape(-1), z.shape[1])
+def largest(z: Float[Tensor, "row unit"], k: int, mesh: Mesh = ALONE) -> Active:
+    """The k largest entries of each row, of whatever sign, over all ranks' units: those of them that are this rank's."""
+    values, unit = z.topk(min(k, z.shape[1]), dim=1, sorted=False)
+    kept = among_largest(mesh, values, k)
+    counts = kept.sum(1)
+    return Active(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), unit[kept], z.shape[1])
 
 
-def largest_of_all(z: Float[Tensor, "row unit"], count: int) -> Active:
-    """The `count` largest of those entries that are above 0: of equal ones, the first.
+def largest_of_all(z: Float[Tensor, "row unit"], count: int, mesh: Mesh = ALONE) -> Active:
+    """The `count` largest of those entries that are above 0, over all ranks' rows and units: of equal ones, the first.
 
     A value that somewhat more than `count` entries exceed is guessed from a sample, and the exact ones are found among them: a full search
     follows only where the guess was too high. The result does not depend on the guess.
     Cost: a comparison of every entry, and a selection among about 1.2 count.
     """
     numbers = z.reshape(-1)
-    least = _guess(numbers, count)
+    least = float(mesh.reduced(z.new_tensor(_guess(numbers, count // mesh.ranks)), "all", "min"))
     flat = (numbers > least).nonzero()[:, 0]
-    if len(flat) < count and least > 0:
+    there = mesh.count(len(flat), "all")
+    if there < count and least > 0:
         flat = (numbers > 0).nonzero()[:, 0]
-    if len(flat) > count:
+        there = mesh.count(len(flat), "all")
+    if there > count:
         values = numbers[flat]
-        smallest = values.topk(count, sorted=False).values.min()
+        smallest = nth_largest(mesh, values, count)
         flat = flat[values >= smallest]
-        if (spare := len(flat) - count) > 0:
+        if (spare := mesh.count(len(flat), "all") - count) > 0:
             equal = (numbers[flat] == smallest).nonzero()[:, 0]
+            kept = mesh.count(len(equal), "all") - spare - mesh.before(len(equal), "all")
             chosen = torch.ones_like(flat, dtype=torch.bool)
-            chosen[equal[len(equal) - spare :]] = False
+            chosen[equal[max(0, kept) :]] = False
             flat = flat[chosen]
     return _of_flat(flat, z)
 

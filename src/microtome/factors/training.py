@@ -2,7 +2,9 @@
 
 Batches are scaled states; where they come from, and in which order, belongs to the caller, and so does what to do with what is learnt. The same
 batches, settings and seed give the same parameters bit for bit, on the same machine with as many threads, and so does a run that was saved,
-restored and given the batches that were left. Additional axes: `place` as in `dictionary`; `mark` counts the points of a curve.
+restored and given the batches that were left. Where the autoencoders are of a `Mesh` of several ranks, each rank is given its own rows of a batch,
+and takes the step that one process would take with all of them, but for rounding. Additional axes: `place` as in `dictionary`; `mark` counts the
+points of a curve.
 """
 
 import math
@@ -16,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core import Refusal
-from microtome.factors.autoencoder import Autoencoder, Loss
+from microtome.factors.autoencoder import REPLICATED, Autoencoder, Loss
+from microtome.factors.mesh import ALONE, joined, length_of, rows_at, sum_gradients
 
 __all__ = ["Point", "Trained", "Trainer", "Training", "train"]
 
@@ -103,6 +106,7 @@ class _Course:
 
     def __init__(self, autoencoder: Autoencoder, settings: Training, seed: int) -> None:
         self.autoencoder, self.settings, self.seed = autoencoder, settings, seed
+        self.mesh = autoencoder.mesh
         recipe = autoencoder.recipe
         self.rate = settings.rate_of(recipe.rate)
         self.warm = recipe.warm if settings.sparsity_warm_up is None else settings.sparsity_warm_up
@@ -111,7 +115,7 @@ class _Course:
             self.learnt.values(), lr=self.rate, betas=settings.betas or recipe.betas, eps=recipe.eps, fused=True
         )
         device = autoencoder.bias.device
-        self.silent = torch.zeros(autoencoder.units, dtype=torch.int64, device=device)
+        self.silent = torch.zeros(len(autoencoder.bias), dtype=torch.int64, device=device)
         self.mean = {} if settings.average is None else {name: each.detach().clone() for name, each in self.learnt.items()}
         self.curve: list[Point] = []
 
@@ -124,14 +128,15 @@ class _Course:
         warmth = min(1.0, step / (self.warm * settings.steps)) if self.warm else 1.0
         loss = self.autoencoder.loss(x, warmth=warmth, dead=dead, auxiliary=settings.auxiliary)
         if step % max(1, settings.steps // settings.marks) == 0 or step == settings.steps - 1:
-            share = float(dead.float().mean())
+            share = float(self.mesh.mean(dead.float(), "units"))
             self.curve.append(
                 Point(step, float(loss.total.detach()), loss.explained, float(loss.count), share, float(loss.auxiliary))
             )
         self.adam.zero_grad()
         loss.total.backward()
+        sum_gradients(self.mesh, self.learnt.values())
         self._follow(step)
-        self.silent = torch.where(loss.fired, 0, self.silent + len(x))
+        self.silent = torch.where(loss.fired, 0, self.silent + loss.rows)
         self.autoencoder.remember(loss.smallest, settings.memory)
         if self.autoencoder.recipe.revived == "resampling" and step in {round(at * settings.steps) for at in _RESAMPLED}:
             self._resample(x, loss, step)
@@ -148,7 +153,8 @@ class _Course:
         if fixed and directions.grad is not None:
             flat, grad = directions.flatten(1), directions.grad.flatten(1)
             grad.addcmul_(torch.linalg.vecdot(grad, flat)[:, None], flat, value=-1)
-        torch.nn.utils.clip_grad_norm_(self.learnt.values(), self.settings.clip)
+        grads = {name: each.grad for name, each in self.learnt.items() if each.grad is not None}
+        torch.nn.utils.clip_grads_with_norm_(self.learnt.values(), self.settings.clip, length_of(self.mesh, grads, REPLICATED))
         self.adam.param_groups[0]["lr"] = self.rate * self.settings.share_of_rate(step)
         self.adam.step()
         if fixed:
@@ -157,20 +163,23 @@ class _Course:
     @torch.no_grad()
     def _resample(self, x: Tensor, loss: Loss, step: int) -> None:
         """Dead units get directions of inputs that are badly made, drawn by their squared errors; their encoders begin small, and Adam anew."""
-        autoencoder = self.autoencoder
+        autoencoder, mesh = self.autoencoder, self.mesh
         dead = (self.silent >= self.settings.dead_rows).nonzero()[:, 0]
-        weight = loss.rest.square().sum(1).double().square()
-        if not len(dead) or not bool(weight.sum() > 0) or len(dead) == autoencoder.units:
+        there = mesh.count(len(dead), "units")
+        weight = joined(mesh, loss.rest.square().sum(1).double().square(), "rows")
+        if not there or not bool(weight.sum() > 0) or there == autoencoder.units:
             return
         generator = torch.Generator().manual_seed(hash((self.seed, step)))
-        row = torch.multinomial(weight.cpu(), len(dead), replacement=True, generator=generator).to(x.device)
-        wanted = x[:, -1:] if autoencoder.arrangement == "transcoder" else x
-        seen = x[:, :1] if autoencoder.arrangement == "transcoder" else x
-        alive = torch.ones(autoencoder.units, dtype=torch.bool, device=x.device).index_fill_(0, dead, value=False)
-        length = 0.2 * autoencoder.encoder[alive].flatten(1).norm(dim=1).mean()
-        autoencoder.directions[dead] = _of_length_one((wanted - autoencoder.offset)[row])
+        row = torch.multinomial(weight.cpu(), there, replacement=True, generator=generator).to(x.device)
+        first = mesh.before(len(dead), "units")
+        taken = rows_at(mesh, x, row[first : first + len(dead)])
+        wanted = taken[:, -1:] if autoencoder.arrangement == "transcoder" else taken
+        seen = taken[:, :1] if autoencoder.arrangement == "transcoder" else taken
+        alive = torch.ones(len(self.silent), dtype=torch.bool, device=x.device).index_fill_(0, dead, value=False)
+        length = 0.2 * mesh.mean(autoencoder.encoder[alive].flatten(1).norm(dim=1), "units")
+        autoencoder.directions[dead] = _of_length_one(wanted - autoencoder.offset)
         shift = autoencoder.offset if autoencoder.arrangement == "shared" else 0
-        autoencoder.encoder[dead] = length * _of_length_one((seen - shift)[row])
+        autoencoder.encoder[dead] = length * _of_length_one(seen - shift)
         autoencoder.bias[dead] = 0
         for parameter in (autoencoder.directions, autoencoder.encoder, autoencoder.bias):
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -186,11 +195,17 @@ class _Course:
             _to_length_one(self.autoencoder.directions)
         return Trained(self.autoencoder, tuple(self.curve))
 
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What Adam remembers, or will begin with."""
+        if held := self.adam.state.get(parameter):
+            return held
+        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""
         found = {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
         for name, parameter in self.learnt.items():
-            found |= {f"adam.{what}.{name}": value for what, value in self.adam.state[parameter].items()}
+            found |= {f"adam.{what}.{name}": value for what, value in self._moments(parameter).items()}
         found |= {f"mean.{name}": value for name, value in self.mean.items()}
         found["silent"] = self.silent
         found["curve"] = torch.tensor([list(asdict(point).values()) for point in self.curve], dtype=torch.float64).view(-1, 6)
@@ -226,6 +241,7 @@ class Trainer:
 
     def __init__(self, autoencoders: Sequence[Autoencoder], settings: Training, seed: int = 0) -> None:
         self.settings, self.done = settings, 0
+        self.mesh = autoencoders[0].mesh if autoencoders else ALONE
         self._courses = [_Course(each, settings, seed + number) for number, each in enumerate(autoencoders)]
 
     def step(self, x: Float[Tensor, "row place d_model"]) -> None:
@@ -235,7 +251,7 @@ class Trainer:
         """
         if self.done >= self.settings.steps:
             raise Refusal("another step", why=f"the run has {self.settings.steps}", instead="make settings of more steps")
-        if not bool(torch.isfinite(x).all()):
+        if not bool(self.mesh.reduced(torch.isfinite(x).all().byte(), "all", "min")):
             raise Refusal("states to learn from", why="some are not finite", instead="leave such rows out")
         for course in self._courses:
             course.step(x, self.done)

@@ -1,8 +1,9 @@
 """What a kind of sparse autoencoder is: which entries of an encoder's product are codes, what makes them sparse, and how it is trained.
 
 A variant is given pre-activations, either of all entries of a [row, unit] matrix or only of those that can be active, and what it does is the same:
-`Parts` says of which unit each is. Those that there are belong in `variants`. Additional axes: `entry` as in `sparse_ops`; an annotation `*at` is
-`row unit` or `entry`.
+`Parts` says of which unit each is. Where a training is spread over processes the entries are a rank's own, and what is of the whole batch is asked of
+`Parts` too: `rows`, `total`, and its `mesh` for `selection`; nothing else of a variant knows of ranks. Those that there are belong in `variants`.
+Additional axes: `entry` as in `sparse_ops`; an annotation `*at` is `row unit` or `entry`.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.factors.coding import Greedy
 from microtome.factors.dictionary import Above, Largest
+from microtome.factors.mesh import ALONE, Mesh
 from microtome.factors.sparse_ops import Active, above
 
 __all__ = ["DENSE", "Parts", "Recipe", "Variant", "require_positive"]
@@ -29,12 +31,16 @@ DENSE: Final = 1 / 16
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What formulas need beside pre-activations: parameters that were added, directions, and which entries are given (None: all)."""
+    """What formulas need beside pre-activations: parameters that were added, directions, and which entries are given (None: all).
+
+    `rows` are those of the whole batch; a rank's entries may be of some of them, and of some of the units.
+    """
 
     added: Mapping[str, Float[Tensor, " unit"]]
     directions: Float[Tensor, "unit target d_model"]
     rows: int
     active: Active | None = None
+    mesh: Mesh = ALONE
 
     @cached_property
     def lengths(self) -> Float[Tensor, " unit"]:
@@ -44,6 +50,10 @@ class Parts:
     def of(self, per_unit: Float[Tensor, " unit"]) -> Float[Tensor, " unit"] | Float[Tensor, " entry"]:
         """A number of each unit, for each entry."""
         return per_unit if self.active is None else per_unit[self.active.unit]
+
+    def total(self, x: Float[Tensor, "*at"]) -> Float[Tensor, ""]:
+        """The sum over all entries of the whole batch, of whichever rank they are."""
+        return self.mesh.sum(x.sum(), "all")
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,9 @@ class Variant(ABC):
         del units
         return {}
 
-    def begun(self, z: Float[Tensor, "row unit"]) -> dict[str, Float[Tensor, " unit"]]:
+    def begun(self, z: Float[Tensor, "row unit"], parts: Parts) -> dict[str, Float[Tensor, " unit"]]:
         """What of `added` the pre-activations of the first batch decide."""
-        del z
+        del z, parts
         return {}
 
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:

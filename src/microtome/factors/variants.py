@@ -16,6 +16,7 @@ from torch import Tensor
 from microtome.core import Refusal
 from microtome.factors.coding import Greedy
 from microtome.factors.dictionary import Largest
+from microtome.factors.selection import nth_largest
 from microtome.factors.sparse_ops import Active, above, largest, largest_of_all
 from microtome.factors.variant import DENSE, Parts, Recipe, Variant, require_positive
 
@@ -57,7 +58,7 @@ class Relu(Variant):
     def cost(self, z: Float[Tensor, "*at"], codes: Float[Tensor, "*at"], parts: Parts) -> Float[Tensor, ""]:
         """The weighted sum of codes."""
         weighted = codes if self.weighting == "unit" else codes * parts.of(parts.lengths)
-        return self.penalty * weighted.sum() / parts.rows
+        return self.penalty * parts.total(weighted) / parts.rows
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Gated(Variant):
 
     def cost(self, z: Float[Tensor, "*at"], codes: Float[Tensor, "*at"], parts: Parts) -> Float[Tensor, ""]:
         """The weighted sum of what opens gates."""
-        return self.penalty * z.relu().sum() / parts.rows
+        return self.penalty * parts.total(z.relu()) / parts.rows
 
     def scale(self, added: Mapping[str, Float[Tensor, " unit"]]) -> tuple[Tensor, Tensor]:
         """The scale e^r, and s."""
@@ -140,8 +141,7 @@ class TopK(_Counted):
 
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:
         """The k largest of each row."""
-        del parts
-        return largest(z, self.k)
+        return largest(z, self.k, parts.mesh)
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,7 @@ class BatchTopK(_Counted):
 
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:
         """The largest of all rows."""
-        del parts
-        return largest_of_all(z, min(self.k * len(z), z.numel()))
+        return largest_of_all(z, self.k * parts.rows, parts.mesh)
 
     def floor(self, kept: Float[Tensor, ""], added: Mapping[str, Float[Tensor, " unit"]]) -> Float[Tensor, "*unit"]:
         """The running mean of the smallest."""
@@ -219,11 +218,12 @@ class JumpRelu(Variant):
         """T = log theta."""
         return {"log_threshold": torch.full((units,), math.log(self.threshold))}
 
-    def begun(self, z: Float[Tensor, "row unit"]) -> dict[str, Float[Tensor, " unit"]]:
+    def begun(self, z: Float[Tensor, "row unit"], parts: Parts) -> dict[str, Float[Tensor, " unit"]]:
         """With a `Target`, one threshold for all that gives the first batch as many codes as it aims at: short runs do not get there otherwise."""
         if not isinstance(self.sparsity, Target):
             return {}
-        least = z.flatten().topk(min(z.numel(), max(1, round(self.sparsity.count * len(z))))).values[-1]
+        many = min(parts.mesh.count(z.numel(), "all"), max(1, round(self.sparsity.count * parts.rows)))
+        least = nth_largest(parts.mesh, z.flatten(), many)
         return {"log_threshold": least.clamp(min=1e-6).log().expand(z.shape[1])}
 
     def active(self, z: Float[Tensor, "row unit"], parts: Parts) -> Active | None:
@@ -238,9 +238,9 @@ class JumpRelu(Variant):
         """By the number of codes, or what stands for it."""
         sparsity = self.sparsity
         if isinstance(sparsity, Tanh):
-            return sparsity.weight * (sparsity.steep * codes * parts.of(parts.lengths)).tanh().sum() / parts.rows
+            return sparsity.weight * parts.total((sparsity.steep * codes * parts.of(parts.lengths)).tanh()) / parts.rows
         theta = parts.of(parts.added["log_threshold"].exp()).expand_as(z)
-        count = cast(Tensor, _Step.apply(z, theta, self.bandwidth)).sum() / parts.rows
+        count = parts.total(cast(Tensor, _Step.apply(z, theta, self.bandwidth))) / parts.rows
         return sparsity.weight * (count if isinstance(sparsity, Steps) else (count / sparsity.count - 1).square())
 
     def lift(self, z: Float[Tensor, "row dead"], parts: Parts) -> Float[Tensor, ""]:
@@ -248,7 +248,7 @@ class JumpRelu(Variant):
         if not isinstance(self.sparsity, Tanh):
             return z.new_zeros(())
         below = (parts.added["log_threshold"].exp() - z).relu()
-        return self.sparsity.lifting * (below * parts.lengths).sum() / parts.rows
+        return self.sparsity.lifting * parts.total(below * parts.lengths) / parts.rows
 
     def floor(self, kept: Float[Tensor, ""], added: Mapping[str, Float[Tensor, " unit"]]) -> Float[Tensor, "*unit"]:
         """The thresholds."""

@@ -8,6 +8,7 @@ from microtome.model.edit import Change as Change
 from microtome.model.edit import edit_hooks as edit_hooks
 from microtome.model.images import patch_grid as patch_grid
 from microtome.model.model import Model as Model
+from microtome.model.model import Opening as Opening
 from microtome.model.model import SiteRow as SiteRow
 from microtome.model.model import site_table as site_table
 from microtome.model.observe import capture as capture

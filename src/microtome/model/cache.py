@@ -11,18 +11,15 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microtome.core import Refusal
+from microtome.core.cache import MARK, cache_root
 
 __all__ = ["MARK", "CacheEntry", "building", "cache_root", "caches", "mark_of", "remove_cache"]
-
-MARK = "microtome.json"
-"""File in every cached folder that says what the folder is (`what`) and what it was made from."""
 
 _PART = ".part"
 _LOCK = ".lock"
@@ -36,16 +33,6 @@ class CacheEntry:
     path: Path
     bytes: int
     what: str
-
-
-def cache_root() -> Path:
-    """`$MICROTOME_CACHE`, or the platform's folder for caches; it need not exist."""
-    named = os.environ.get("MICROTOME_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "microtome"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microtome"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ How sites are observed belongs in `observe`, how a model comes to be in `wrappin
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,17 @@ from microtome.model.record import Certificate
 from microtome.model.shape import Shape
 from microtome.model.weights import Weights
 
-__all__ = ["Model", "SiteRow", "recipe_of", "site_table"]
+__all__ = ["Model", "Opening", "SiteRow", "recipe_of", "site_table"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a model was asked for, so that another process can open the same: as for `opening.load`, a folder with its whole path."""
+
+    source: str
+    dtype: str
+    device: str
+    remote_code: Literal["refuse", "allow"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +33,8 @@ class Model:
     """A transformer that can be observed. `module` is the transformers model: in eval mode, its parameters need no gradient.
 
     `tokenizer` and `processor` (of images) are None where the model has none, or needs none. `fingerprint` changes whenever a
-    parameter or the configuration does; `certificate` says which identities were checked.
+    parameter or the configuration does; `certificate` says which identities were checked. `opening` is None for a model that was given
+    as a module, or made of another.
     """
 
     name: str
@@ -36,6 +47,7 @@ class Model:
     weights: Weights
     fingerprint: str
     certificate: Certificate
+    opening: Opening | None = None
 
     @property
     def config(self) -> Any:

@@ -6,7 +6,7 @@ Everything that can be wrong with a checkpoint is refused here, before anything 
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ from microtome.model.families import FAMILIES, Family, family_of
 from microtome.model.gguf import converted
 from microtome.model.hub import snapshot
 from microtome.model.images import open_processor
-from microtome.model.model import Model
+from microtome.model.model import Model, Opening
 from microtome.model.precision import Stored, choose_device, choose_dtype, stored_dtype
 from microtome.model.quiet import quiet
 from microtome.model.shape import Shape
@@ -103,7 +103,7 @@ def load(
         raise Refusal(
             f"model {checkpoint.name}", why=f"it does not fit on {target}", instead="use device='cpu' or dtype='bfloat16'"
         ) from error
-    return wrap(
+    model = wrap(
         module,
         checkpoint.tokenizer,
         processor=checkpoint.processor,
@@ -111,6 +111,9 @@ def load(
         fingerprint=checkpoint.fingerprint,
         stored=checkpoint.weights.fetch,
     )
+    path = Path(source).expanduser()
+    named = str(path.absolute()) if path.exists() else str(source)
+    return replace(model, opening=Opening(named, str(dtype).removeprefix("torch."), str(device), remote_code))
 
 
 def open_checkpoint(source: str | Path, *, remote_code: RemoteCode = "refuse") -> Checkpoint:

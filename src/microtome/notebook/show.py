@@ -9,7 +9,7 @@ from microtome.core import Refusal
 from microtome.model import Model
 from microtome.notebook.address import resolved
 from microtome.notebook.answers import opened
-from microtome.store import manifest_path, read_manifest
+from microtome.store import folder_of, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from microtome.notebook.panel import Panel
@@ -47,7 +47,7 @@ def show(
     if height < LEAST:
         raise Refusal(f"height {height}", why="nothing can be read in it", instead=f"give {LEAST} or more pixels")
     several = (beside,) if isinstance(beside, str | Path | Atlas) else beside
-    folder, *others = [each.path if isinstance(each, Atlas) else Path(each) for each in (atlas, *several)]
+    folder, *others = [each.path if isinstance(each, Atlas) else folder_of(each) for each in (atlas, *several)]
     for each in others:
         read_manifest(each)
     if manifest_path(folder).is_file() or not (folder / "progress.json").is_file():

@@ -1,5 +1,9 @@
-"""Files on disk: atomic writes, fold states, tables, the manifest, fingerprints."""
+"""Files in their places: atomic writes, fold states, tables, the manifest, fingerprints."""
 
+from microtome.store.buckets import Bucket as Bucket
+from microtome.store.buckets import is_address as is_address
+from microtome.store.buckets import place_of as place_of
+from microtome.store.faults import Unreachable as Unreachable
 from microtome.store.files import DiskFull as DiskFull
 from microtome.store.files import committed as committed
 from microtome.store.files import digest as digest
@@ -8,6 +12,7 @@ from microtome.store.files import locked as locked
 from microtome.store.files import sweep as sweep
 from microtome.store.fingerprint import Fingerprinted as Fingerprinted
 from microtome.store.fingerprint import fingerprint as fingerprint
+from microtome.store.leases import leased as leased
 from microtome.store.manifest import SCHEMA_VERSION as SCHEMA_VERSION
 from microtome.store.manifest import Depth as Depth
 from microtome.store.manifest import Manifest as Manifest
@@ -16,16 +21,18 @@ from microtome.store.manifest import RunCard as RunCard
 from microtome.store.manifest import manifest_path as manifest_path
 from microtome.store.manifest import read_manifest as read_manifest
 from microtome.store.manifest import write_manifest as write_manifest
+from microtome.store.mirrors import Mirror as Mirror
+from microtome.store.mirrors import folder_of as folder_of
+from microtome.store.mirrors import mirror_of as mirror_of
+from microtome.store.places import Folder as Folder
+from microtome.store.places import Place as Place
 from microtome.store.schemas import TABLES as TABLES
 from microtome.store.schemas import empty_table as empty_table
 from microtome.store.schemas_units import MEANING as MEANING
 from microtome.store.schemas_units import NEIGHBOURS as NEIGHBOURS
 from microtome.store.states import Damaged as Damaged
-from microtome.store.states import delete_states as delete_states
-from microtome.store.states import has_states as has_states
-from microtome.store.states import map_states as map_states
-from microtome.store.states import read_states as read_states
-from microtome.store.states import write_states as write_states
+from microtome.store.states import Shelf as Shelf
+from microtome.store.states import StoredStates as StoredStates
 from microtome.store.table_spec import TableSpec as TableSpec
 from microtome.store.tables import rows_of as rows_of
 from microtome.store.tables import stream_table as stream_table

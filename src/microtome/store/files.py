@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def full(error: BaseException, what: str, folder: Path) -> DiskFull | None:
 def committed(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success its contents are on disk under `path`, on failure nothing is.
 
+    The temporary name is no other's: several processes may commit the same file at the same time, and the last one counts.
     Errors: `Refusal` where the disk is full.
     """
-    temporary = path.with_name(f"{path.name}{_PART}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
     try:
         yield temporary
         _sync(temporary)

@@ -12,7 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from microtome.core import Refusal
 from microtome.store.files import committed
 
-__all__ = ["SCHEMA_VERSION", "Depth", "Manifest", "ModelCard", "RunCard", "manifest_path", "read_manifest", "write_manifest"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Depth",
+    "Manifest",
+    "ModelCard",
+    "RunCard",
+    "manifest_of",
+    "manifest_path",
+    "read_manifest",
+    "write_manifest",
+]
 
 SCHEMA_VERSION: Final = 1
 """Raised whenever a table or the manifest changes in a way that older readers misread."""
@@ -91,15 +101,20 @@ def read_manifest(atlas: Path) -> Manifest:
     path = manifest_path(atlas)
     if not path.is_file():
         raise Refusal(str(atlas), why="there is no atlas.json in it", instead="name a folder that `microtome build` has made")
+    return manifest_of(path.read_bytes(), str(atlas))
+
+
+def manifest_of(content: bytes, atlas: str) -> Manifest:
+    """The manifest that `content` is, of the atlas that a person calls `atlas`. Errors: as of `read_manifest`."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(content)
         _require_known(atlas, raw.get("schema_version"))
         manifest = Manifest.model_validate(raw)
     except Refusal:
         raise
     except (ValueError, AttributeError, RecursionError) as error:
         raise Refusal(
-            str(path),
+            f"{atlas}/atlas.json",
             why="it is damaged, or not the manifest of a microtome atlas",
             instead="name a folder that `microtome build` has made; where this is one, build it again in a new folder",
         ) from error
@@ -107,11 +122,11 @@ def read_manifest(atlas: Path) -> Manifest:
     return manifest
 
 
-def _require_known(atlas: Path, version: object) -> None:
+def _require_known(atlas: str, version: object) -> None:
     """Refuse a newer schema, before its fields are looked at."""
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise Refusal(
-            str(atlas),
+            atlas,
             why=f"it has schema version {version}, newer than {SCHEMA_VERSION}, the newest this microtome reads",
             instead="upgrade microtome",
         )

@@ -1,30 +1,33 @@
-"""Fold states on disk: safetensors, a checksum, and a marker that is written last.
+"""Fold states in files: safetensors, a checksum, and a marker that is written last.
 
 A state file without its marker does not exist; a state file that does not match its marker is damaged and is not used.
-Which states there are, and when they are merged, belongs in `engine`.
+Which states there are, and when they are merged, belongs in `engine`; where files are, in `places`.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from microtome.core import State
-from microtome.store.files import committed, digest
+from microtome.store.files import digest
+from microtome.store.places import Place
 
-__all__ = ["Damaged", "StoredStates", "delete_states", "has_states", "map_states", "read_states", "write_states"]
+__all__ = ["Damaged", "Shelf", "StoredStates"]
 
 _SEPARATOR = "|"
+_DATA, _MARKER = ".safetensors", ".json"
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A state file whose bytes are not those that were written."""
+    """A state file whose bytes are not those that were written, or that are of other work."""
 
-    path: Path
+    path: str
 
 
 @dataclass(frozen=True)
@@ -48,60 +51,84 @@ class StoredStates(Mapping[str, State]):
         return len(self.keys_of)
 
 
-def _files(stem: Path) -> tuple[Path, Path]:
-    return stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
+@dataclass(frozen=True)
+class Shelf:
+    """The states in a place that belong together, by stem: a file `stem`.safetensors with its marker `stem`.json each.
+
+    `of` names the work that they are of. It is in every marker: what a process that has outlived its own work still writes
+    is then not taken for states of the next.
+    """
+
+    place: Place
+    of: str = ""
+
+    def write(self, stem: str, states: Mapping[str, State]) -> None:
+        """Commit the states of several folds, by fold name."""
+        tensors = {
+            f"{fold}{_SEPARATOR}{key}": tensor.detach().cpu().contiguous()
+            for fold, state in sorted(states.items())
+            for key, tensor in sorted(state.items())
+        }
+        with self.place.committing(stem + _DATA) as temporary:
+            save_file(tensors, temporary)
+            written = digest(temporary)
+        with self.place.committing(stem + _MARKER) as temporary:
+            temporary.write_text(json.dumps({"sha256": written, "folds": sorted(states), "of": self.of}))
+
+    def stems(self) -> list[str]:
+        """Of what there is a marker or data, in order."""
+        names = self.place.names()
+        return sorted({name.removesuffix(end) for end in (_DATA, _MARKER) for name in names if name.endswith(end)})
+
+    def committed(self) -> set[str]:
+        """Stems of what was committed: of which there are both."""
+        names = set(self.place.names())
+        return {stem for name in names if (stem := name.removesuffix(_MARKER)) != name and stem + _DATA in names}
+
+    def read(self, stem: str) -> StoredStates | Damaged:
+        """The states committed under `stem`, or word that they are damaged or of other work.
+
+        Cost: one read of the file; states come when asked for.
+        """
+        marker = self._marker(stem)
+        if marker is None:
+            return Damaged(f"{self.place.address}/{stem}{_MARKER}")
+        try:
+            data = self.place.local(stem + _DATA)
+            if digest(data) != marker["sha256"]:
+                return Damaged(f"{self.place.address}/{stem}{_DATA}")
+            return _mapped(data, marker["folds"])
+        except FileNotFoundError:
+            return Damaged(f"{self.place.address}/{stem}{_DATA}")
+        except KeyError:
+            return Damaged(f"{self.place.address}/{stem}{_MARKER}")
+
+    def _marker(self, stem: str) -> dict[str, Any] | None:
+        """What the marker says, or None where it is not one of this work."""
+        try:
+            recorded = json.loads(self.place.read(stem + _MARKER) or b"")
+            whole = isinstance(recorded["sha256"], str) and list(recorded["folds"]) is not None
+        except (ValueError, KeyError, TypeError):
+            return None
+        return recorded if whole and recorded.get("of") == self.of else None
+
+    def map(self, stem: str) -> StoredStates:
+        """The states committed under `stem`, whose bytes have been looked at before. Cost: one read of the file's header."""
+        marker = self._marker(stem)
+        if marker is None:
+            raise FileNotFoundError(f"{self.place.address}/{stem}{_MARKER}")
+        return _mapped(self.place.local(stem + _DATA), marker["folds"])
+
+    def delete(self, stem: str) -> None:
+        """Remove what `write` wrote, marker first."""
+        self.place.delete(stem + _MARKER)
+        self.place.delete(stem + _DATA)
 
 
-def write_states(stem: Path, states: Mapping[str, State]) -> None:
-    """Commit the states of several folds, by fold name, as one file `stem`.safetensors with its marker `stem`.json."""
-    data, marker = _files(stem)
-    tensors = {
-        f"{fold}{_SEPARATOR}{key}": tensor.detach().cpu().contiguous()
-        for fold, state in sorted(states.items())
-        for key, tensor in sorted(state.items())
-    }
-    with committed(data) as temporary:
-        save_file(tensors, temporary)
-    with committed(marker) as temporary:
-        temporary.write_text(json.dumps({"sha256": digest(data), "folds": sorted(states)}))
-
-
-def has_states(stem: Path) -> bool:
-    """Whether `stem` was committed."""
-    data, marker = _files(stem)
-    return marker.exists() and data.exists()
-
-
-def read_states(stem: Path) -> StoredStates | Damaged:
-    """The states committed under `stem`, or word that the file is damaged. Cost: one read of the file; states come when asked for."""
-    data, marker = _files(stem)
-    try:
-        recorded = json.loads(marker.read_bytes())
-        written = recorded["sha256"]
-        list(recorded["folds"])
-    except (ValueError, KeyError, TypeError):
-        return Damaged(marker)
-    if digest(data) != written:
-        return Damaged(data)
-    try:
-        return map_states(stem)
-    except KeyError:
-        return Damaged(marker)
-
-
-def map_states(stem: Path) -> StoredStates:
-    """The states committed under `stem`, whose bytes have been looked at before. Cost: one read of the file's header."""
-    data, marker = _files(stem)
-    keys: dict[str, list[str]] = {fold: [] for fold in json.loads(marker.read_bytes())["folds"]}
+def _mapped(data: Path, folds: list[str]) -> StoredStates:
+    keys: dict[str, list[str]] = {fold: [] for fold in folds}
     with safe_open(data, "pt") as file:
         for name in file.keys():  # noqa: SIM118  # it is no mapping
             fold, _, key = name.rpartition(_SEPARATOR)
             keys[fold].append(key)
     return StoredStates(data, {fold: tuple(names) for fold, names in keys.items()})
-
-
-def delete_states(stem: Path) -> None:
-    """Remove what `write_states` wrote, marker first."""
-    data, marker = _files(stem)
-    marker.unlink(missing_ok=True)
-    data.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microtome.core import Refusal, Site
 from microtome.model import Model
-from microtome.store import digest, read_manifest, table_path
+from microtome.store import digest, folder_of, read_manifest, table_path
 from microtome.store.schemas import TABLES
 from microtome.vocabulary.translators import Translator, head_of
 
@@ -69,12 +69,12 @@ def translator_rows(translators: Sequence[Translator], run: str) -> pa.Table:
 
 
 def tuned_lens(atlas: str | Path, model: Model, run: str = "main") -> TunedLens:
-    """The tuned lens that a run of the atlas in a folder has learned, for the model that the atlas is of.
+    """The tuned lens that a run of the atlas in a folder, or at an address, has learned, for the model that the atlas is of.
 
     Errors: `Refusal` for the atlas of another model, a run that is not there or has learned none, and a damaged file.
     Cost: a read of the table, 4 layers d_model^2 bytes.
     """
-    folder, what = Path(atlas), f"the tuned lens of {atlas}"
+    folder, what = folder_of(atlas), f"the tuned lens of {atlas}"
     manifest = read_manifest(folder)
     if manifest.model.fingerprint != model.fingerprint:
         why = f"it is of {manifest.model.name}, whose weights are not those of {model.name}"

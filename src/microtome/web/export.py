@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from microtome.core import Refusal
-from microtome.store import Manifest, read_manifest
+from microtome.store import Manifest, folder_of, read_manifest
 from microtome.web.assets import assets
 from microtome.web.browse import bases
 from microtome.web.contexts import owed, spelt
@@ -50,7 +50,7 @@ Text = Literal["kept", "left out"]
 _log = logging.getLogger(__name__)
 
 
-def export(atlas: Path, out: Path, *, beside: Sequence[Path] = (), text: Text = "kept") -> Path:
+def export(atlas: str | Path, out: Path, *, beside: Sequence[str | Path] = (), text: Text = "kept") -> Path:
     """Write the page of `atlas` with its data into the folder `out`, and give that folder back. Serve it with any web server.
 
     All complete runs are in it; where none is complete, what there is of the others; and comparisons of each with the others and with
@@ -59,12 +59,13 @@ def export(atlas: Path, out: Path, *, beside: Sequence[Path] = (), text: Text = 
     Cost: a pass over all tables; on disk about 3 kB per run and unit with 60 contexts, plus the text.
     Errors: `Refusal` where `atlas` is no atlas or one `beside` it is none, or `out` holds something else.
     """
-    atlas, out = Path(atlas), Path(out)
+    atlas, out = folder_of(atlas), Path(out)
     manifest = read_manifest(atlas)
-    for each in beside:
-        read_manifest(Path(each))
+    others = [folder_of(each) for each in beside]
+    for each in others:
+        read_manifest(each)
     _claim(out)
-    reader = Reader(atlas, [Path(each) for each in beside])
+    reader = Reader(atlas, others)
     partial = out.with_name(f"{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:

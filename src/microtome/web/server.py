@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from microtome.core import Refusal
-from microtome.store import manifest_path, read_manifest
+from microtome.store import folder_of, manifest_path, read_manifest
 from microtome.web.app import create_app
 from microtome.web.browse import bases
 from microtome.web.columns import told
@@ -26,16 +26,18 @@ _log = logging.getLogger(__name__)
 
 
 def serve(
-    atlas: Path,
+    atlas: str | Path,
     host: str = "127.0.0.1",
     port: int = 8765,
     *,
-    beside: Sequence[Path] = (),
+    beside: Sequence[str | Path] = (),
     token: str | None = None,
     model: str | Path | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page of `atlas` until interrupted; `started` is told its address. Port 0 takes any free one.
+
+    An atlas in object storage is served as it is there now: what a build on another machine adds comes with the next start.
 
     Runs of the atlases `beside` it can be compared with its own. `model` is where the model of the atlas is, which then reads texts that are typed; it is opened when the first is.
     Any address but loopback needs a token: one is made up where none is given, and is part of the address.
@@ -44,17 +46,17 @@ def serve(
     """
     import uvicorn
 
-    atlas = Path(atlas)
+    atlas, others = folder_of(atlas), [folder_of(each) for each in beside]
     if manifest_path(atlas).is_file() or not (atlas / "progress.json").is_file():
         read_manifest(atlas)
-    for each in beside:
-        read_manifest(Path(each))
+    for each in others:
+        read_manifest(each)
     if not is_loopback(host) and token is None:
         token = secrets.token_urlsafe(24)
     remove_stale()
     listening = _bind(host, port)
     bound = listening.getsockname()[1]
-    app = create_app(atlas, beside=beside, token=token, model=model)
+    app = create_app(atlas, beside=others, token=token, model=model)
     reader = app.state.reader
     reader.watch()
     threading.Thread(target=_warm, args=(reader,), daemon=True).start()

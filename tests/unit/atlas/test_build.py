@@ -243,7 +243,7 @@ def test_an_unfinished_run_is_continued_by_its_own_command_only(tmp_path: Path, 
     model, text = toys.save_checkpoint(tmp_path / "model"), toys.toy_texts(documents=24)
     settings = Settings(window=24, lenses=("geometry",))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from microtome.atlas import Atlas
 from microtome.factors.stored import find_dictionary
@@ -56,6 +57,18 @@ def test_every_method_trains(
     assert len(_densities(tmp_path / "atlas")) == 24
 
 
+@pytest.mark.slow
+def test_processes_make_the_dictionary_of_one(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("factors", "train", checkpoint, text, "--sites", "resid_post.1", *TRAINING)
+    for name, options in {"one": (), "two": ("--processes", 2, "--shards", 2)}.items():
+        assert _run(monkeypatch, *asked, *options, "-o", tmp_path / name) == 0
+    one, two = (find_dictionary(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two.directions, one.directions, rtol=1e-3, atol=1e-4)
+    assert _densities(tmp_path / "two") == pytest.approx(_densities(tmp_path / "one"), abs=2e-3)
+
+
 def test_what_cannot_be_is_said_in_three_lines(
     atlas: Path,
     checkpoint: Path,
@@ -73,6 +86,11 @@ def test_what_cannot_be_is_said_in_three_lines(
         (("train", checkpoint, text, "--units", "900000", "--window", 24), "states to learn from"),
         (("train", checkpoint, text, "--preset", "paper", "--units", 24), "--units beside --preset paper"),
         (("train", checkpoint, text, "--preset", "paper", "--method", "topk"), "--method beside --preset paper"),
+        (("train", checkpoint, text, "--processes", 3, "--shards", 2), "3 processes are not so many groups of 2"),
+        (("train", checkpoint, text, "--units", 25, "--processes", 2, "--shards", 2), "25 units are not 2 equal parts"),
+        (("train", checkpoint, text, "--processes", 2, "--keep", "nothing"), "keep states: --keep bfloat16"),
+        (("train", checkpoint, text, "--method", "sparse-coding", "--processes", 2), "name 1 process"),
+        (("train", checkpoint, text, "--preset", "paper", "--processes", 2), "--processes beside --preset paper"),
         (("train", checkpoint, text, "--penalty", 2), "--penalty beside --method batch-topk"),
         (("train", checkpoint, text, "--method", "gated", "--active", 2), "--active beside --method gated"),
     )

@@ -86,7 +86,7 @@ def test_dry_run_writes_nothing(
     output = tmp_path / "atlas"
     assert _run(monkeypatch, "build", checkpoint, text, "-o", output, "--window", 24, "--dry-run") == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()] == ["text", "time", "memory", "disk"]
+    assert [line.split()[0] for line in printed.splitlines()] == ["text", "time", "work", "workers", "memory", "disk"]
     assert "12 documents" in printed
     assert list(tmp_path.iterdir()) == []
 

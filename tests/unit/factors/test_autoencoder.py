@@ -6,7 +6,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from microtome.core import Refusal, Site
-from microtome.factors.autoencoder import Autoencoder, geometric_median
+from microtome.factors.autoencoder import Autoencoder
+from microtome.factors.beginning import geometric_median
 from microtome.factors.dictionary import Above, Dictionary, Encoder, Largest
 from microtome.factors.scaling import Scaling, identity
 from microtome.factors.variant import Variant

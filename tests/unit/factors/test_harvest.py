@@ -166,3 +166,20 @@ def test_massive_states_decide_about_no_size_and_are_left_out() -> None:
 def rows_with(states: Tensor) -> Rows:
     numbers = torch.arange(len(states))
     return Rows(states, numbers, numbers, numbers, torch.zeros(len(states), dtype=torch.uint8))
+
+
+def test_shares_together_have_every_row_once(decoder: Model, tmp_path: Path) -> None:
+    corpus = corpus_of(decoder, tmp_path)
+    found = harvested(decoder, corpus, Harvest(SITES), tmp_path / "work")
+    every = whole(found.rows(0))
+    for source in (found, Live(found.harvest, decoder, corpus)):
+        shares = [whole(source.share(number, 3).rows(1)) for number in range(3)]
+        joined = whole(shares)
+        assert min(len(share.id) for share in shares) > 0
+        assert torch.equal(joined.id, every.id)
+        assert torch.equal(joined.window, every.window)
+        torch.testing.assert_close(joined.states.float(), every.states.float(), rtol=0.01, atol=0.01)
+    assert len(found.share(1, 3).parts) == len(range(1, len(found.parts), 3))
+    assert [*found.share(1, 3).parts[0:1]][0].keys() == found.parts[1].keys()
+    with pytest.raises(Refusal, match=f"the text was read in {len(found.parts)} parts"):
+        found.share(0, len(found.parts) + 1)

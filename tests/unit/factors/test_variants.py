@@ -52,8 +52,8 @@ def made(variant: Variant, arrangement: str = "shared", products: str = "sparse"
         arrangement=arrangement,  # pyright: ignore[reportArgumentType]
         places=places,
         skip=skip,
-        products=products,  # pyright: ignore[reportArgumentType]
     ).double()
+    autoencoder.products = products  # pyright: ignore[reportAttributeAccessIssue]
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
@@ -217,6 +217,7 @@ def test_numbers_without_meaning_are_refused() -> None:
 
 def test_a_target_is_met_by_the_first_batch() -> None:
     z = torch.randn(64, UNITS, generator=torch.Generator().manual_seed(4))
-    begun = JumpRelu(Target(5.0)).begun(z)["log_threshold"]
+    parts = Parts({}, torch.ones(UNITS, 1, D), 64)
+    begun = JumpRelu(Target(5.0)).begun(z, parts)["log_threshold"]
     assert float((z >= begun.exp()).sum(1).double().mean()) == pytest.approx(5.0, abs=0.02)
-    assert JumpRelu(Steps(0.1)).begun(z) == {}
+    assert JumpRelu(Steps(0.1)).begun(z, parts) == {}

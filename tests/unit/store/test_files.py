@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microtome.core import Refusal
-from microtome.store import Damaged, committed, delete_states, digest, has_states, locked, read_states, sweep, write_states
+from microtome.store import Damaged, Folder, Shelf, committed, digest, locked, sweep
 
 
 def test_commit_appears_under_its_name_only_when_whole(tmp_path: Path) -> None:
@@ -75,27 +75,47 @@ def test_states_round_trip_exactly_and_notice_a_flipped_bit(tmp_path: Path) -> N
         "a|b": {"x": torch.tensor([float("nan"), -0.0])},
         "empty": {},
     }
-    stem = tmp_path / "00-00000000"
-    write_states(stem, states)
-    read = read_states(stem)
+    stem, shelf = "00-00000000", Shelf(Folder(tmp_path))
+    shelf.write(stem, states)
+    read = shelf.read(stem)
     assert not isinstance(read, Damaged)
     assert set(read) == set(states)
     for fold, state in states.items():
         for key, tensor in state.items():
             assert read[fold][key].dtype == tensor.dtype
             assert read[fold][key].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
-    data = stem.with_suffix(".safetensors")
+    data = tmp_path / f"{stem}.safetensors"
     flipped = bytearray(data.read_bytes())
     flipped[-1] ^= 1
     data.write_bytes(flipped)
-    assert read_states(stem) == Damaged(data)
+    assert shelf.read(stem) == Damaged(str(data))
 
 
 def test_states_without_marker_do_not_exist(tmp_path: Path) -> None:
-    stem = tmp_path / "00-00000000"
-    write_states(stem, {"a": {"x": torch.ones(1)}})
-    assert has_states(stem)
-    stem.with_suffix(".json").unlink()
-    assert not has_states(stem)
-    delete_states(stem)
+    stem, shelf = "00-00000000", Shelf(Folder(tmp_path))
+    shelf.write(stem, {"a": {"x": torch.ones(1)}})
+    assert shelf.committed() == {stem}
+    (tmp_path / f"{stem}.json").unlink()
+    assert shelf.committed() == set()
+    assert shelf.stems() == [stem]
+    shelf.delete(stem)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_states_of_other_work_under_the_same_name_are_not_taken_for_those_of_this(tmp_path: Path) -> None:
+    Shelf(Folder(tmp_path), of="before").write("00-00000000", {"a": {"x": torch.ones(1)}})
+    assert Shelf(Folder(tmp_path), of="now").read("00-00000000") == Damaged(str(tmp_path / "00-00000000.json"))
+    read = Shelf(Folder(tmp_path), of="before").read("00-00000000")
+    assert not isinstance(read, Damaged)
+    assert read["a"]["x"].tolist() == [1.0]
+
+
+def test_two_who_commit_the_same_file_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with committed(path) as one:
+        one.write_text("one")
+        with committed(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

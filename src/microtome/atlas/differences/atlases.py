@@ -68,7 +68,7 @@ def compare_atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifferen
     if one.family != other.family or differing_sizes(one.shape, other.shape):
         why = f"one is of {one.name} and the other of {other.name}, whose units do not correspond"
         instead = "name atlases of a model and what it was fine-tuned to, or the two models themselves"
-        raise Refusal(f"{base.path} and {tuned.path}", why=why, instead=instead)
+        raise Refusal(f"{base.address} and {tuned.address}", why=why, instead=instead)
     cards = [_card(atlas, run) for atlas in (base, tuned)]
     tables = [
         atlas.sql("select unit, stat, site, value, lo, hi from unit_stats where run = ? and isfinite(value)", [name])
@@ -80,7 +80,7 @@ def compare_atlases(base: Atlas, tuned: Atlas, run: str | None) -> AtlasDifferen
         rows = connection.sql(_RANKED).to_arrow_table()
     texts = [(card.corpus or {}).get("fingerprint") for _, card in cards]
     return AtlasDifference(
-        str(base.path), str(tuned.path), rows, rows.num_rows,
+        base.address, tuned.address, rows, rows.num_rows,
         tables[0].num_rows - rows.num_rows, tables[1].num_rows - rows.num_rows, None in texts or texts[0] == texts[1],
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ def _card(atlas: Atlas, run: str | None) -> tuple[str, RunCard]:
     else:
         why = _empty({name: card for name, card in every.items() if run in (None, name)})
     instead = f"name one by --run: {', '.join(runs)}" if runs else "build it first, with microtome build"
-    raise Refusal(str(atlas.path), why=why, instead=instead)
+    raise Refusal(atlas.address, why=why, instead=instead)
 
 
 def _empty(runs: Mapping[str, RunCard]) -> str:

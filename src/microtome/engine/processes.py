@@ -1,0 +1,232 @@
+"""Worker processes on this machine: for many cores, or several devices.
+
+Each is a new interpreter, so that nothing of this one is shared but what is sent, and has its share of the cores. One that dies is
+replaced. What a worker does belongs in `worker`, what is sent in `wire`.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import IO, Final
+
+import torch
+
+from microtome.core import Refusal
+from microtome.engine.agreement import agreed, require_same
+from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Team
+from microtome.engine.tasks import Task
+from microtome.engine.wire import OPENING, Advanced, Begin, Begun, Carried, Carry, Erred, Open, Opened, Said
+from microtome.engine.work import Advance, Subject, Work
+from microtome.engine.worker import THREADS, beacon
+from microtome.store import Shelf
+
+__all__ = ["Processes"]
+
+_AHEAD: Final = 2
+_HOPELESS: Final = 3
+"""Workers that end one after another before any of them has opened the subject."""
+_LOG_END: Final = 300
+
+
+@dataclass(frozen=True)
+class Processes:
+    """So many worker processes, with so many threads each; None: this machine's cores are divided among them.
+
+    Errors: `Refusal` for no process, or no thread.
+    """
+
+    count: int
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.threads is not None and self.threads < 1):
+            raise Refusal(f"{self.count} worker processes", why="nobody would work", instead="give a number above 0")
+
+    @contextlib.contextmanager
+    def started(self, subject: Subject) -> Iterator[Crew]:
+        """The processes, each with the subject open.
+
+        Errors: `Refusal` where they cannot open it, or differ.
+        """
+        threads = self.threads or max(1, torch.get_num_threads() // self.count)
+        with contextlib.ExitStack() as stack:
+            crew = _Crew(subject, threads, stack, [])
+            for number in range(self.count):
+                crew.start(number)
+            crew.opened()
+            yield crew
+
+
+@dataclass(eq=False)
+class _Process:
+    """A worker's process, this end of its socket, and what it says."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    wire: Connection
+    log: IO[bytes]
+    identity: Mapping[str, str] | None = None
+    advanced: tuple[int, int] = (0, 0)
+
+    def why(self) -> str:
+        """How it ended, and the end of what it wrote."""
+        code = self.process.wait()
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - _LOG_END))
+        last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
+        named = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
+        return "; ".join([named, *last])
+
+
+@dataclass(eq=False)
+class _Crew:
+    subject: Subject
+    threads: int
+    stack: contextlib.ExitStack
+    processes: list[_Process]
+    stage: int = 0
+    ended: int = 0
+    begin_with: Begin | None = None
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What all workers agree on."""
+        return agreed([each.identity for each in self.processes if each.identity is not None])
+
+    def start(self, number: int) -> None:
+        """Start a process and have it open the subject."""
+        ours, theirs = socket.socketpair()
+        log = self.stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        threads = str(self.threads)
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from microtome.engine.wire import serve; serve({theirs.fileno()}, {number})"],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | dict.fromkeys(THREADS, threads),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends them
+        )
+        theirs.close()
+        worker = _Process(number, process, Connection(ours.detach()), log)
+        self.stack.callback(_end, worker)
+        self.processes.append(worker)
+        worker.wire.send(Open(self.subject, number))
+
+    def opened(self) -> None:
+        """Wait until all have opened the subject, and agree."""
+        while any(each.identity is None for each in self.processes):
+            for event in self.messages(None, lambda *_: None):
+                assert isinstance(event, Gone), "nobody has work yet"
+        agreed([each.identity for each in self.processes if each.identity is not None])
+
+    @contextlib.contextmanager
+    def begin(self, work: Work, shelf: Shelf, advance: Advance) -> Iterator[Team]:
+        """As `Crew.begin`."""
+        self.stage += 1
+        sign = beacon(shelf.place)
+        self.begin_with = Begin(self.stage, work.recipe, shelf, sign)
+        for each in self.processes:
+            each.advanced = (0, 0)
+            if each.identity is not None:
+                self._tell(each, self.begin_with)
+        try:
+            yield _Team(self, work, advance)
+        finally:
+            self.begin_with = None
+            shelf.place.delete(sign)
+
+    def _tell(self, each: _Process, order: Begin | Carry) -> None:
+        """Send an order; that a process has died is noticed when it is listened to."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            each.wire.send(order)
+
+    def give(self, worker: int, task: Task) -> None:
+        """Give a task to the worker of that number."""
+        each = next(each for each in self.processes if each.number == worker)
+        self._tell(each, Carry(self.stage, task))
+
+    def messages(self, seconds: float | None, advance: Advance, work: Work | None = None) -> Iterator[Event]:
+        """What workers have to say; new ones take the place of those that are gone."""
+        wires = {each.wire: each for each in self.processes}
+        for wire in wait(list(wires), seconds):
+            each = wires[wire]  # pyright: ignore[reportArgumentType]
+            try:
+                message = each.wire.recv()
+            except (EOFError, OSError):
+                yield self._replaced(each, advance)
+                continue
+            event = self._heard(each, message, advance, work)
+            if event is not None:
+                yield event
+
+    def _replaced(self, each: _Process, advance: Advance) -> Gone:
+        why = each.why()
+        self.ended = self.ended + 1 if each.identity is None else 0
+        if self.ended >= _HOPELESS:
+            raise Refusal(
+                "worker processes", why=f"they end before they have opened the model: {why}", instead="use fewer of them"
+            )
+        advance(-each.advanced[0], -each.advanced[1])
+        each.wire.close()
+        self.processes.remove(each)
+        self.start(each.number)
+        return Gone(each.number, why)
+
+    def _heard(self, each: _Process, message: object, advance: Advance, work: Work | None) -> Event | None:
+        match message:
+            case Opened(identity=identity):
+                self.ended, each.identity = 0, identity
+                if self.begin_with is not None:
+                    self._tell(each, self.begin_with)
+            case Said(name=name, level=level, message=said):
+                logging.getLogger(name).log(level, "%s", said)
+            case Begun(stage=self.stage, identity=identity, reach=reach):
+                assert work is not None, "a stage has work"
+                require_same(work.identity, identity, f"worker process {each.number}")
+                return Joined(each.number, reach)
+            case Advanced(stage=self.stage, windows=windows, tokens=tokens):
+                each.advanced = each.advanced[0] + windows, each.advanced[1] + tokens
+                advance(windows, tokens)
+            case Carried(stage=self.stage, task=task):
+                each.advanced = (0, 0)
+                return Done(each.number, task)
+            case Erred(stage=self.stage, task=Task() as task, error=error):
+                return Failed(each.number, task, error)
+            case Erred(stage=stage, task=None, error=error) if stage in (self.stage, OPENING):
+                raise error
+            case _:  # of a stage that is over
+                pass
+        return None
+
+
+@dataclass(eq=False)
+class _Team:
+    crew: _Crew
+    work: Work
+    advance: Advance
+    ahead: int = _AHEAD
+
+    def give(self, worker: int, task: Task) -> None:
+        self.crew.give(worker, task)
+
+    def events(self, seconds: float) -> Iterator[Event]:
+        return self.crew.messages(seconds, self.advance, self.work)
+
+
+def _end(worker: _Process) -> None:
+    """End a worker: it sees that this end is closed; one that is in the midst of something is not waited for."""
+    worker.wire.close()
+    deadline = time.monotonic() + 1
+    while worker.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.process.kill()
+    worker.process.wait()

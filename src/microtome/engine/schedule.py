@@ -1,0 +1,141 @@
+"""Which task is next, and for whom: a plan over the merge tree that knows no process, no file and no clock.
+
+Workers do their tasks in order, so that most merges are of states that the same worker has just committed; what blocks of units leave to
+be merged is a task of its own. What is merged with what the tree alone decides.
+Carrying tasks out belongs in `tasks`, workers in `crew`, which units are left in `allotment`.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from microtome.engine.allotment import Flight, Units
+from microtome.engine.tasks import Task
+from microtome.engine.tree import Node, root, settled
+
+__all__ = ["Schedule"]
+
+
+@dataclass(eq=False)
+class Schedule:
+    """The state of a run over `total` units: what is committed, what is being done, what is left.
+
+    `finished` are committed subtrees, none within another. Memory: what is in flight, and the gaps between finished subtrees.
+
+    Invariants: a subtree is `_taken` while exactly one task in flight is to merge it; a pair of finished neighbours of which none
+    is taken is in `_pairs`; a unit is finished, left, or in flight: with one worker, unless a copy of its task was given to another.
+    """
+
+    total: int
+    finished: set[Node]
+    _units: Units = field(init=False)
+    _flight: Flight = field(init=False, default_factory=Flight)
+    _pairs: set[Node] = field(init=False, default_factory=set)
+    _taken: set[Node] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._units = Units.beside(self.finished, self.total)
+        self._pair(self.finished)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the states of all units are one."""
+        return root(self.total) in self.finished
+
+    def due(self, workers: int, ahead: int) -> int:
+        """How many tasks a worker should have: the last units are left for those who have none."""
+        return ahead if self._units.left >= workers else 1
+
+    def busy(self, worker: int) -> int:
+        """How many tasks a worker has been given and not yet done."""
+        return self._flight.busy(worker)
+
+    def merge(self, worker: int) -> Task | None:
+        """A task for a worker that merges subtrees that are there, if any."""
+        if not self._pairs:
+            return None
+        start = min(self._pairs)
+        self._pairs.remove(start)
+        self._taken |= {start, start.sibling}
+        return self._given(worker, Task("read", start, self._climbed(worker, settled(start.parent, self.total))))
+
+    def unit(self, worker: int, workers: int) -> Task | None:
+        """A unit for a worker, one of so many, with all merges that can follow; None where no unit is left."""
+        unit = self._units.next(worker, workers)
+        if unit is None:
+            return None
+        start = Node(0, unit)
+        return self._given(worker, Task("compute", start, self._climbed(worker, settled(start, self.total))))
+
+    def bare(self, worker: int, workers: int) -> Task | None:
+        """A unit for a worker who cannot merge."""
+        unit = self._units.next(worker, workers)
+        return None if unit is None else self._given(worker, self._alone(Node(0, unit)))
+
+    def copy(self, worker: int, late: Collection[Task]) -> Task | None:
+        """The unit of a task that is late, for a worker who has nothing to do, so that whoever is quicker counts.
+
+        A task that another one in flight waits for is not copied, nor one of which there is a copy.
+        """
+        for other, task in self._flight.all():
+            free = task.begin == "compute" and task.top not in self._taken and len(self._flight.computing(task.start)) == 1
+            if free and other != worker and task in late:
+                return self._given(worker, self._alone(task.start))
+        return None
+
+    def done(self, worker: int, task: Task) -> list[Node] | None:
+        """Note that a task is committed: the subtrees whose own states can be removed; None where somebody else was quicker."""
+        if self._flight.ends_void(worker, task):
+            return None
+        self._flight.end(worker, task)
+        freed = []
+        for other, rival in self._flight.computing(task.start) if task.begin == "compute" else ():
+            self._flight.avoid(other, rival)
+            freed += rival.merged(self.total)
+        replaced = task.replaced(self.total)
+        self._taken.difference_update(freed, replaced)
+        self.finished.difference_update(replaced)
+        self.finished.add(task.top)
+        self._pair([*freed, task.top])
+        return replaced
+
+    def failed(self, worker: int, task: Task) -> bool:
+        """Note that a task could not be done; whether that matters, which it does not where somebody else was quicker."""
+        return not self._flight.ends_void(worker, task)
+
+    def lost(self, worker: int) -> list[Task]:
+        """Take back what a worker who is no more was given; the tasks that it leaves undone."""
+        self._units.abandon(worker)
+        tasks = self._flight.forget(worker)
+        for task in tasks:
+            if task.begin == "compute" and not self._flight.computing(task.start):
+                self._units.put_back(task.start.index)
+        freed = [node for task in tasks for node in task.replaced(self.total)]
+        self._taken.difference_update(freed)
+        self._pair(freed)
+        return tasks
+
+    def _given(self, worker: int, task: Task) -> Task:
+        self._taken.update(task.merged(self.total))
+        self._flight.begin(worker, task)
+        return task
+
+    def _alone(self, unit: Node) -> Task:
+        """A unit without merges."""
+        return Task("compute", unit, settled(unit, self.total))
+
+    def _pair(self, nodes: Iterable[Node]) -> None:
+        """Have finished neighbours merged that nobody is to merge."""
+        for node in nodes:
+            both = {node, node.sibling}
+            if node != root(self.total) and both <= self.finished and both.isdisjoint(self._taken):
+                self._pairs.add(min(both))
+
+    def _climbed(self, worker: int, node: Node) -> Node:
+        """How far up a worker can merge: with neighbours that are finished, or that it will have committed before."""
+        own = {task.top for task in self._flight.of(worker) if len(self._flight.computing(task.start)) < 2}
+        while node != root(self.total):
+            sibling = node.sibling
+            if sibling in self._taken or not (sibling in self.finished or sibling in own):
+                break
+            node = settled(node.parent, self.total)
+        return node

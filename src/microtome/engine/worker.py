@@ -1,0 +1,103 @@
+"""What a worker does in its own process, whoever started that: opens the subject once, makes the work of each stage, does tasks.
+
+How messages come and go belongs to `processes` and `cluster`; nothing here knows of either.
+"""
+
+import platform
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from microtome.core import Refusal
+from microtome.engine.tasks import Task, perform, split_rows
+from microtome.engine.work import SIGN, Advance, Reach, Recipe, Subject, Work
+from microtome.store import Damaged, Folder, Place, Shelf
+
+__all__ = ["THREADS", "Worker", "adopt", "beacon"]
+
+THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables of the environment that say how many threads libraries of a process use."""
+_UNIT: Final = "unit"
+
+
+@dataclass(eq=False)
+class Worker:
+    """One worker. It is told what to do in order: `open` once, `begin` for every stage, then `do`."""
+
+    number: int
+    _opened: Any = None
+    _work: Work | None = None
+    _shelf: Shelf | None = None
+    _reach: Reach = "place"
+
+    def open(self, subject: Subject, place: int) -> Mapping[str, str]:
+        """Open the subject, as the worker of this number on its machine; what must be the same for all workers."""
+        self._opened = subject.open(place)
+        return subject.identity(self._opened)
+
+    def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> tuple[Mapping[str, str], Reach]:
+        """Make the work of a stage; its identity, and whether its place can be reached, where `beacon` has left a sign.
+
+        Errors: `Refusal` where the place can be reached but not written to, or, other than a folder, not reached.
+        """
+        self._work, self._shelf = recipe.work(self._opened), shelf
+        self._reach = _reach(shelf.place, sign)
+        return self._work.identity, self._reach
+
+    def do(self, task: Task, advance: Advance) -> dict[str, bytes]:
+        """Do a task: commit what it gives, or, where the place is out of reach, return it as the bytes of files."""
+        assert self._work is not None, "a stage has begun"
+        assert self._shelf is not None, "and has a place"
+        if self._reach == "place":
+            perform(self._work, self._shelf, task, advance)
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            own = Shelf(Folder(Path(folder)), self._shelf.of)
+            own.write(_UNIT, self._work.run(task.start.index, advance))
+            return {name: own.place.read(name) or b"" for name in own.place.names()}
+
+
+def beacon(place: Place) -> str:
+    """Leave a sign in a place by which those who reach it know it; its name."""
+    name = f"{SIGN}{secrets.token_hex(4)}"
+    with place.committing(name) as temporary:
+        temporary.write_bytes(name.encode())
+    return name
+
+
+def _reach(place: Place, sign: str) -> Reach:
+    if place.read(sign) != sign.encode():
+        if isinstance(place, Folder):
+            return "nothing"
+        raise Refusal(
+            place.address,
+            why=f"machine {platform.node()} does not find there what was written before",
+            instead="let all machines have the same address and rights",
+        )
+    try:
+        mine = beacon(place)
+    except OSError as error:
+        raise Refusal(
+            place.address,
+            why=f"machine {platform.node()} may not write there: {error.strerror or error}",
+            instead="give workers the right to write, or name another place",
+        ) from error
+    place.delete(mine)
+    return "place"
+
+
+def adopt(work: Work, shelf: Shelf, task: Task, files: Mapping[str, bytes]) -> None:
+    """Commit the states of a unit that a worker has returned.
+
+    Errors: `Refusal` where they are not as they were written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        states = Shelf(Folder(Path(folder)), shelf.of).read(_UNIT)
+        if isinstance(states, Damaged):
+            raise Refusal(f"unit {task.start.index}", why="its states were changed on the way", instead="run again")
+        shelf.write(str(task.top), split_rows(work, shelf, task.start.index, dict(states)))

@@ -1,0 +1,163 @@
+"""The schedule under any order of events: every unit once, every merge of committed neighbours, nothing twice and nothing left."""
+
+import random
+
+import pytest
+
+from microtome.engine import Node, Schedule, root
+from microtome.engine.tasks import Task
+from microtome.engine.tree import settled
+
+
+class _World:
+    """A place and its workers: what is committed, and the queue of each worker. Checks what real files would."""
+
+    def __init__(self, total: int, seed: int, finished: set[Node]) -> None:
+        self.total, self.chance = total, random.Random(seed)
+        self.schedule = Schedule(total, set(finished))
+        self.files = set(finished)
+        self.queues: dict[int, list[Task]] = {}
+        self.computed: list[int] = []
+
+    def join(self, worker: int) -> None:
+        self.queues[worker] = []
+
+    def provide(self, ahead: int, *, late: bool) -> None:
+        for worker, queue in self.queues.items():
+            while self.schedule.busy(worker) < ahead:
+                task = self.schedule.merge(worker) or self.schedule.unit(worker, len(self.queues))
+                if task is None and not self.schedule.busy(worker) and late:
+                    everything = [each for other in self.queues.values() for each in other]
+                    task = self.schedule.copy(worker, everything)
+                if task is None:
+                    break
+                queue.append(task)
+
+    def work(self, worker: int) -> None:
+        """The first of a worker's tasks is done."""
+        if not self.queues[worker]:
+            return
+        task = self.queues[worker].pop(0)
+        needed = set(task.replaced(self.total))
+        if not needed <= self.files:  # what another has merged meanwhile
+            assert not self.schedule.failed(worker, task)
+            return
+        assert sorted(unit for node in (task.start, *task.merged(self.total)) for unit in node.units(self.total)) == list(
+            task.top.units(self.total)
+        )
+        self.files.add(task.top)
+        replaced = self.schedule.done(worker, task)
+        if task.begin == "compute" and replaced is not None:
+            self.computed.append(task.start.index)
+        self.files.difference_update(replaced or ())
+
+    def kill(self, worker: int) -> None:
+        del self.queues[worker]
+        self.schedule.lost(worker)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 8, 13, 64, 257])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("late", [False, True])
+def test_any_order_of_work_deaths_and_copies_ends_with_every_unit_merged(total: int, workers: int, late: bool) -> None:
+    for seed in range(20):
+        world = _World(total, seed, set())
+        for worker in range(workers):
+            world.join(worker)
+        for _ in range(100 * total + 1000):
+            if world.schedule.complete:
+                break
+            world.provide(1 + seed % 3, late=late)
+            worker = world.chance.choice(sorted(world.queues))
+            if world.chance.random() < 0.05:
+                world.kill(worker)
+                world.join(max([worker, *world.queues]) + 1)
+            else:
+                world.work(worker)
+        assert world.schedule.complete
+        assert root(total) in world.files
+        assert sorted(world.computed) == list(range(total)), "a unit counts once, whoever was quicker"
+        assert world.schedule.finished == {root(total)}
+
+
+def test_a_run_goes_on_from_any_set_of_finished_subtrees() -> None:
+    total = 21
+    chance = random.Random(4)
+    for seed in range(50):
+        units = set(range(total))
+        finished: set[Node] = set()
+        while units and chance.random() < 0.8:
+            node = settled(Node(chance.choice([0, 0, 1, 2, 3]), chance.randrange(3)), total)
+            if set(node.units(total)) <= units:
+                finished.add(node)
+                units -= set(node.units(total))
+        world = _World(total, seed, finished)
+        world.join(0)
+        world.join(1)
+        while not world.schedule.complete:
+            world.provide(2, late=False)
+            world.work(chance.choice([0, 1]))
+        assert sorted(world.computed) == sorted(units)
+
+
+def test_one_worker_climbs_as_far_as_it_can_at_once() -> None:
+    schedule = Schedule(8, set())
+    tops = []
+    for _ in range(8):
+        task = schedule.unit(0, 1)
+        assert task is not None
+        tops.append(str(task.top))
+        schedule.done(0, task)
+    assert tops == [
+        "00-00000000",
+        "01-00000000",
+        "00-00000002",
+        "02-00000000",
+        "00-00000004",
+        "01-00000002",
+        "00-00000006",
+        "03-00000000",
+    ]
+    assert schedule.complete
+
+
+def test_most_merges_are_of_what_the_same_worker_has_just_committed() -> None:
+    world = _World(4096, 0, set())
+    for worker in range(4):
+        world.join(worker)
+    reads = 0
+    while not world.schedule.complete:
+        world.provide(2, late=False)
+        for worker in range(4):
+            reads += bool(world.queues[worker]) and world.queues[worker][0].begin == "read"
+            world.work(worker)
+    assert reads < 4096 / 20, "a merge that is a task of its own reads and writes a state more"
+
+
+def test_a_worker_who_cannot_merge_is_given_units_alone() -> None:
+    schedule = Schedule(4, set())
+    tasks = [schedule.bare(0, 1) for _ in range(4)]
+    assert [task and task.merged(4) for task in tasks] == [[], [], [], []]
+    for task in tasks:
+        assert task is not None
+        schedule.done(0, task)
+    merges = []
+    while task := schedule.merge(-1):
+        merges.append(str(task.top))
+        schedule.done(-1, task)
+    assert merges == ["01-00000000", "02-00000000"]
+
+
+def test_what_another_task_waits_for_is_not_copied() -> None:
+    schedule = Schedule(4, set())
+    first, second = schedule.unit(0, 1), schedule.unit(0, 1)
+    assert first is not None
+    assert second is not None
+    assert second.top == Node(1, 0), "it merges what the first will have committed"
+    copy = schedule.copy(1, [first, second])
+    assert copy is not None
+    assert copy == Task("compute", Node(0, 1), Node(0, 1))
+    assert schedule.copy(2, [first, second]) is None, "there is a copy of the second, and the second waits for the first"
+    assert schedule.done(1, copy) == []
+    assert schedule.copy(2, [first]) == Task("compute", Node(0, 0), Node(0, 0)), "nobody waits for it any more"
+    assert not schedule.failed(0, second)

@@ -1,0 +1,135 @@
+"""Work whose merge is not associative in floating point and keeps order: any other tree or order would show.
+
+Faults are files in a folder: whoever comes to a unit of that number removes the file and does as its name says. So a fault happens once, in
+whichever process. Who works leaves a file there, too.
+"""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from microtome.core import Refusal, State
+from microtome.engine import Advance, States
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL at a chosen moment."""
+
+
+@dataclass
+class Concatenation:
+    """Units whose states say which they are of; `rows` names a fold that is appended. It notes what was run in this process."""
+
+    units: int
+    die_before: int | None = None
+    die_in_merge: int | None = None
+    name: str = "a"
+    appended: frozenset[str] = frozenset()
+    faults: Path | None = None
+    seconds: float = 0.0
+    ran: list[int] = field(default_factory=list)
+    merges: int = 0
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {"name": self.name}
+
+    @property
+    def recipe(self) -> "ToyRecipe":
+        return ToyRecipe(self.units, self.name, self.appended, self.faults, self.seconds)
+
+    def run(self, unit: int, advance: Advance) -> dict[str, State]:
+        if unit == self.die_before:
+            raise Killed
+        self._suffer(unit)
+        time.sleep(self.seconds)
+        self.ran.append(unit)
+        advance(1, 10)
+        value = torch.sin(torch.tensor([float(unit)])) * 10 ** (unit % 7)
+        rows = {name: {"row": torch.full((unit + 1,), unit)} for name in self.appended}
+        return {"fold": {"sum": value.float(), "order": torch.tensor([unit])}, **rows}
+
+    def _suffer(self, unit: int) -> None:
+        if self.faults is None:
+            return
+        (self.faults / f"by-{os.getpid()}").touch()
+        for path in sorted(self.faults.glob(f"{unit}-*")):
+            kind = path.name.split("-")[1]
+            if kind != "always":
+                path.unlink(missing_ok=True)
+            if kind == "refuse":
+                raise Refusal(f"unit {unit}", why="it was told so", instead="take the file away")
+            if kind == "break":
+                raise ZeroDivisionError("it was told so")
+            if kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif kind == "sleep":
+                time.sleep(float(path.name.split("-")[2]))
+            elif kind == "limit":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+            elif kind == "flip":
+                _flip(self.faults.parent / "a")
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def merge(self, fold: str, state: State, later: State) -> State:
+        assert fold == "fold"
+        self.merges += 1
+        if self.merges == self.die_in_merge:
+            raise Killed
+        return {"sum": state["sum"] + later["sum"], "order": torch.cat([state["order"], later["order"]])}
+
+
+@dataclass(frozen=True)
+class ToyRecipe:
+    """Makes the work again, whatever was opened."""
+
+    units: int
+    name: str
+    appended: frozenset[str]
+    faults: Path | None
+    seconds: float
+
+    def work(self, opened: Any) -> Concatenation:
+        name = self.name + opened.get("suffix", "")
+        return Concatenation(self.units, name=name, appended=self.appended, faults=self.faults, seconds=self.seconds)
+
+
+@dataclass(frozen=True)
+class ToySubject:
+    """Nothing to open, or what goes wrong when it is."""
+
+    fault: str = ""
+    model: str = "toy"
+    memory: int = 1 << 20
+
+    def open(self, place: int) -> dict[str, str]:
+        if self.fault == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "refuse":
+            raise Refusal("model toy", why="there is no such folder", instead="name a model folder")
+        differs = place if self.fault == "differ" else 0
+        return {"model": f"{self.model}{differs or ''}", "suffix": "b" if self.fault == "other work" else ""}
+
+    def identity(self, opened: dict[str, str]) -> Mapping[str, str]:
+        return {"model": opened["model"]}
+
+
+def _flip(folder: Path) -> None:
+    """Change a bit of every state that is there, not of rows."""
+    for path in folder.glob("[0-9]*.safetensors"):
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 4
+        path.write_bytes(damaged)
+
+
+def content(states: States) -> list[bytes]:
+    """The bytes of what was merged."""
+    return [tensor.numpy().tobytes() for _, tensor in sorted(states["fold"].items())]

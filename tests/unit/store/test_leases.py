@@ -1,0 +1,96 @@
+"""One writer at an address: who holds the lease, who is refused, and when it is another's."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from microtome.core import Refusal
+from microtome.store import Bucket, Unreachable, faults, leased, leases
+from microtome.store.conditional import look
+from tests.storage import ObjectStore, forget_connections, free_port, object_store
+
+_number = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with object_store() as started:
+        started.bucket("atlases")
+        yield started
+
+
+@pytest.fixture(params=["s3", "memory"])
+def bucket(request: pytest.FixtureRequest, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setattr(leases, "SETTLED", 0.05)
+    return Bucket(f"{request.param}://atlases/leases/{next(_number)}")
+
+
+def test_two_builds_on_one_machine(bucket: Bucket, tmp_path: Path) -> None:
+    with (
+        leased(bucket, tmp_path / "lease"),
+        pytest.raises(Refusal, match="another build is writing there .a process of this machine."),
+        leased(bucket, tmp_path / "lease"),
+    ):
+        pass
+    assert bucket.below() == []
+
+
+def test_a_lease_that_is_silent_is_taken_over_and_lost(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leases, "RENEWED", 60.0)  # it sleeps
+        patch.setattr(leases, "SILENT", 0.6)
+        with leased(bucket, tmp_path / "one") as first:
+            first.require()
+            with leased(bucket, tmp_path / "two") as second:
+                second.require()
+                with pytest.raises(Unreachable, match="another build has taken over writing there"):
+                    first.require()
+            assert look(bucket, "lease.json") is None
+    assert bucket.below() == []
+
+
+def test_a_holder_that_lives_is_noticed_by_its_renewals(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.1)
+    began = time.monotonic()
+    with (
+        leased(bucket, tmp_path / "one"),
+        pytest.raises(Refusal, match=r"another build is writing there \(process \d+ on"),
+        leased(bucket, tmp_path / "two"),
+    ):
+        pass
+    assert time.monotonic() - began < leases.SILENT / 4
+
+
+def test_a_lease_left_by_the_dead_of_this_machine_is_taken_at_once(bucket: Bucket, tmp_path: Path) -> None:
+    with bucket.committing("lease.json") as temporary:
+        temporary.write_text('{"token": "the-dead", "beat": 7}')
+    (tmp_path / "here").write_text("earlier\nthe-dead\n")
+    began = time.monotonic()
+    with leased(bucket, tmp_path / "here") as lease:
+        lease.require()
+    assert time.monotonic() - began < leases.SILENT / 4
+    assert bucket.below() == []
+
+
+def test_a_lease_that_cannot_be_renewed_is_not_relied_on(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(f"s3://atlases/leases/{next(_number)}")
+    monkeypatch.setattr(leases, "RENEWED", 0.05)
+    monkeypatch.setattr(leases, "SILENT", 0.6)
+    monkeypatch.setattr(faults, "PATIENCE", 0.2)
+    with leased(bucket, tmp_path / "one") as lease:
+        lease.require()
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+            forget_connections()
+            time.sleep(0.5)
+            with pytest.raises(Unreachable, match="another build has taken over|not heard of for too long"):
+                lease.require()
+        forget_connections()
+        lease.require()  # nobody has taken it in the meantime
