@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.scale
 The states of the folds are those of SmolLM2's main pass at depth quick, made here, each fold scaled by what it grows with (units, width, width squared,
-vocabulary). Assumed, since no such machine was at hand: 80 layers, width 8,192, 28,672 units a layer; a worker is two H200 (989 TFLOP/s each in bfloat16,
+vocabulary). Assumed, since no such machine was at hand: 80 layers, width 8,192, 28,672 units a layer; a worker is two H200, over which its model is split (which microtome does not do yet; 989 TFLOP/s each in bfloat16,
 of which a forward pass gets 40 %; 3.50 dollars an hour each); folds slow a pass down as they do SmolLM2's, by the rate that the capture benchmark has
 measured; a worker dies every 30 days and opens its model in 10 minutes. The run is simulated with the engine's own schedule. Computed rows differ by how
 fast a worker moves states, and by whether second moments are kept of all hidden states or of six (`--sites`).
@@ -14,6 +14,7 @@ import math
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,14 +62,13 @@ def sizes(shape: Shape, window: int, sites: int) -> dict[str, float]:
 
 def measured(model: Model) -> dict[str, float]:
     """Bytes of the states of the main pass, by kind of fold."""
-    from benchmarks.engine import only
-
     lenses = (GeometryLens(), NeuronsLens())
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         corpus = material_of(model, "sample", Reading(), window=WINDOW, seed=0).prepare(writing_to(place, "main"), "main")
         run = Run("main", model, corpus, 0, "quick")
-        results: Results = run_stages(run, [only(lens, PILOT) for lens in lenses], place / "work", Silent())
+        pilots: list[Any] = [_Only(lens, PILOT) for lens in lenses]
+        results = run_stages(run, pilots, place / "work", Silent())
         found: Counter[str] = Counter()
         for lens in lenses:
             for fold in lens.folds(MAIN, run, results).values():
@@ -87,6 +87,35 @@ def scaled(model: Model) -> dict[str, float]:
         "vocabulary": VOCAB,
     }
     return {kind: size * large[GROWS[kind]] / small[GROWS[kind]] for kind, size in measured(model).items()}
+
+
+@dataclass(frozen=True)
+class _Only:
+    """One stage of a lens."""
+
+    lens: Any
+    stage: Any
+
+    @property
+    def name(self) -> str:
+        """The lens's."""
+        return self.lens.name
+
+    def stages(self, of: Run) -> tuple[Any, ...]:
+        """The one."""
+        return tuple(stage for stage in self.lens.stages(of) if stage == self.stage)
+
+    def folds(self, stage: Any, of: Run, earlier: Results) -> Any:
+        """The lens's."""
+        return self.lens.folds(stage, of, earlier)
+
+    def tables(self, of: Run, results: Results) -> Any:
+        """None."""
+        return {}
+
+    def absent(self, of: Run) -> Any:
+        """Nothing."""
+        return {}
 
 
 def plan(states: dict[str, float], folds_slow: float, workers: int, bytes_per_second: float) -> dict[str, Any]:

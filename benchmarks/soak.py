@@ -162,6 +162,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--partition", type=float, default=0)
     options = parser.parse_args()
+    if options.partition and options.engine != "ray":
+        parser.error("--partition is of nodes: name --engine ray")
     chance, total, rounds = random.Random(options.seed), {"worker": 0, "node": 0, "driver": 0}, 0
     os.environ["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryDirectory() as place:

@@ -353,7 +353,7 @@ def _prose(lines: list[str]) -> list[str]:
 def _cell(head: str, value: str | float | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    if head.endswith("bytes"):
+    if head == "bytes" or head.endswith("_bytes"):
         return f"{value / 1e6:,.0f} MB"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 

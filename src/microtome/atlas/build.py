@@ -23,19 +23,20 @@ from microtome.atlas.texts import adopt, stage
 from microtome.atlas.watch import Watched
 from microtome.capture import Depth, Lens, Material, Progress, Results, Run, Silent, material_of, run_stages
 from microtome.capture.recipes import require_same_model, subject_of, workers_class
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.corpus import Corpus, Reading, Source
 from microtome.engine import HERE, Crew, Engine
+from microtome.factors.plan import Plan
 from microtome.model import Checkpoint, Model, load, open_checkpoint
 from microtome.model.allocator import give_back_freed_memory
 from microtome.readout.words import texts_of
 from microtome.store import (
     TABLES,
-    DiskFull,
     Manifest,
     RunCard,
     committed,
     digest,
+    is_address,
     manifest_path,
     write_manifest,
     write_table,
@@ -72,6 +73,7 @@ def build(
     """
     settings, watch = settings or Settings(), progress or Silent()
     require_usable(output)
+    _require_states_near(settings, output)
     subject = _subject(model, text, watch)
     with (
         _crew(engine, subject, watch) as crew,
@@ -92,6 +94,17 @@ class _Inputs:
     reading: Reading
     crew: Crew
     home: Home
+
+
+def _require_states_near(settings: Settings, output: str | Path) -> None:
+    """Refuse to train by several processes what they could not read."""
+    plan = settings.dictionary
+    if isinstance(plan, Plan) and plan.spread.processes > 1 and is_address(output):
+        raise Refusal(
+            f"{plan.spread.processes} processes that train at {output}",
+            why="they read states from a folder",
+            instead="build into a folder that they see, or train by one process",
+        )
 
 
 @contextlib.contextmanager
@@ -190,7 +203,7 @@ def _restored(manifest: Manifest, output: Path, run: str) -> Iterator[None]:
     before = manifest.runs.get(run)
     try:
         yield
-    except DiskFull:
+    except Interrupted:
         raise
     except Refusal:
         if before is not None and before.status == "complete":

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from microtome.atlas.homes import require_usable_address
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.store import (
     Bucket,
-    DiskFull,
     full,
     locked,
     manifest_path,
@@ -92,7 +91,7 @@ def _require_writable(output: Path) -> None:
 def claimed(output: Path, run: str) -> Iterator[Path]:
     """Hold the folder `output`, made where it is not there, for writing `run`; on a refusal undo what was new in it.
 
-    Errors: `Refusal` where another process holds it, or it cannot be made or written. After `DiskFull`, an interruption and
+    Errors: `Refusal` where another process holds it, or it cannot be made or written. After `Interrupted`, an interruption from outside and
     errors of our own a run that has begun is kept, since running again continues it.
     """
     fresh = _make(output)
@@ -106,7 +105,7 @@ def claimed(output: Path, run: str) -> Iterator[Path]:
             try:
                 yield output
             except Refusal as refusal:
-                if not known and not isinstance(refusal, DiskFull):
+                if not known and not isinstance(refusal, Interrupted):
                     _forget(output, run)
                 raise
             except OSError as error:

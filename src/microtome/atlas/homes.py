@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from microtome.capture import Progress
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.store import (
     Bucket,
-    DiskFull,
     Folder,
     Mirror,
     Place,
@@ -90,7 +89,7 @@ def home_of(output: str | Path, run: str) -> Iterator[Home]:
         home = _Remote(mirror, lease, run)
         try:
             yield home
-        except (DiskFull, Unreachable):
+        except Interrupted:
             raise
         except Refusal as refusal:
             home.settle()
@@ -280,7 +279,9 @@ class _Remote:
     def _replace(self, content: bytes) -> None:
         """The manifest itself, where it is still the one that this build has read or written."""
         if not content:
-            self._bucket.delete(MANIFEST)
+            there = look(self._bucket, MANIFEST)
+            if there is not None and there[1] == self._mark:
+                self._bucket.delete(MANIFEST)
             return
         made = self._content and swap(self._bucket, MANIFEST, content, self._mark) or None
         mark = made if self._content else create(self._bucket, MANIFEST, content)

@@ -10,6 +10,7 @@ from microtome.core.batches import Half as Half
 from microtome.core.batches import Role as Role
 from microtome.core.batches import places_of as places_of
 from microtome.core.batches import token_keys as token_keys
+from microtome.core.errors import Interrupted as Interrupted
 from microtome.core.errors import Refusal as Refusal
 from microtome.core.folds import Fold as Fold
 from microtome.core.folds import RowFold as RowFold

@@ -4,7 +4,7 @@ Every refusal says what was asked, why it cannot be done, and what to do instead
 anything a user can cause is a `Refusal`. Formatting for a terminal belongs in `cli`, not here.
 """
 
-__all__ = ["Refusal"]
+__all__ = ["Interrupted", "Refusal"]
 
 
 class Refusal(ValueError):
@@ -23,6 +23,10 @@ class Refusal(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the kind and the three parts when an error crosses a process boundary."""
         return _rebuild, (type(self), self.what, self.why, self.instead)
+
+
+class Interrupted(Refusal):
+    """A refusal of what had begun, for a reason that passes or is elsewhere: what is finished stays, and the same command goes on with it."""
 
 
 def _rebuild(kind: type[Refusal], what: str, why: str, instead: str) -> Refusal:

@@ -1,19 +1,19 @@
 """Whether workers do the same work in the same way: weights, versions, execution class. Who does not is refused before it begins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from microtome.core import Refusal
 
 __all__ = ["agreed", "require_same"]
 
 
-def agreed(identities: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """What all have in common, which is everything.
+def agreed(identities: Mapping[int, Mapping[str, str]]) -> Mapping[str, str]:
+    """What all workers, by their numbers, have in common, which is everything.
 
     Errors: `Refusal` that names what differs.
     """
-    first = identities[0]
-    for number, each in enumerate(identities):
+    (_, first), *others = identities.items()
+    for number, each in others:
         require_same(first, each, f"worker {number}")
     return first
 

@@ -97,7 +97,7 @@ class Flight:
 
     _tasks: dict[int, list[Task]] = field(default_factory=dict)
     _void: dict[int, list[Task]] = field(default_factory=dict)
-    _computing: dict[Node, list[tuple[int, Task]]] = field(default_factory=dict)
+    _same: dict[tuple[str, Node], list[int]] = field(default_factory=dict)
 
     def of(self, worker: int) -> list[Task]:
         """A worker's tasks that count."""
@@ -107,27 +107,22 @@ class Flight:
         """How many tasks a worker has, void ones included."""
         return len(self._tasks.get(worker, ())) + len(self._void.get(worker, ()))
 
-    def all(self) -> Iterator[tuple[int, Task]]:
-        """All tasks that count, and whose they are."""
-        return ((worker, task) for worker, tasks in self._tasks.items() for task in tasks)
-
-    def computing(self, unit: Node) -> list[tuple[int, Task]]:
-        """The tasks that compute a unit: more than one where there are copies."""
-        return list(self._computing.get(unit, ()))
+    def same(self, task: Task) -> list[tuple[int, Task]]:
+        """Tasks that begin as this one does, and whose they are: more than one where there are copies."""
+        key = task.begin, task.start
+        return [(who, each) for who in self._same.get(key, ()) for each in self._tasks[who] if (each.begin, each.start) == key]
 
     def begin(self, worker: int, task: Task) -> None:
         """A worker has been given a task."""
         self._tasks.setdefault(worker, []).append(task)
-        if task.begin == "compute":
-            self._computing.setdefault(task.start, []).append((worker, task))
+        self._same.setdefault((task.begin, task.start), []).append(worker)
 
     def end(self, worker: int, task: Task) -> None:
         """A task is done, or lost."""
         _drop(self._tasks, worker, task)
-        if task.begin == "compute":
-            _drop(self._computing, task.start, (worker, task))
+        _drop(self._same, (task.begin, task.start), worker)
 
-    def avoid(self, worker: int, task: Task) -> None:
+    def cancel(self, worker: int, task: Task) -> None:
         """A task counts no more, though its worker goes on with it."""
         self.end(worker, task)
         self._void.setdefault(worker, []).append(task)

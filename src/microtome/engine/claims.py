@@ -73,13 +73,15 @@ def finished_in(shelf: Shelf, work: Work) -> set[Node]:
     kept: set[Node] = set()
     for node in sorted((Node.parse(stem) for stem in shelf.stems() if Node.names(stem)), reverse=True):
         units = node.units(work.units)
-        known = bool(units) and settled(node, work.units) == node
+        known = node.level <= root(work.units).level and bool(units) and settled(node, work.units) == node
         inside = not known or any(units.start in other.units(work.units) for other in kept)
         gone = inside or not lost.isdisjoint(units)
         damage = None if gone or str(node) not in there else shelf.read(str(node))
         if isinstance(damage, Damaged):
             where = f"{shelf.place.address}/{node}"
-            _log.warning("%s is damaged (its bytes are not those written); its units are computed again", where)
+            _log.warning(
+                "%s is damaged (its bytes are not those written, or are of other work); its units are computed again", where
+            )
         if damage is None or isinstance(damage, Damaged):
             shelf.delete(str(node))
         else:
@@ -98,7 +100,9 @@ def _lost(shelf: Shelf, work: Work, there: set[str]) -> set[int]:
             lost.add(unit)
         elif isinstance(shelf.read(stem), Damaged):
             where = f"{shelf.place.address}/{stem}"
-            _log.warning("%s is damaged (its bytes are not those written); its unit is computed again", where)
+            _log.warning(
+                "%s is damaged (its bytes are not those written, or are of other work); its unit is computed again", where
+            )
             shelf.delete(stem)
             lost.add(unit)
     return lost

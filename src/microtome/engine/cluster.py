@@ -1,23 +1,21 @@
 """Workers on a Ray cluster: actors that hold the model, on whichever nodes have room for one.
 
 Ray places them, moves what they are sent, and tells when one is gone; what is theirs to do the run decides, as for all engines. A place on
-a node that joins later is taken when there is one: one more actor is always asked for than there are. The only importer of ray.
+a node that joins later is taken when there is one: one more actor is always asked for than there are. Joining the cluster belongs in `nodes`.
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
-import platform
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.engine.agreement import agreed, require_same
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Team
+from microtome.engine.nodes import installed_ray, join, require_versions
 from microtome.engine.tasks import Task
 from microtome.engine.wire import sendable
 from microtome.engine.work import Advance, Recipe, Subject, Work
@@ -27,13 +25,12 @@ from microtome.store import Shelf
 __all__ = ["Cluster"]
 
 _AHEAD: Final = 2
-_DISTRIBUTIONS: Final = ("microtome", "ray", "torch", "transformers", "numpy")
-_PROBE_SECONDS: Final = 60.0
-_CONNECT_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 30.0
 """How long after the last worker the next is waited for before the work begins; those that come later join it."""
 _HOPELESS: Final = 3
 """Workers that end before one has opened the subject."""
+_TOO_MANY: Final = 20
+"""Workers that end one after another in mid-work, no task being done."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +41,7 @@ class Cluster:
 
     A worker takes `threads` cores, and `gpus` devices: one where the cluster has any and None is said. `workers` is the most there are;
     None: as many as there is room for.
+    Errors: `Refusal` for no worker, or no thread.
     """
 
     address: str = "auto"
@@ -51,17 +49,23 @@ class Cluster:
     threads: int = 1
     gpus: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.threads < 1 or (self.workers is not None and self.workers < 1):
+            raise Refusal(
+                f"{self.workers} workers of {self.threads} threads", why="nobody would work", instead="give numbers above 0"
+            )
+
     @contextlib.contextmanager
     def started(self, subject: Subject) -> Iterator[Crew]:
-        """Actors with the subject open, at least one on every node that has room for one now.
+        """Actors with the subject open: `workers`, or as many as have room.
 
         Errors: `Refusal` where there is no cluster, where nodes have other versions, or no room for any worker, and where the subject cannot
         be opened.
         """
-        ray = _ray()
-        _connect(ray, self.address)
+        ray = installed_ray()
+        join(ray, self.address)
         try:
-            _require_versions(ray)
+            require_versions(ray)
             crew = _Crew(ray, self, subject, _resources(ray, self, subject))
             try:
                 crew.open()
@@ -70,77 +74,6 @@ class Cluster:
                 crew.close()
         finally:
             ray.shutdown()
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise Refusal(
-            "--engine ray", why="ray is not installed", instead="pip install 'microtome[cluster]', on every node"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, address: str) -> None:
-    """Join a cluster that is there; none is started."""
-    host, _, port = address.rpartition(":")
-    if host and "//" not in host:
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise _no_cluster(address, f"nobody answers there ({error})") from error
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except ConnectionError as error:
-        raise _no_cluster(address, "none runs on this machine" if address == "auto" else "nobody answers there") from error
-    except (RuntimeError, ValueError) as error:
-        raise _no_cluster(address, " ".join(str(error).split())[:300]) from error
-
-
-def _no_cluster(address: str, why: str) -> Refusal:
-    return Refusal(
-        f"Ray cluster at {address}",
-        why=why,
-        instead="start one with `ray start --head`, and name its address as that prints it",
-    )
-
-
-def _versions() -> dict[str, str]:
-    """What must be the same on all machines."""
-    found = {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS}
-    return {"python": platform.python_version(), **found}
-
-
-def _probed() -> tuple[str, dict[str, str]]:
-    return platform.node(), _versions()
-
-
-def _require_versions(ray: Any) -> None:
-    """Refuse nodes on which other versions are installed, by their names."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    own = _versions()
-    asked = {
-        node["NodeManagerAddress"]: ray.remote(_probed)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    for address, reference in asked.items():
-        try:
-            name, versions = ray.get(reference, timeout=_PROBE_SECONDS)
-        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
-            continue  # it has died since the list was made
-        except Exception as error:
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            raise Refusal(
-                f"node {address}",
-                why=f"microtome does not run there: {lines[-1] if lines else type(error).__name__}"[:300],
-                instead="install the same versions of Python, ray and microtome there",
-            ) from error
-        require_same(own, versions, f"node {address} ({name})")
 
 
 def _resources(ray: Any, cluster: Cluster, subject: Subject) -> dict[str, float]:
@@ -216,6 +149,8 @@ class _Crew:
     begin_with: tuple[Any, Shelf, str] | None = None
     shared: Any = None
     wanted: Mapping[str, str] = field(default_factory=dict)
+    first: frozenset[int] = frozenset()
+    ended: int = 0
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -237,7 +172,8 @@ class _Crew:
                     why = f"{ended} have ended before they had opened the model, the last of them: {event.why}"
                     raise Refusal("workers", why=why, instead="give each more memory, or look at the logs of its node")
             latest = latest if len(self._open) == before else time.monotonic()
-        self.wanted = agreed([each.identity for each in self._open if each.identity is not None])
+        self.wanted = agreed({each.number: each.identity for each in self._open if each.identity is not None})
+        self.first = frozenset(each.number for each in self._open)
 
     @property
     def _open(self) -> list[_Member]:
@@ -293,7 +229,8 @@ class _Crew:
             yield _Team(self, work, advance)
         finally:
             self.begin_with = None
-            shelf.place.delete(sign)
+            with contextlib.suppress(Refusal, OSError):  # what has happened counts; `tidied` removes what is left
+                shelf.place.delete(sign)
 
     def _begin(self, each: _Member) -> None:
         assert self.begin_with is not None, "a stage has begun"
@@ -321,12 +258,23 @@ class _Crew:
                 yield event
 
     def _gone(self, member: _Member, error: Exception) -> Gone:
-        """Forget a worker, and ask for another in its place."""
+        """Forget a worker, and ask for another in its place.
+
+        Errors: `Interrupted` where so many have ended, one after another, that the next would as well.
+        """
         del self.members[member.number]
         self.asked = {reference: each for reference, each in self.asked.items() if each.member is not member}
         self._start()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return Gone(member.number, (lines[0] if lines else type(error).__name__)[:300])
+        why = (lines[0] if lines else type(error).__name__)[:300]
+        self.ended += 1
+        if self.wanted and self.ended >= _TOO_MANY and not self._open:
+            raise Interrupted(
+                "workers",
+                why=f"{self.ended} have ended, one after another, the last of them: {why}",
+                instead="look at the nodes",
+            )
+        return Gone(member.number, why)
 
     def _heard(self, asked: _Asked, answer: Any, advance: Advance, work: Work | None) -> Event | None:
         member = asked.member
@@ -336,17 +284,40 @@ class _Crew:
         if asked.stage != self.stage or self.begin_with is None:
             return None
         if asked.task is None:
-            if isinstance(answer, Exception):
-                raise answer
             assert work is not None, "a stage has work"
-            identity, reach = answer
-            require_same(work.identity, identity, f"worker {member.number}")
-            return Joined(member.number, reach)
+            return self._begun(member, answer, work)
         if isinstance(answer, Exception):
             return Failed(member.number, asked.task, answer)
+        self.ended = 0
         files, windows, tokens = answer
         advance(windows, tokens)
-        return Done(member.number, asked.task, files)
+        return Done(member.number, asked.task, files, (windows, tokens))
+
+    def _begun(self, member: _Member, answer: Any, work: Work) -> Joined | None:
+        """A worker has made the work; one that was not there from the beginning, and cannot, is not used."""
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            identity, reach = answer
+            require_same(work.identity, identity, f"worker {member.number}")
+        except Exception as error:
+            if member.number in self.first:
+                raise
+            self._dismiss(member, error)
+            return None
+        return Joined(member.number, reach)
+
+    def _dismiss(self, member: _Member, error: Exception) -> None:
+        """End a worker that cannot work, and ask for no other in its place.
+
+        Errors: `Refusal` where nobody is left.
+        """
+        _log.warning("a worker that has joined late is not used: %s", error)
+        self.ray.kill(self.members.pop(member.number).actor)
+        if not self.members:
+            raise Refusal(
+                "workers", why=f"none is left, and the last one said: {error}", instead="look at the nodes"
+            ) from error
 
     def _opened(self, member: _Member, answer: Any) -> None:
         """Have a worker begin the stage that is going on, and ask for the next one: there may be room for it now or later.
@@ -357,12 +328,11 @@ class _Crew:
             if isinstance(answer, Exception):
                 raise answer
             if self.wanted:
-                require_same(self.wanted, answer, f"worker {member.number}, which has joined late,")
-        except Refusal as refusal:
+                require_same(self.wanted, answer, f"worker {member.number}")
+        except Exception as error:
             if not self.wanted:
                 raise
-            _log.warning("a worker is not used: %s", refusal)
-            self.ray.kill(self.members.pop(member.number).actor)
+            self._dismiss(member, error)
             return
         member.identity = answer
         if self.begin_with is not None:

@@ -26,11 +26,15 @@ class Joined:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A task is committed; or, of a worker that does not reach the place, these are the states of its unit, as safetensors."""
+    """A task is committed; or, of a worker that does not reach the place, these are the `files` of its unit's states.
+
+    `advanced` is what has gone through the model for it, in windows and tokens.
+    """
 
     worker: int
     task: Task
-    states: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    advanced: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

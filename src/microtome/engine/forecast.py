@@ -43,6 +43,8 @@ class Rates:
     def __post_init__(self) -> None:
         if not self.unit_seconds > 0:
             raise Refusal("a forecast", why="a unit takes no time", instead="measure one")
+        if self.life_seconds < 3 * self.unit_seconds:
+            raise Refusal("a forecast", why="workers die before they have done a unit", instead="let units be smaller")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ __all__ = ["Processes"]
 
 _AHEAD: Final = 2
 _HOPELESS: Final = 3
-"""Workers that end one after another before any of them has opened the subject."""
+"""Workers that end one after another while none has the subject open."""
 _LOG_END: Final = 300
 
 
@@ -99,7 +99,7 @@ class _Crew:
     @property
     def identity(self) -> Mapping[str, str]:
         """What all workers agree on."""
-        return agreed([each.identity for each in self.processes if each.identity is not None])
+        return agreed({each.number: each.identity for each in self.processes if each.identity is not None})
 
     def start(self, number: int) -> None:
         """Start a process and have it open the subject."""
@@ -119,14 +119,14 @@ class _Crew:
         worker = _Process(number, process, Connection(ours.detach()), log)
         self.stack.callback(_end, worker)
         self.processes.append(worker)
-        worker.wire.send(Open(self.subject, number))
+        self._tell(worker, Open(self.subject, number))
 
     def opened(self) -> None:
         """Wait until all have opened the subject, and agree."""
         while any(each.identity is None for each in self.processes):
             for event in self.messages(None, lambda *_: None):
                 assert isinstance(event, Gone), "nobody has work yet"
-        agreed([each.identity for each in self.processes if each.identity is not None])
+        agreed({each.number: each.identity for each in self.processes if each.identity is not None})
 
     @contextlib.contextmanager
     def begin(self, work: Work, shelf: Shelf, advance: Advance) -> Iterator[Team]:
@@ -142,9 +142,10 @@ class _Crew:
             yield _Team(self, work, advance)
         finally:
             self.begin_with = None
-            shelf.place.delete(sign)
+            with contextlib.suppress(Refusal, OSError):  # what has happened counts; `tidied` removes what is left
+                shelf.place.delete(sign)
 
-    def _tell(self, each: _Process, order: Begin | Carry) -> None:
+    def _tell(self, each: _Process, order: Open | Begin | Carry) -> None:
         """Send an order; that a process has died is noticed when it is listened to."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             each.wire.send(order)
@@ -171,12 +172,13 @@ class _Crew:
     def _replaced(self, each: _Process, advance: Advance) -> Gone:
         why = each.why()
         self.ended = self.ended + 1 if each.identity is None else 0
-        if self.ended >= _HOPELESS:
+        if self.ended >= _HOPELESS and all(other.identity is None for other in self.processes):
             raise Refusal(
                 "worker processes", why=f"they end before they have opened the model: {why}", instead="use fewer of them"
             )
         advance(-each.advanced[0], -each.advanced[1])
         each.wire.close()
+        each.log.close()
         self.processes.remove(each)
         self.start(each.number)
         return Gone(each.number, why)
@@ -192,14 +194,22 @@ class _Crew:
             case Begun(stage=self.stage, identity=identity, reach=reach):
                 assert work is not None, "a stage has work"
                 require_same(work.identity, identity, f"worker process {each.number}")
-                return Joined(each.number, reach)
+                if reach == "nothing":
+                    raise Refusal(
+                        str(self.begin_with and self.begin_with.shelf.place.address),
+                        why=f"worker process {each.number} does not see there what this one has written",
+                        instead="name a place that all processes of this machine see",
+                    )
+                return Joined(each.number)
             case Advanced(stage=self.stage, windows=windows, tokens=tokens):
                 each.advanced = each.advanced[0] + windows, each.advanced[1] + tokens
                 advance(windows, tokens)
             case Carried(stage=self.stage, task=task):
-                each.advanced = (0, 0)
-                return Done(each.number, task)
+                advanced, each.advanced = each.advanced, (0, 0)
+                return Done(each.number, task, advanced=advanced)
             case Erred(stage=self.stage, task=Task() as task, error=error):
+                advance(-each.advanced[0], -each.advanced[1])
+                each.advanced = (0, 0)
                 return Failed(each.number, task, error)
             case Erred(stage=stage, task=None, error=error) if stage in (self.stage, OPENING):
                 raise error

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from microtome.core import Refusal
+from microtome.core import Interrupted
 from microtome.engine.claims import claimed, finished_in, tidied
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Here, Joined, Team
 from microtome.engine.schedule import Schedule
 from microtome.engine.tasks import Task, perform, read_states
-from microtome.engine.tree import root
+from microtome.engine.tree import Node, root
 from microtome.engine.work import Advance, States, Work
 from microtome.engine.worker import adopt
 from microtome.store import Place, Shelf
@@ -49,8 +49,8 @@ def run(
 
     `found` hears of every unit that is there already, `advance` of windows and tokens that go through the model. The bytes are the same for
     every crew of one execution class, and for any interruption.
-    Errors: `Refusal` where `place` holds units of other work (another execution class, say), where a worker cannot do this work, and where a
-    unit has cost its third worker.
+    Errors: `Refusal` where `place` holds units of other work (another execution class, say), and where a worker cannot do this work;
+    `Interrupted` where a unit has cost its third worker.
     """
     shelf = claimed(work, place)
     finished = finished_in(shelf, work)
@@ -60,7 +60,7 @@ def run(
     schedule = Schedule(work.units, finished)
     if not schedule.complete:
         with crew.begin(work, shelf, advance) as team:
-            _Run(work, shelf, schedule, team).carry_out()
+            _Run(work, shelf, schedule, team, advance).carry_out()
     tidied(shelf, work.units)
     return read_states(shelf, root(work.units))
 
@@ -73,8 +73,9 @@ class _Run:
     shelf: Shelf
     schedule: Schedule
     team: Team
+    advance: Advance
     workers: dict[int, Joined] = field(default_factory=dict)
-    tries: Counter[int] = field(default_factory=Counter)
+    tries: Counter[Node] = field(default_factory=Counter)
     given: dict[int, list[Task]] = field(default_factory=lambda: defaultdict(list))
     begun: dict[int, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -87,7 +88,7 @@ class _Run:
                     self._provide(worker, ahead)
             for event in self.team.events(_WAIT):
                 self._note(event)
-            if not any(joined.reach == "place" for joined in self.workers.values()):
+            if self.workers and all(joined.reach == "nothing" for joined in self.workers.values()):
                 self._merge_here()
 
     def _provide(self, worker: int, ahead: int) -> None:
@@ -106,16 +107,16 @@ class _Run:
             return self.schedule.bare(worker, len(self.workers))
         task = self.schedule.merge(worker) or self.schedule.unit(worker, len(self.workers))
         if task is None and not self.schedule.busy(worker):
-            task = self.schedule.copy(worker, self._late())
+            task = self.schedule.relief(worker, len(self.workers), self._late())
         return task
 
-    def _late(self) -> list[Task]:
-        """What its workers take long for, or have not come to because of that."""
+    def _late(self) -> list[int]:
+        """Workers who take long for what they do."""
         if not self.seconds:
             return []
         bound = max(_SOON, _LATE * fmean(self.seconds))
         now = time.monotonic()
-        return [task for worker, tasks in self.given.items() if tasks and now - self.begun[worker] > bound for task in tasks]
+        return sorted(worker for worker, tasks in self.given.items() if tasks and now - self.begun[worker] > bound)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -140,9 +141,13 @@ class _Run:
 
     def _commit(self, done: Done) -> None:
         """Remove what a committed task has made superfluous."""
-        if done.states:
-            adopt(self.work, self.shelf, done.task, done.states)
-        for node in self.schedule.done(done.worker, done.task) or ():
+        if done.files:
+            adopt(self.work, self.shelf, done.task, done.files)
+        replaced = self.schedule.done(done.worker, done.task)
+        if replaced is None:  # it was told of before, by whoever was quicker
+            windows, tokens = done.advanced
+            self.advance(-windows, -tokens)
+        for node in replaced or ():
             self.shelf.delete(str(node))
 
     def _merge_here(self) -> None:
@@ -155,11 +160,12 @@ class _Run:
         self.workers.pop(worker, None)
         self.given.pop(worker, None)
         for task in self.schedule.lost(worker)[:1]:  # what came after it had not begun
-            unit = task.start.index
-            self.tries[unit] += task.begin == "compute"
-            if self.tries[unit] >= _TRIES:
-                raise Refusal(
-                    f"unit {unit} of {self.work.units}",
-                    why=f"{_TRIES} workers have ended while they computed it, the last of them: {why}",
+            self.tries[task.start] += 1
+            if self.tries[task.start] >= _TRIES:
+                units = task.start.units(self.work.units)
+                computed = f"unit {units.start} of {self.work.units}"
+                raise Interrupted(
+                    computed if task.begin == "compute" else f"merging units {units.start} to {units.stop - 1}",
+                    why=f"{_TRIES} workers have ended over it, the last of them: {why}",
                     instead="give each worker more memory (fewer of them on a machine), or look at its log; finished work is kept",
                 )

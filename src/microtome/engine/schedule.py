@@ -71,15 +71,25 @@ class Schedule:
         unit = self._units.next(worker, workers)
         return None if unit is None else self._given(worker, self._alone(Node(0, unit)))
 
-    def copy(self, worker: int, late: Collection[Task]) -> Task | None:
-        """The unit of a task that is late, for a worker who has nothing to do, so that whoever is quicker counts.
+    def relief(self, worker: int, workers: int, late: Collection[int]) -> Task | None:
+        """Something of what workers have who are late, for one who has nothing to do, so that whoever is quicker counts.
 
-        A task that another one in flight waits for is not copied, nor one of which there is a copy.
+        What they have not begun they lose; what they have begun is copied, once.
         """
-        for other, task in self._flight.all():
-            free = task.begin == "compute" and task.top not in self._taken and len(self._flight.computing(task.start)) == 1
-            if free and other != worker and task in late:
-                return self._given(worker, self._alone(task.start))
+        for other in late:
+            tasks = self._flight.of(other)
+            if other == worker or not tasks:
+                continue
+            begun, *waiting = tasks
+            for task in reversed(waiting):
+                self._flight.cancel(other, task)
+                self._release([task])
+            if waiting:
+                return self.merge(worker) or self.unit(worker, workers)
+            if len(self._flight.same(begun)) == 1:
+                copy = begun if begun.begin == "read" else self._alone(begun.start)
+                self._flight.begin(worker, copy)
+                return copy
         return None
 
     def done(self, worker: int, task: Task) -> list[Node] | None:
@@ -88,8 +98,8 @@ class Schedule:
             return None
         self._flight.end(worker, task)
         freed = []
-        for other, rival in self._flight.computing(task.start) if task.begin == "compute" else ():
-            self._flight.avoid(other, rival)
+        for other, rival in self._flight.same(task):
+            self._flight.cancel(other, rival)
             freed += rival.merged(self.total)
         replaced = task.replaced(self.total)
         self._taken.difference_update(freed, replaced)
@@ -106,13 +116,18 @@ class Schedule:
         """Take back what a worker who is no more was given; the tasks that it leaves undone."""
         self._units.abandon(worker)
         tasks = self._flight.forget(worker)
-        for task in tasks:
-            if task.begin == "compute" and not self._flight.computing(task.start):
+        self._release(tasks)
+        return tasks
+
+    def _release(self, tasks: Collection[Task]) -> None:
+        """Leave to others what tasks were to do that are no longer in flight, but for those of which there is a copy."""
+        alone = [task for task in tasks if not self._flight.same(task)]
+        for task in alone:
+            if task.begin == "compute":
                 self._units.put_back(task.start.index)
-        freed = [node for task in tasks for node in task.replaced(self.total)]
+        freed = [node for task in tasks if task in alone or task.begin == "compute" for node in task.replaced(self.total)]
         self._taken.difference_update(freed)
         self._pair(freed)
-        return tasks
 
     def _given(self, worker: int, task: Task) -> Task:
         self._taken.update(task.merged(self.total))
@@ -132,7 +147,7 @@ class Schedule:
 
     def _climbed(self, worker: int, node: Node) -> Node:
         """How far up a worker can merge: with neighbours that are finished, or that it will have committed before."""
-        own = {task.top for task in self._flight.of(worker) if len(self._flight.computing(task.start)) < 2}
+        own = {task.top for task in self._flight.of(worker) if len(self._flight.same(task)) < 2}
         while node != root(self.total):
             sibling = node.sibling
             if sibling in self._taken or not (sibling in self.finished or sibling in own):

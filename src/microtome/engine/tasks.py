@@ -7,7 +7,7 @@ Which tasks there are, and who does them, belongs in `schedule` and `crew`.
 from dataclasses import dataclass
 from typing import Literal
 
-from microtome.core import Refusal, State
+from microtome.core import Interrupted, State
 from microtome.engine.tree import Node, settled
 from microtome.engine.work import Advance, States, Work, rows_of
 from microtome.store import Damaged, Shelf
@@ -63,11 +63,11 @@ def split_rows(work: Work, shelf: Shelf, unit: int, states: dict[str, State]) ->
 def read_states(shelf: Shelf, node: Node) -> States:
     """The states of a subtree that was committed.
 
-    Errors: `Refusal` where they are not as they were written.
+    Errors: `Interrupted` where they are not as they were written.
     """
     states = shelf.read(str(node))
     if isinstance(states, Damaged):
-        raise Refusal(
+        raise Interrupted(
             states.path,
             why="its bytes changed while the run was going on",
             instead="check the disk and run again to rebuild it",

@@ -65,6 +65,6 @@ def settled(node: Node, total: int) -> Node:
     >>> settled(Node(0, 4), 5)
     Node(level=2, index=1)
     """
-    while node != root(total) and not node.sibling.units(total):
+    while node.level < root(total).level and not node.sibling.units(total):
         node = node.parent
     return node

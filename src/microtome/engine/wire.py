@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final
@@ -105,16 +106,18 @@ class Said:
 
 Order = Open | Begin | Carry
 
+_Send = Callable[[object], None]
+
 
 class _Telling(logging.Handler):
     """Passes on what is logged."""
 
-    def __init__(self, wire: Connection) -> None:
+    def __init__(self, send: "_Send") -> None:
         super().__init__(logging.INFO)
-        self._wire = wire
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._wire.send(Said(record.name, record.levelno, record.getMessage()))
+        self._send(Said(record.name, record.levelno, record.getMessage()))
 
 
 def serve(descriptor: int, number: int) -> None:
@@ -123,18 +126,25 @@ def serve(descriptor: int, number: int) -> None:
     orders: queue.SimpleQueue[Order | Refusal] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(wire, orders), daemon=True).start()
     logger = logging.getLogger("microtome")
-    logger.addHandler(_Telling(wire))
+    turn = threading.Lock()
+
+    def send(message: object) -> None:
+        """Whole, whichever thread has something to say."""
+        with turn:
+            wire.send(message)
+
+    logger.addHandler(_Telling(send))
     logger.propagate = False
     worker = Worker(number)
     while True:
         order = orders.get()
         try:
-            wire.send(_carried_out(worker, order, wire))
+            send(_carried_out(worker, order, send))
         except BrokenPipeError:
             return
         except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
             stage, task = getattr(order, "stage", OPENING), getattr(order, "task", None)
-            wire.send(Erred(stage, task, sendable(error)))
+            send(Erred(stage, task, sendable(error)))
 
 
 def _receive(wire: Connection, orders: "queue.SimpleQueue[Order | Refusal]") -> None:
@@ -149,7 +159,7 @@ def _receive(wire: Connection, orders: "queue.SimpleQueue[Order | Refusal]") -> 
             orders.put(Refusal("a worker", why=why, instead="define it in a module that can be imported"))
 
 
-def _carried_out(worker: Worker, order: Order | Refusal, wire: Connection) -> Opened | Begun | Carried:
+def _carried_out(worker: Worker, order: Order | Refusal, send: "_Send") -> Opened | Begun | Carried:
     match order:
         case Refusal():
             raise order
@@ -159,7 +169,7 @@ def _carried_out(worker: Worker, order: Order | Refusal, wire: Connection) -> Op
             identity, reach = worker.begin(recipe, shelf, sign)
             return Begun(stage, dict(identity), reach)
         case Carry(stage=stage, task=task):
-            worker.do(task, lambda windows, tokens: wire.send(Advanced(stage, windows, tokens)))
+            worker.do(task, lambda windows, tokens: send(Advanced(stage, windows, tokens)))
             return Carried(stage, task)
 
 

@@ -4,11 +4,11 @@ A unit's states depend on its number alone. What they are is the business of `ca
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, overload, runtime_checkable
 
-from microtome.core import State
-from microtome.store import Shelf
+from microtome.core import Interrupted, State
+from microtome.store import Damaged, Shelf
 
 __all__ = ["SIGN", "Advance", "Parts", "Reach", "Recipe", "States", "Subject", "Work", "rows_of"]
 
@@ -95,11 +95,15 @@ def rows_of(unit: int) -> str:
 
 @dataclass(frozen=True)
 class Parts(Sequence[State]):
-    """The rows that the units of finished work have appended for one fold, in order; each is mapped when it is asked for."""
+    """The rows that the units of finished work have appended for one fold, in order; each is mapped when it is asked for.
+
+    Errors: `Interrupted` where rows are not as they were written, which is looked at when they are asked for first.
+    """
 
     shelf: Shelf
     fold: str
     units: int
+    _sound: set[int] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @overload
     def __getitem__(self, index: int) -> State: ...
@@ -110,6 +114,11 @@ class Parts(Sequence[State]):
         chosen = range(self.units)[index]
         if isinstance(chosen, range):
             return [self[unit] for unit in chosen]
+        if chosen not in self._sound:
+            if isinstance(found := self.shelf.read(rows_of(chosen)), Damaged):
+                why = "its bytes changed after they had been written"
+                raise Interrupted(found.path, why=why, instead="check the disk and run again to rebuild it")
+            self._sound.add(chosen)
         return self.shelf.map(rows_of(chosen))[self.fold]
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.engine.tasks import Task, perform, split_rows
 from microtome.engine.work import SIGN, Advance, Reach, Recipe, Subject, Work
 from microtome.store import Damaged, Folder, Place, Shelf
@@ -99,5 +99,5 @@ def adopt(work: Work, shelf: Shelf, task: Task, files: Mapping[str, bytes]) -> N
             (Path(folder) / name).write_bytes(content)
         states = Shelf(Folder(Path(folder)), shelf.of).read(_UNIT)
         if isinstance(states, Damaged):
-            raise Refusal(f"unit {task.start.index}", why="its states were changed on the way", instead="run again")
+            raise Interrupted(f"unit {task.start.index}", why="its states were changed on the way", instead="run again")
         shelf.write(str(task.top), split_rows(work, shelf, task.start.index, dict(states)))

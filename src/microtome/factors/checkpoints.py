@@ -66,9 +66,10 @@ def read_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str])
     from torch.distributed.checkpoint.state_dict_loader import load
 
     steps = checkpoints_in(folder)
-    if not steps:
+    newest = min(trainer.mesh.counts(steps[-1] if steps else -1, "all"))  # machines may not see the same files yet
+    if newest < 0:
         return
-    name = f"step-{steps[-1]:08d}"
+    name = f"step-{newest:08d}"
     marker = json.loads((folder / f"{name}.json").read_bytes())
     _require_same(folder / name, marker["identity"], identity)
     state = {name: each for name, each in trainer.state().items() if not name.endswith(".curve")}

@@ -94,6 +94,8 @@ def main(folder: Path) -> None:
         if os.environ.get("RANK") == "0":
             (folder / REFUSED).unlink(missing_ok=True)
     elif (folder / REFUSED).exists():
+        if os.environ.get("TORCHELASTIC_RUN_ID") != folder.name:  # by torchrun: whoever has started it sees that it failed
+            raise SystemExit(1)
         return
     layout, kind = json.loads((folder / LAYOUT).read_bytes()), "cuda" if read_job(folder).device.startswith("cuda") else "cpu"
     local, beside = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.factors.autoencoder import require_shards
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.job import DICTIONARY, LAYOUT, REFUSED, STEP, Job, folder_of, read_job, write_job
@@ -137,7 +137,7 @@ def launched(folder: Path, spread: Spread, progress: Progress | None = None) -> 
     if (folder / REFUSED).exists():
         raise Refusal(**json.loads((folder / REFUSED).read_bytes()))
     if died:
-        raise Refusal(
+        raise Interrupted(
             f"training over {spread.processes} processes",
             why=f"{died}, after {spread.restarts} new beginnings",
             instead=f"read {logs}, and run the same command again: it goes on from the last checkpoint",

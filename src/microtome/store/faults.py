@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 
 __all__ = ["Unreachable", "patiently"]
 
@@ -56,7 +56,7 @@ _EXTRAS: Final = {"s3": "microtome[s3]", "s3a": "microtome[s3]", "gs": "gcsfs", 
 T = TypeVar("T")
 
 
-class Unreachable(Refusal):
+class Unreachable(Interrupted):
     """An address cannot be used now; what is finished stays there, so that the same command continues it."""
 
 

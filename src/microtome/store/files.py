@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 
 __all__ = ["DiskFull", "committed", "digest", "full", "locked", "sweep"]
 
@@ -21,7 +21,7 @@ _PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class DiskFull(Refusal):
+class DiskFull(Interrupted):
     """No space is left to write to; what is finished stays, so that the same command continues it."""
 
 

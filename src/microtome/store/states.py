@@ -32,14 +32,17 @@ class Damaged:
 
 @dataclass(frozen=True)
 class StoredStates(Mapping[str, State]):
-    """States of folds in a file, by fold name: a state is mapped into memory when it is asked for, and gone with its tensors."""
+    """States of folds in a file of a place, by fold name: a state is mapped into memory when it is asked for, and gone with its tensors."""
 
+    place: Place
+    name: str
     path: Path
     keys_of: Mapping[str, tuple[str, ...]]
 
     def __getitem__(self, fold: str) -> State:
         """The tensors of one fold."""
-        with safe_open(self.path, "pt") as file:
+        path = self.path if self.path.exists() else self.place.local(self.name)  # copies of remote files may have been removed
+        with safe_open(path, "pt") as file:
             return {key: file.get_tensor(f"{fold}{_SEPARATOR}{key}") for key in self.keys_of[fold]}
 
     def __iter__(self) -> Iterator[str]:
@@ -97,7 +100,7 @@ class Shelf:
             data = self.place.local(stem + _DATA)
             if digest(data) != marker["sha256"]:
                 return Damaged(f"{self.place.address}/{stem}{_DATA}")
-            return _mapped(data, marker["folds"])
+            return self._mapped(stem + _DATA, data, marker["folds"])
         except FileNotFoundError:
             return Damaged(f"{self.place.address}/{stem}{_DATA}")
         except KeyError:
@@ -107,7 +110,7 @@ class Shelf:
         """What the marker says, or None where it is not one of this work."""
         try:
             recorded = json.loads(self.place.read(stem + _MARKER) or b"")
-            whole = isinstance(recorded["sha256"], str) and list(recorded["folds"]) is not None
+            whole = isinstance(recorded["sha256"], str) and isinstance(recorded["folds"], list)
         except (ValueError, KeyError, TypeError):
             return None
         return recorded if whole and recorded.get("of") == self.of else None
@@ -117,18 +120,17 @@ class Shelf:
         marker = self._marker(stem)
         if marker is None:
             raise FileNotFoundError(f"{self.place.address}/{stem}{_MARKER}")
-        return _mapped(self.place.local(stem + _DATA), marker["folds"])
+        return self._mapped(stem + _DATA, self.place.local(stem + _DATA), marker["folds"])
 
     def delete(self, stem: str) -> None:
         """Remove what `write` wrote, marker first."""
         self.place.delete(stem + _MARKER)
         self.place.delete(stem + _DATA)
 
-
-def _mapped(data: Path, folds: list[str]) -> StoredStates:
-    keys: dict[str, list[str]] = {fold: [] for fold in folds}
-    with safe_open(data, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  # it is no mapping
-            fold, _, key = name.rpartition(_SEPARATOR)
-            keys[fold].append(key)
-    return StoredStates(data, {fold: tuple(names) for fold, names in keys.items()})
+    def _mapped(self, name: str, data: Path, folds: list[str]) -> StoredStates:
+        keys: dict[str, list[str]] = {fold: [] for fold in folds}
+        with safe_open(data, "pt") as file:
+            for full in file.keys():  # noqa: SIM118  # it is no mapping
+                fold, _, key = full.rpartition(_SEPARATOR)
+                keys[fold].append(key)
+        return StoredStates(self.place, name, data, {fold: tuple(names) for fold, names in keys.items()})

@@ -15,7 +15,7 @@ import torch
 from microtome.atlas import Atlas, Settings, build
 from microtome.capture import Silent
 from microtome.capture.recipes import ModelSubject
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.engine import HERE, Crew, Engine, Processes, Subject
 from microtome.model import Model, load
 from microtome.store import digest
@@ -32,6 +32,7 @@ class _Cutting:
     """A subject whose workers cut a toy's text into units as this process does: else it would be one."""
 
     inner: ModelSubject
+    deadly: int | None = None
 
     @property
     def memory(self) -> int:
@@ -41,7 +42,19 @@ class _Cutting:
         import microtome.capture.run
 
         microtome.capture.run.windows_per_unit = lambda *_: _PER_UNIT
+        if self.deadly is not None:
+            microtome.capture.run.StageWork.run = self._dying(microtome.capture.run.StageWork.run)
         return self.inner.open(place)
+
+    def _dying(self, run: Any) -> Any:
+        """As `run`, but for one unit, which ends the process."""
+
+        def dying(work: Any, unit: int, advance: Any) -> Any:
+            if unit == self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(work, unit, advance)
+
+        return dying
 
     def identity(self, opened: Any) -> Mapping[str, str]:
         return self.inner.identity(opened)
@@ -52,11 +65,12 @@ class _Workers:
     """Processes whose subject is `_Cutting`."""
 
     engine: Engine
+    deadly: int | None = None
 
     @contextmanager
     def started(self, subject: Subject) -> Iterator[Crew]:
         assert isinstance(subject, ModelSubject)
-        with self.engine.started(_Cutting(subject)) as crew:
+        with self.engine.started(_Cutting(subject, self.deadly)) as crew:
             yield crew
 
 
@@ -142,6 +156,30 @@ def test_random_kills_of_workers_change_no_byte(checkpoint: Path, tmp_path: Path
     )
     assert len(progress.struck) >= 3
     assert _files(killed) == _files(alone)
+
+
+def test_a_build_whose_workers_keep_dying_ends_and_keeps_what_is_finished(checkpoint: Path, tmp_path: Path) -> None:
+    alone = build(load(checkpoint), _TEXTS, output=tmp_path / "alone", settings=_SETTINGS)
+    deadly = _Workers(Processes(2, 1), deadly=3)
+    with pytest.raises(
+        Interrupted, match="unit 3 of .*: 3 workers have ended over it, the last of them: it was ended by SIGKILL"
+    ):
+        build(load(checkpoint), _TEXTS, output=tmp_path / "a", settings=_SETTINGS, engine=deadly)
+    assert list((tmp_path / "a" / "work" / "main").glob("*/*.safetensors"))
+    counting = _Counting()
+    again = build(load(checkpoint), _TEXTS, output=tmp_path / "a", settings=_SETTINGS, progress=counting)
+    assert counting.found_windows > 0
+    assert _files(again) == _files(alone)
+
+
+class _Counting(Silent):
+    """Counts windows that were done before."""
+
+    def __init__(self) -> None:
+        self.found_windows = 0
+
+    def found(self, windows: int) -> None:
+        self.found_windows += windows
 
 
 def test_weights_alone_need_no_workers(checkpoint: Path, tmp_path: Path) -> None:

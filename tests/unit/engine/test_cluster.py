@@ -271,7 +271,7 @@ def test_what_cannot_work_is_refused_before_it_begins(nodes: _Nodes, tmp_path: P
         _by(nodes, _work(), Folder(tmp_path / "a"), subject=ToySubject("refuse"))
     with pytest.raises(Refusal, match="worker 0: its name is ab, not a"):
         _by(nodes, _work(), Folder(tmp_path / "b"), subject=ToySubject("other work"))
-    monkeypatch.setattr("microtome.engine.cluster._versions", lambda: {"microtome": "9.9"})
+    monkeypatch.setattr("microtome.engine.nodes._versions", lambda: {"microtome": "9.9"})
     with pytest.raises(Refusal, match=r"node 127.0.0.1 \(.*\): its microtome is .*, not 9.9; .*let all have the same versions"):
         _by(nodes, _work(), Folder(tmp_path / "a"))
     assert not (tmp_path / "a").exists()

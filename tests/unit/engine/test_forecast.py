@@ -56,3 +56,8 @@ def test_a_unit_takes_time() -> None:
     for seconds in (0.0, -1.0, math.nan):
         with pytest.raises(Refusal, match="a unit takes no time"):
             Rates(seconds, 1.0)
+
+
+def test_workers_must_live_long_enough_for_a_unit() -> None:
+    with pytest.raises(Refusal, match="workers die before they have done a unit; let units be smaller"):
+        Rates(100.0, 1.0, life_seconds=150.0)

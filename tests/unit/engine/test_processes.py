@@ -105,7 +105,7 @@ def test_a_worker_that_dies_or_stands_still_costs_only_its_units(
 
 def test_a_unit_that_ends_every_worker_is_named(tmp_path: Path, faults: Path) -> None:
     (faults / "2-always").touch()
-    with pytest.raises(Refusal, match="unit 2 of 4: 3 workers have ended while they computed it, .*SIGKILL"):
+    with pytest.raises(Refusal, match="unit 2 of 4: 3 workers have ended over it, .*SIGKILL"):
         _by(2, Concatenation(4, faults=faults), tmp_path)
 
 

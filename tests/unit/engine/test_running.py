@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.engine import Node, Parts, root, run
 from microtome.store import Folder, Shelf, fingerprint
 from tests.unit.engine.toy_work import Concatenation, Killed, content
@@ -143,3 +144,24 @@ def test_a_damaged_identity_begins_the_stage_again(tmp_path: Path, damage: bytes
     run(again, Folder(tmp_path))
     assert "work.json is damaged" in caplog.text
     assert again.ran == list(range(8))
+
+
+def test_what_a_larger_stage_of_the_same_name_has_left_is_removed(tmp_path: Path) -> None:
+    whole = run(Concatenation(3), Folder(tmp_path / "whole"))
+    shelf = Shelf(Folder(tmp_path / "a"), fingerprint({"name": "a"}))
+    with pytest.raises(Killed):
+        run(Concatenation(3, die_before=2), shelf.place)
+    shelf.write("07-00000000", {"fold": {"sum": torch.zeros(1), "order": torch.zeros(1, dtype=torch.int64)}})
+    assert content(run(Concatenation(3), shelf.place)) == content(whole)
+    assert "07-00000000.json" not in shelf.place.names()
+
+
+def test_rows_that_change_after_they_were_written_are_not_read(tmp_path: Path) -> None:
+    rows = frozenset({"rows"})
+    run(Concatenation(3, appended=rows), Folder(tmp_path))
+    parts = Parts(Shelf(Folder(tmp_path), fingerprint({"name": "a"})), "rows", 3)
+    assert parts[0]["row"].tolist() == [0]
+    damaged = tmp_path / "rows-00000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(Interrupted, match="its bytes changed after they had been written"):
+        _ = parts[1]

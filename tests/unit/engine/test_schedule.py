@@ -27,8 +27,7 @@ class _World:
             while self.schedule.busy(worker) < ahead:
                 task = self.schedule.merge(worker) or self.schedule.unit(worker, len(self.queues))
                 if task is None and not self.schedule.busy(worker) and late:
-                    everything = [each for other in self.queues.values() for each in other]
-                    task = self.schedule.copy(worker, everything)
+                    task = self.schedule.relief(worker, len(self.queues), sorted(self.queues))
                 if task is None:
                     break
                 queue.append(task)
@@ -148,16 +147,57 @@ def test_a_worker_who_cannot_merge_is_given_units_alone() -> None:
     assert merges == ["01-00000000", "02-00000000"]
 
 
-def test_what_another_task_waits_for_is_not_copied() -> None:
+@pytest.mark.parametrize("total", [5, 8, 33])
+@pytest.mark.parametrize("moment", range(12))
+def test_a_worker_that_stands_still_is_not_waited_for(total: int, moment: int) -> None:
+    world = _World(total, moment, set())
+    world.join(0)
+    world.join(1)
+    for turn in range(20 * total):
+        if world.schedule.complete:
+            break
+        world.provide(2, late=turn > moment)
+        world.work(1)
+        if turn < moment:
+            world.work(0)
+    assert world.schedule.complete, "with whatever task the first of them was left: a unit, or a merge"
+    assert sorted(world.computed) == list(range(total))
+
+
+def test_what_a_late_worker_has_begun_is_copied_and_what_it_has_not_is_taken_away() -> None:
     schedule = Schedule(4, set())
     first, second = schedule.unit(0, 1), schedule.unit(0, 1)
     assert first is not None
     assert second is not None
     assert second.top == Node(1, 0), "it merges what the first will have committed"
-    copy = schedule.copy(1, [first, second])
-    assert copy is not None
-    assert copy == Task("compute", Node(0, 1), Node(0, 1))
-    assert schedule.copy(2, [first, second]) is None, "there is a copy of the second, and the second waits for the first"
-    assert schedule.done(1, copy) == []
-    assert schedule.copy(2, [first]) == Task("compute", Node(0, 0), Node(0, 0)), "nobody waits for it any more"
+    given = schedule.relief(1, 2, [0])
+    assert given is not None
+    assert given == Task("compute", Node(0, 1), Node(0, 1)), "which nobody has committed now"
     assert not schedule.failed(0, second)
+    copy = schedule.relief(2, 3, [0])
+    assert copy is not None
+    assert copy == Task("compute", Node(0, 0), Node(0, 0))
+    assert schedule.relief(3, 4, [0]) is None, "there is a copy"
+    assert schedule.done(2, copy) == []
+    assert schedule.done(0, first) is None, "somebody else was quicker"
+    assert schedule.done(1, given) == []
+    merge = schedule.merge(1)
+    assert merge is not None
+    assert merge.merged(4) == [Node(0, 1)]
+
+
+def test_a_late_merge_is_copied_whole() -> None:
+    schedule = Schedule(2, {Node(0, 0), Node(0, 1)})
+    merge = schedule.merge(0)
+    assert merge is not None
+    assert merge == Task("read", Node(0, 0), Node(1, 0))
+    assert schedule.relief(1, 2, [0]) == merge
+    assert schedule.lost(0) == [merge]
+    assert schedule.merge(2) is None, "it is being done"
+    assert schedule.done(1, merge) == [Node(0, 0), Node(0, 1)]
+    assert schedule.complete
+
+
+def test_names_of_more_units_than_there_are_end_nothing() -> None:
+    assert settled(Node(7, 0), 5) == Node(7, 0)
+    assert settled(Node(0, 4), 5) == Node(2, 1)
