@@ -83,6 +83,7 @@ docs: .venv/.docs gen ## build the documentation into build/site
 .PHONY: bench
 bench: .venv/.dev ## speed of observing SmolLM2, and memory, against its bare forward
 	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.factors_coding
 	$(BIN)/python -m benchmarks.factors_learning
 	$(BIN)/python -m benchmarks.factors_training
