@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from microtome.atlas import Atlas, Settings, build
 from microtome.capture import Silent
@@ -96,6 +99,22 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toys.bert().save_pretrained(folder)
     toys.encoder_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_pictures_are_seen_by_workers_as_by_one_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=64, patch_size=16
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    drawn = np.random.default_rng(0).integers(0, 255, (24, 70, 80, 3), dtype=np.uint8)
+    for number, pixels in enumerate(drawn):
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:02}.png")
+    pictures, both = str(tmp_path / "pictures"), _Workers(Processes(2, 1))
+    alone = build(load(tmp_path / "model"), pictures, output=tmp_path / "alone")
+    assert _files(build(load(tmp_path / "model"), pictures, output=tmp_path / "both", engine=both)) == _files(alone)
 
 
 def _files(atlas: Atlas) -> dict[str, str]:
@@ -207,5 +226,5 @@ def test_workers_that_cannot_begin_leave_no_folder(checkpoint: Path, tmp_path: P
 def test_a_run_of_other_threads_is_not_mixed_with(checkpoint: Path, tmp_path: Path) -> None:
     model = load(checkpoint)
     build(model, _TEXTS, output=tmp_path / "a", settings=_SETTINGS, engine=HERE)
-    with pytest.raises(Refusal, match=r"run main: tables was None and is now threads 1; threads was 1 and is now 2"):
+    with pytest.raises(Refusal, match=r"run main: tables was absent and is now threads 1; threads was 1 and is now 2"):
         build(model, _TEXTS, output=tmp_path / "a", settings=_SETTINGS, engine=_Workers(Processes(1, 2)))
