@@ -117,7 +117,10 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
         "window": (existing.window, card.window),
         "protocol": (existing.protocol, card.protocol),
         "what is looked at": (_listed(existing.sites), _listed(card.sites)),
-        **{key: (existing.execution.get(key, "absent"), card.execution.get(key, "absent")) for key in {*existing.execution, *card.execution}},
+        **{
+            key: (existing.execution.get(key, "absent"), card.execution.get(key, "absent"))
+            for key in {*existing.execution, *card.execution}
+        },
     }
     changed = [f"{key} was {old} and is now {new}" for key, (old, new) in sorted(pairs.items()) if old != new]
     return "; ".join(changed) or ("its images were others" if inputs == "image" else "its text was another one")

@@ -231,8 +231,9 @@ class _Remote:
     def _bring_made(self) -> None:
         """Fetch what stages of this run have made elsewhere; what is damaged is made again."""
         place = Bucket(f"{self._bucket.address}/work/{self._run}")
+        written = place.read(_MADE) or b"{}"
         try:
-            listed = dict(json.loads(place.read(_MADE) or b"{}"))
+            listed = dict(json.loads(written))
         except ValueError:
             return
         made = self.folder / "work" / self._run / "made"

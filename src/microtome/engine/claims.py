@@ -1,6 +1,6 @@
 """What a place already has of some work: whether it is this work, and which of its units are there whole.
 
-Damaged states are named, removed and computed again. Computing belongs in `running`.
+Damaged states are named, and computed again. Computing belongs in `running`.
 """
 
 import json
@@ -64,9 +64,10 @@ def _recorded(place: Place) -> Mapping[str, str] | None:
 
 
 def finished_in(shelf: Shelf, work: Work) -> set[Node]:
-    """Committed subtrees, the largest that hold each unit; those that are damaged, or whose rows are, are deleted.
+    """Committed subtrees, the largest that hold each unit, but for those that are damaged, or whose rows are.
 
-    Cost: one read of all that is there.
+    Nothing is removed: what is not taken is written over, or removed at the end. Of storage that answers late, a removal could otherwise
+    still be carried out after the same file has been written anew. Cost: one read of all that is there.
     """
     there = shelf.committed()
     lost = _lost(shelf, work, there)
@@ -76,15 +77,13 @@ def finished_in(shelf: Shelf, work: Work) -> set[Node]:
         known = node.level <= root(work.units).level and bool(units) and settled(node, work.units) == node
         inside = not known or any(units.start in other.units(work.units) for other in kept)
         gone = inside or not lost.isdisjoint(units)
-        damage = None if gone or str(node) not in there else shelf.read(str(node))
-        if isinstance(damage, Damaged):
+        found = None if gone or str(node) not in there else shelf.read(str(node))
+        if isinstance(found, Damaged):
             where = f"{shelf.place.address}/{node}"
             _log.warning(
                 "%s is damaged (its bytes are not those written, or are of other work); its units are computed again", where
             )
-        if damage is None or isinstance(damage, Damaged):
-            shelf.delete(str(node))
-        else:
+        elif found is not None:
             kept.add(node)
     return kept
 
@@ -103,7 +102,6 @@ def _lost(shelf: Shelf, work: Work, there: set[str]) -> set[int]:
             _log.warning(
                 "%s is damaged (its bytes are not those written, or are of other work); its unit is computed again", where
             )
-            shelf.delete(stem)
             lost.add(unit)
     return lost
 

@@ -69,7 +69,7 @@ class Schedule:
     def bare(self, worker: int, workers: int) -> Task | None:
         """A unit for a worker who cannot merge."""
         unit = self._units.next(worker, workers)
-        return None if unit is None else self._given(worker, self._alone(Node(0, unit)))
+        return None if unit is None else self._given(worker, _alone(Node(0, unit), self.total))
 
     def relief(self, worker: int, workers: int, late: Collection[int]) -> Task | None:
         """Something of what workers have who are late, for one who has nothing to do, so that whoever is quicker counts.
@@ -87,7 +87,7 @@ class Schedule:
             if waiting:
                 return self.merge(worker) or self.unit(worker, workers)
             if len(self._flight.same(begun)) == 1:
-                copy = begun if begun.begin == "read" else self._alone(begun.start)
+                copy = begun if begun.begin == "read" else _alone(begun.start, self.total)
                 self._flight.begin(worker, copy)
                 return copy
         return None
@@ -134,10 +134,6 @@ class Schedule:
         self._flight.begin(worker, task)
         return task
 
-    def _alone(self, unit: Node) -> Task:
-        """A unit without merges."""
-        return Task("compute", unit, settled(unit, self.total))
-
     def _pair(self, nodes: Iterable[Node]) -> None:
         """Have finished neighbours merged that nobody is to merge."""
         for node in nodes:
@@ -154,3 +150,8 @@ class Schedule:
                 break
             node = settled(node.parent, self.total)
         return node
+
+
+def _alone(unit: Node, total: int) -> Task:
+    """A unit without merges."""
+    return Task("compute", unit, settled(unit, total))

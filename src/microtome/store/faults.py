@@ -116,10 +116,12 @@ def _names(error: BaseException) -> set[str]:
 
 def _passes(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
+    if not _PASSING_NAMES.isdisjoint(_names(error)):  # before any status: that of an answer that broke off says nothing
+        return True
     code, status = _said(error)
     if status:
         return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
-    if isinstance(error, ConnectionError | TimeoutError) or not _PASSING_NAMES.isdisjoint(_names(error)):
+    if isinstance(error, ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
 

@@ -108,8 +108,9 @@ class Shelf:
 
     def _marker(self, stem: str) -> dict[str, Any] | None:
         """What the marker says, or None where it is not one of this work."""
+        written = self.place.read(stem + _MARKER) or b""  # a refusal of the place is none of the marker
         try:
-            recorded = json.loads(self.place.read(stem + _MARKER) or b"")
+            recorded = json.loads(written)
             whole = isinstance(recorded["sha256"], str) and isinstance(recorded["folds"], list)
         except (ValueError, KeyError, TypeError):
             return None

@@ -14,7 +14,7 @@ from microtome.factors import variants
 from microtome.factors.checkpoints import checkpoints_in
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested
-from microtome.factors.job import CHECKPOINTS, DICTIONARY, KINDS, Job, folder_of, identity_of, read_job, write_job
+from microtome.factors.job import CHECKPOINTS, DICTIONARY, KINDS, LAYOUT, Job, folder_of, identity_of, read_job, write_job
 from microtome.factors.learning import PAPER
 from microtome.factors.plan import Plan
 from microtome.factors.spread import Spread, begun_in, launched, learnt
@@ -79,7 +79,7 @@ def test_a_rank_that_is_killed_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_that_die_too_often_are_one_error(tmp_path: Path) -> None:
     folder = begun_in(planted_job(tmp_path, TopK(3)), Spread(2, restarts=0))
-    (tmp_path / "rows-00000003.safetensors").unlink()
+    (folder / LAYOUT).write_text("{}")
     with pytest.raises(Refusal, match="process . ended by status 1, after 0 new beginnings"):
         launched(folder, Spread(2, restarts=0))
 

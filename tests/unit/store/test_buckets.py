@@ -393,3 +393,20 @@ def test_our_own_faults_are_not_hidden() -> None:
 
     with pytest.raises(KeyError):
         faults.patiently("s3://places", wrong)
+
+
+def test_an_answer_that_breaks_off_is_one_that_passes() -> None:
+    class ClientPayloadError(Exception):
+        """Of aiohttp, by its name."""
+
+    class ContentLengthError(Exception):
+        status = 400
+
+    answers = iter([ContentLengthError("not enough data")])
+
+    def asked() -> str:
+        for error in answers:
+            raise ClientPayloadError("Response payload is not completed") from error
+        return "there"
+
+    assert faults.patiently("s3://bucket/atlas", asked) == "there"
