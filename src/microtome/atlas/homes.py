@@ -230,7 +230,7 @@ class _Remote:
 
     def _bring_made(self) -> None:
         """Fetch what stages of this run have made elsewhere; what is damaged is made again."""
-        place = Bucket(f"{self._bucket.address}/work/{self._run}")
+        place = self._bucket.inside("work").inside(self._run)
         written = place.read(_MADE) or b"{}"
         try:
             listed = dict(json.loads(written))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from microtome.core import Interrupted, Refusal
 from microtome.engine.agreement import agreed, require_same
-from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Team
+from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
 from microtome.engine.nodes import installed_ray, join, require_versions
 from microtome.engine.tasks import Task
 from microtome.engine.wire import sendable
@@ -24,7 +24,6 @@ from microtome.store import Shelf
 
 __all__ = ["Cluster"]
 
-_AHEAD: Final = 2
 _GRACE_SECONDS: Final = 30.0
 """How long after the last worker the next is waited for before the work begins; those that come later join it."""
 _HOPELESS: Final = 3
@@ -226,7 +225,7 @@ class _Crew:
             if each.identity is not None:
                 self._begin(each)
         try:
-            yield _Team(self, work, advance)
+            yield Others(self, work, advance)
         finally:
             self.begin_with = None
             with contextlib.suppress(Refusal, OSError):  # what has happened counts; `tidied` removes what is left
@@ -347,17 +346,3 @@ class _Crew:
             with contextlib.suppress(self.ray.exceptions.RayError):
                 self.ray.kill(each.actor)
         self.members.clear()
-
-
-@dataclass(eq=False)
-class _Team:
-    crew: _Crew
-    work: Work
-    advance: Advance
-    ahead: int = _AHEAD
-
-    def give(self, worker: int, task: Task) -> None:
-        self.crew.give(worker, task)
-
-    def events(self, seconds: float) -> Iterator[Event]:
-        return self.crew.messages(seconds, self.advance, self.work)

@@ -13,7 +13,7 @@ from microtome.engine.tasks import Task, perform
 from microtome.engine.work import Advance, Reach, Subject, Work
 from microtome.store import Shelf
 
-__all__ = ["Crew", "Done", "Engine", "Event", "Failed", "Gone", "Here", "Joined", "Team"]
+__all__ = ["Crew", "Done", "Engine", "Event", "Failed", "Gone", "Here", "Joined", "Others", "Team"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,37 @@ class Crew(Protocol):
         `advance` hears what goes through the model, and of units that are lost a negative amount.
         """
         ...
+
+
+@runtime_checkable
+class Heard(Protocol):
+    """A crew of other processes, by what it is told and what it says."""
+
+    def give(self, worker: int, task: Task) -> None:
+        """As `Team.give`."""
+        ...
+
+    def messages(self, seconds: float, advance: Advance, work: Work) -> Iterable[Event]:
+        """As `Team.events`, of the stage that has begun last."""
+        ...
+
+
+@dataclass(eq=False)
+class Others:
+    """A team of other processes: each has a task and the next one, so that it need not wait for what it is told."""
+
+    crew: Heard
+    work: Work
+    advance: Advance
+    ahead: int = 2
+
+    def give(self, worker: int, task: Task) -> None:
+        """As `Team.give`."""
+        self.crew.give(worker, task)
+
+    def events(self, seconds: float) -> Iterable[Event]:
+        """As `Team.events`."""
+        return self.crew.messages(seconds, self.advance, self.work)
 
 
 @dataclass(frozen=True)

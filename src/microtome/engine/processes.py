@@ -22,7 +22,7 @@ import torch
 
 from microtome.core import Refusal
 from microtome.engine.agreement import agreed, require_same
-from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Team
+from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
 from microtome.engine.tasks import Task
 from microtome.engine.wire import OPENING, Advanced, Begin, Begun, Carried, Carry, Erred, Open, Opened, Said
 from microtome.engine.work import Advance, Subject, Work
@@ -31,7 +31,6 @@ from microtome.store import Shelf
 
 __all__ = ["Processes"]
 
-_AHEAD: Final = 2
 _HOPELESS: Final = 3
 """Workers that end one after another while none has the subject open."""
 _LOG_END: Final = 300
@@ -139,7 +138,7 @@ class _Crew:
             if each.identity is not None:
                 self._tell(each, self.begin_with)
         try:
-            yield _Team(self, work, advance)
+            yield Others(self, work, advance)
         finally:
             self.begin_with = None
             with contextlib.suppress(Refusal, OSError):  # what has happened counts; `tidied` removes what is left
@@ -216,20 +215,6 @@ class _Crew:
             case _:  # of a stage that is over
                 pass
         return None
-
-
-@dataclass(eq=False)
-class _Team:
-    crew: _Crew
-    work: Work
-    advance: Advance
-    ahead: int = _AHEAD
-
-    def give(self, worker: int, task: Task) -> None:
-        self.crew.give(worker, task)
-
-    def events(self, seconds: float) -> Iterator[Event]:
-        return self.crew.messages(seconds, self.advance, self.work)
 
 
 def _end(worker: _Process) -> None:
