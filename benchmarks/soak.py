@@ -3,7 +3,8 @@
 usage: python -m benchmarks.soak [--kills N] [--engine processes|ray] [--seed N] [--partition SECONDS]
 A driver in a process of its own does work on two workers: 200 units that also append rows, 50 ms each. At random moments something is killed by SIGKILL: one of the workers, a
 whole node with all of its processes (another takes its place), or the driver (the same command goes on). When the work is done its files are compared
-with those of one undisturbed process, and it begins again, until there were so many kills. With `--partition` a Ray node stands still for so long
+with those of one undisturbed process, and it begins again, until there were so many kills. A driver that refuses to go on, because all that it started
+was killed, is started anew, and counted. With `--partition` a Ray node stands still for so long
 in the first round, raylet and workers, and then goes on.
 """
 
@@ -28,6 +29,8 @@ from tests.tree import ROOT
 from tests.unit.engine.toy_work import Concatenation
 
 UNITS = 200
+_REFUSED = 3
+"""Refusals of one round, at most."""
 
 DRIVER = """
 import sys
@@ -119,17 +122,28 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".part"}
 
 
+def differing(left: dict[str, bytes], right: dict[str, bytes]) -> list[str]:
+    """The names of files that only one of them has, or that differ."""
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+
+
 def round_of(nodes: Nodes, folder: Path, chance: random.Random, partition: float) -> dict[str, int]:
     """Do the work once, killing; how often what was killed."""
     killed = {"worker": 0, "node": 0, "driver": 0}
     command = [sys.executable, "-c", DRIVER, nodes.engine, str(folder), str(UNITS)]
-    driver = subprocess.Popen(command, cwd=ROOT)
-    while driver.poll() is None:
+    driver, refused = subprocess.Popen(command, cwd=ROOT), 0
+    while driver.poll() != 0:
         deadline = time.monotonic() + chance.uniform(0.5, 8)
         while driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        if driver.poll() is not None:
+        if driver.poll() == 0:
             break
+        if driver.poll() is not None:
+            refused += 1
+            if refused > _REFUSED:
+                raise SystemExit(f"the driver has ended with status {driver.returncode}")
+            driver = subprocess.Popen(command, cwd=ROOT)
+            continue
         workers = nodes.workers(driver.pid)
         what = chance.choice(["worker", "worker", "worker", "driver"] + ["node"] * (nodes.cluster is not None))
         if partition and workers:
@@ -149,9 +163,7 @@ def round_of(nodes: Nodes, folder: Path, chance: random.Random, partition: float
             driver.wait()
             driver = subprocess.Popen(command, cwd=ROOT)
             killed["driver"] += 1
-    if driver.returncode:
-        raise SystemExit(f"the driver has ended with status {driver.returncode}")
-    return killed
+    return {**killed, "refusal": refused}
 
 
 def main() -> None:
@@ -164,21 +176,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.partition and options.engine != "ray":
         parser.error("--partition is of nodes: name --engine ray")
-    chance, total, rounds = random.Random(options.seed), {"worker": 0, "node": 0, "driver": 0}, 0
+    chance, rounds = random.Random(options.seed), 0
+    total = {"worker": 0, "node": 0, "driver": 0, "refusal": 0}
     os.environ["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryDirectory() as place:
         run(Concatenation(UNITS, appended=frozenset({"rows"})), Folder(Path(place) / "whole"))
         whole = files(Path(place) / "whole")
         nodes = Nodes(options.engine)
         try:
-            while sum(total.values()) < options.kills:
+            while sum(total.values()) - total["refusal"] < options.kills:
                 folder = Path(place) / f"round{rounds}"
                 folder.mkdir()
                 for what, count in round_of(nodes, folder, chance, options.partition if rounds == 0 else 0).items():
                     total[what] += count
                 rounds += 1
-                if files(folder) != whole:
-                    raise SystemExit(f"round {rounds}: the files are not those of one process")
+                if found := differing(files(folder), whole):
+                    raise SystemExit(f"round {rounds}: the files are not those of one process: {found}")
                 sys.stdout.write(f"round {rounds}: {total}, all bytes the same\n")
                 sys.stdout.flush()
         finally:

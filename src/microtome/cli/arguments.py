@@ -42,7 +42,7 @@ Dtype = Annotated[
         help="Precision of the forward pass; auto: bfloat16 where this machine is fast at it and the checkpoint is no better."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; cuda:0,cuda:1 for a model larger than one GPU.")]
 RemoteCode = Annotated[
     Literal["refuse", "allow"], typer.Option(help="Whether to run Python code that a checkpoint brings along.")
 ]

@@ -170,7 +170,8 @@ class _Crew:
                 if ended >= _HOPELESS:
                     why = f"{ended} have ended before they had opened the model, the last of them: {event.why}"
                     raise Refusal("workers", why=why, instead="give each more memory, or look at the logs of its node")
-            latest = latest if len(self._open) == before else time.monotonic()
+            if len(self._open) > before:
+                latest, ended = time.monotonic(), 0
         self.wanted = agreed({each.number: each.identity for each in self._open if each.identity is not None})
         self.first = frozenset(each.number for each in self._open)
 

@@ -49,7 +49,7 @@ class Factors:
             assert isinstance(found, Tensor), f"{site} has one state per token"
             states[site] = found.flatten(2)
             here = self.dictionary.scaling.usual(states[site], self.dictionary.place(site))
-            usual = here if usual is None else usual & here
+            usual = here if usual is None else usual & here.to(usual.device)
         assert usual is not None, "a dictionary reads a site"
         return self.dictionary.encode(states) * usual[..., None]
 

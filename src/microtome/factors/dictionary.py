@@ -6,7 +6,7 @@ what its factors mean, belongs elsewhere; formats of others are read in `formats
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Final, Literal
 
@@ -61,6 +61,11 @@ class Encoder:
     weights: Float[Tensor, "place d_model unit"]
     bias: Float[Tensor, " unit"]
     rule: Above | Largest
+
+    def codes(self, scaled: Mapping[int, Float[Tensor, "*row d_model"]]) -> Float[Tensor, "*row unit"]:
+        """Codes of scaled states, by place."""
+        parts = [x @ self.weights[place].to(x.dtype) for place, x in scaled.items()]
+        return self.rule.keep(sum(parts[1:], parts[0]) + self.bias.to(parts[0].dtype))
 
 
 Coder = Lasso | Greedy | Encoder
@@ -126,6 +131,34 @@ class Dictionary:
     def _prepared(self) -> dict[torch.dtype, Prepared]:
         return {}
 
+    @cached_property
+    def _elsewhere(self) -> "dict[torch.device, Dictionary]":
+        return {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """What it is, without what was prepared for a device: another process may have others."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def on(self, device: torch.device) -> "Dictionary":
+        """The same with its numbers on a device. Cost: a copy, made and kept the first time."""
+        if self.directions.device == device:
+            return self
+        if device not in self._elsewhere:
+            coder = self.coder
+            if isinstance(coder, Encoder):
+                rule = Above(coder.rule.threshold.to(device)) if isinstance(coder.rule, Above) else coder.rule
+                coder = Encoder(coder.weights.to(device), coder.bias.to(device), rule)
+            self._elsewhere[device] = replace(
+                self,
+                coder=coder,
+                scaling=self.scaling.on(device),
+                directions=self.directions.to(device),
+                offset=self.offset.to(device),
+                target_scaling=None if self.target_scaling is None else self.target_scaling.on(device),
+                skip=None if self.skip is None else self.skip.to(device),
+            )
+        return self._elsewhere[device]
+
     def place(self, site: Site) -> int:
         """The number of a site among those that are read.
 
@@ -148,7 +181,7 @@ class Dictionary:
         return {site: self.scaling.apply(x, self.place(site)) for site, x in values.items()}
 
     def encode(self, values: Mapping[Site, Float[Tensor, "*row d_model"]]) -> Float[Tensor, "*row unit"]:
-        """Codes of states as the model has them: of one site, or in a crosscoder of all that it reads.
+        """Codes of states as the model has them: of one site, or in a crosscoder of all that it reads; computed where the (first) state is.
 
         Errors: `Refusal` for states of another width, or of other sites.
         Cost: for each state 2 d_model units FLOP by an encoder; for the others see `coding`.
@@ -158,19 +191,16 @@ class Dictionary:
             why = f"states are given of {', '.join(map(str, values)) or 'no site'}"
             instead = f"give those of {', '.join(map(str, self.reads))}" + (", one at a time" if len(wanted) == 1 else "")
             raise Refusal(f"codes of dictionary {self.name}", why=why, instead=instead)
-        scaled = self.scaled({site: values[site] for site in wanted})
-        if isinstance(self.coder, Encoder):
-            return self.coder.rule.keep(self._before(self.coder, scaled))
+        device = values[wanted[0]].device
+        here = self.on(device)
+        scaled = here.scaled({site: values[site].to(device) for site in wanted})
+        if isinstance(here.coder, Encoder):
+            crossed = self.arrangement == "crosscoder"
+            return here.coder.codes({self.place(site) if crossed else 0: x for site, x in scaled.items()})
         (x,) = scaled.values()
         flat = x.reshape(-1, x.shape[-1])
-        found = [self._searched(rows) for rows in flat.split(_AT_ONCE)] or [flat.new_zeros(0, self.units)]
+        found = [here._searched(rows) for rows in flat.split(_AT_ONCE)] or [flat.new_zeros(0, self.units)]
         return torch.cat(found).view(*x.shape[:-1], self.units)
-
-    def _before(self, encoder: Encoder, scaled: Mapping[Site, Tensor]) -> Tensor:
-        """What the encoder makes of scaled states, before anything is kept of it."""
-        crossed = self.arrangement == "crosscoder"
-        parts = [x @ encoder.weights[self.place(site) if crossed else 0].to(x.dtype) for site, x in scaled.items()]
-        return sum(parts[1:], parts[0]) + encoder.bias.to(parts[0].dtype)
 
     def _searched(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row unit"]:
         x = rows - self.offset[0].to(rows.dtype)
@@ -183,10 +213,12 @@ class Dictionary:
     def decode(
         self, codes: Float[Tensor, "*row unit"], site: Site, state: Float[Tensor, "*row d_model"] | None = None
     ) -> Float[Tensor, "*row d_written"]:
-        """What codes make of a state at one of the sites that are written, in the model's own units.
+        """What codes make of a state at one of the sites that are written, in the model's own units, where the codes are.
 
         `state` is that which was read: a transcoder with a linear part needs it.
         """
+        if self.directions.device != codes.device:
+            return self.on(codes.device).decode(codes, site, state)
         target, place, scaling = 0, 0, self.scaling
         if self.arrangement == "crosscoder":
             target = place = self.place(site)

@@ -49,6 +49,11 @@ class Scaling:
             return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         return (x.float() - self.centre[place].to(x.device)).norm(dim=-1) <= self.longest[place].to(x.device)
 
+    def on(self, device: torch.device) -> "Scaling":
+        """The same with its numbers on a device."""
+        longest = None if self.longest is None else self.longest.to(device)
+        return Scaling(self.centre.to(device), self.size.to(device), longest)
+
     def at(self, place: int) -> "Scaling":
         """That of one place alone."""
         longest = None if self.longest is None else self.longest[place : place + 1]

@@ -97,6 +97,7 @@ def _margin(error: float, allowed: float) -> float:
 
 
 def _relative(observed: Tensor, expected: Tensor) -> float:
+    expected = expected.to(observed.device)
     if observed.shape != expected.shape:
         return float("inf")
     difference = (observed.float() - expected.float()).abs().max()
@@ -194,7 +195,8 @@ def _end_pairs(model: Model, batch: Batch, stream: Tensor, seen: dict[str, Tenso
         return
     yield Pair("logits = unembedded final_norm", seen["logits"], unembed(model, final_norm(model, stream)))
     if not model.head.transform:
-        product = seen["final_norm"].float() @ weights.get("W_U").float()
+        W_U = weights.get("W_U").float()
+        product = seen["final_norm"].float().to(W_U.device) @ W_U
         limit = getattr(model.config, "final_logit_softcapping", None)
         biased = product + weights.get("b_U").float() if weights.has("b_U") else product
         capped = biased if limit is None else torch.tanh(biased / limit) * limit
@@ -227,7 +229,8 @@ def _check_attention(model: Model, batch: Batch, book: _Book) -> None:
             largest[layer] = float(value.float().where(value > torch.finfo(value.dtype).min / 2, 0.0).abs().max())
             return
         allowed = book.tolerance * max(1.0, largest[layer] / _SHARPNESS)
-        book.add(Pair("attn_probs = eager attention", value * real, eager[layer] * real), layer, allowed)
+        here = real.to(value.device)
+        book.add(Pair("attn_probs = eager attention", value * here, eager[layer].to(here.device) * here), layer, allowed)
 
     layers = range(model.shape.layers)
     observe(model, batch, [Site(name, layer) for layer in layers for name in ("attn_scores", "attn_probs")], receive)

@@ -66,8 +66,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Where the first parameters are, and so what goes in."""
         return next(self.module.parameters()).device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where any parameters are: several for a model that is spread."""
+        return tuple(dict.fromkeys(each.device for each in self.module.parameters()))
 
     def block(self, layer: int) -> nn.Module:
         """The module of a layer; layers that share one have the same."""

@@ -17,6 +17,7 @@ from microtome.model.experts import Branch, Paired, experts_observed
 from microtome.model.families import Facts, Recipe, Tap
 from microtome.model.hooks import Hook, attached
 from microtome.model.model import Model, recipe_of
+from microtome.model.placement import device_of
 
 __all__ = ["capture", "final_norm", "forward", "inputs_of", "observe", "unembed", "whereabouts"]
 
@@ -30,10 +31,11 @@ class _Seen(Exception):
 class _Wanted:
     """A site being waited for: its recipe's tapped tensors as they arrive, until it can be computed and handed over."""
 
-    __slots__ = ("compute", "facts", "missing", "site", "taps", "values")
+    __slots__ = ("compute", "device", "facts", "missing", "site", "taps", "values")
 
     def __init__(self, site: Site, recipe: Recipe, facts: Facts) -> None:
         self.site = site
+        self.device = None if site.layer is None else device_of(facts.block)
         self.taps = recipe.taps
         self.compute = recipe.compute
         self.facts = facts
@@ -93,6 +95,8 @@ class _Watch:
         return look
 
     def _arrived(self, wanted: _Wanted, tap: Tap, value: Any) -> None:
+        if isinstance(value, Tensor):  # a hook sees what goes into a block before it is moved to the block's device
+            value = value.to(wanted.device)
         wanted.values[tap] = value
         wanted.missing -= 1
         if wanted.missing == 0:
@@ -152,7 +156,7 @@ def observe(
     """Run one forward pass and hand over the tensors of `sites` as they appear, each once, without copies.
 
     Where gradients are "kept" the pass runs with autograd: what is handed over remembers what it was made of, if that needs a gradient.
-    The tensors are the model's own, padding included: what is to outlive the call to `receive` must be copied there. The pass
+    The tensors are the model's own, padding included, and those of a layer on its device: what is to outlive the call to `receive` must be copied there. The pass
     runs under `inference_mode`, without the head unless `logits` is asked for, and stops after the last site.
 
     Errors: `Refusal` for a site that the model does not have, before anything runs.

@@ -6,6 +6,7 @@ Everything that can be wrong with a checkpoint is refused here, before anything 
 
 import copy
 import functools
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,8 @@ from microtome.model.gguf import converted
 from microtome.model.hub import snapshot
 from microtome.model.images import open_processor
 from microtome.model.model import Model, Opening
-from microtome.model.precision import Stored, choose_device, choose_dtype, stored_dtype
+from microtome.model.placement import devices_named, room_on, split
+from microtome.model.precision import Stored, choose_dtype, stored_dtype
 from microtome.model.quiet import quiet
 from microtome.model.shape import Shape
 from microtome.model.tokenizers import open_tokenizer
@@ -80,7 +82,7 @@ def load(
     """Open a model: a folder, a .gguf file, a hub id (`owner/name`, `owner/name@revision`), or a transformers model.
 
     The class that the checkpoint's configuration names is built, with its head. `dtype` and `device`: see
-    `precision.choose_dtype` and `choose_device`; a model already built keeps its own. `remote_code` is only asked for where the
+    `precision.choose_dtype` and `placement.room_on` (several devices: `cuda:0,cuda:1`); a model already built keeps its own. `remote_code` is only asked for where the
     checkpoint brings its own class.
 
     Errors: `Refusal` for everything that cannot be opened, is damaged, contradicts itself, or is of an unknown architecture.
@@ -91,18 +93,12 @@ def load(
 
     if isinstance(source, PreTrainedModel):
         return _adopt(source, dtype, device)
-    target = choose_device(device)
-    if target.type == "cpu":
+    if devices_named(device)[0].type == "cpu":
         keep_freed_memory()
     checkpoint = open_checkpoint(source, remote_code=remote_code)
-    module = _build(checkpoint, choose_dtype(dtype, target, checkpoint.stored))
-    check_finite(checkpoint.name, module.named_parameters())
-    try:
-        module.to(target)  # pyright: ignore[reportArgumentType]
-    except torch.OutOfMemoryError as error:
-        raise Refusal(
-            f"model {checkpoint.name}", why=f"it does not fit on {target}", instead="use device='cpu' or dtype='bfloat16'"
-        ) from error
+    chosen = choose_dtype(dtype, devices_named(device)[0], checkpoint.stored)
+    elements = DiskTensors(checkpoint.files.weights).elements().values()
+    module = _placed(checkpoint, chosen, room_on(device, sum(elements) * chosen.itemsize))
     model = wrap(
         module,
         checkpoint.tokenizer,
@@ -221,18 +217,56 @@ def _described(architecture: type, config: Any, name: str) -> Any:
         raise _contradiction(name, error) from error
 
 
-def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> "PreTrainedModel":
+def _placed(checkpoint: Checkpoint, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> "PreTrainedModel":
+    """The model where it is to be, with numbers that are finite."""
+    try:
+        if len(devices) == 1:
+            module = _build(checkpoint, dtype)
+            check_finite(checkpoint.name, module.named_parameters())
+            return module.to(devices[0])  # pyright: ignore[reportArgumentType]
+        _require_accelerate(checkpoint.name)
+        module = _build(checkpoint, dtype, _split(checkpoint, devices))
+        check_finite(checkpoint.name, module.named_parameters())
+    except torch.OutOfMemoryError as error:
+        raise Refusal(
+            f"model {checkpoint.name}",
+            why=f"it does not fit on {', '.join(map(str, devices))}",
+            instead="use more devices (cuda:0,cuda:1), dtype='bfloat16', or device='cpu'",
+        ) from error
+    return module
+
+
+def _require_accelerate(name: str) -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        raise Refusal(
+            f"model {name} on several devices", why="accelerate is not installed", instead="pip install 'microtome[devices]'"
+        )
+
+
+def _split(checkpoint: Checkpoint, devices: tuple[torch.device, ...]) -> dict[str, str]:
+    """Which part of a model goes to which device."""
+    module = _described(checkpoint.architecture, checkpoint.config, checkpoint.name)
+    trunk = getattr(module, "base_model", module)
+    prefix = "" if trunk is module else f"{module.base_model_prefix}."
+    places = (checkpoint.family.at(checkpoint.config, layer) for layer in range(checkpoint.shape.layers))
+    return split(module, [prefix + place.block for place in places], devices)
+
+
+def _build(checkpoint: Checkpoint, dtype: torch.dtype, device_map: dict[str, str] | None = None) -> "PreTrainedModel":
     try:
         with quiet():
             module, info = checkpoint.architecture.from_pretrained(
                 checkpoint.files.folder,
                 config=checkpoint.config,
                 dtype=dtype,
+                device_map=device_map,
                 local_files_only=True,
                 use_safetensors=checkpoint.files.weights[0].suffix == ".safetensors",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a model class makes of a configuration that contradicts itself
         raise _contradiction(checkpoint.name, error) from error
     check_loaded(checkpoint.name, info, checkpoint.shape.layers)
@@ -248,15 +282,23 @@ def _contradiction(name: str, error: Exception) -> Refusal:
     )
 
 
-def _same_device(asked: torch.device, present: torch.device) -> bool:
-    return asked.type == present.type and asked.index in (None, present.index)
+def _is_there(asked: str | torch.device, present: torch.device) -> bool:
+    """Whether a model is on the device that is asked for, or, spread over several, begins on one of them."""
+    devices = map(torch.device, str(asked).split(","))
+    return any(each.type == present.type and each.index in (None, present.index) for each in devices)
 
 
 def _adopt(module: "PreTrainedModel", dtype: str | torch.dtype, device: str | torch.device) -> Model:
     """A model that is already built; its dtype and device are its owner's business."""
     named = str(module.name_or_path or "")
     stays = dtype == "auto" or choose_dtype(dtype, module.device, module.dtype) == module.dtype
-    there = device == "auto" or _same_device(torch.device(device), module.device)
+    there = device == "auto" or _is_there(device, module.device)
+    if any(each.is_meta for each in module.parameters()):
+        raise Refusal(
+            f"model {named or type(module).__name__}",
+            why="some of its parameters are offloaded, so that they cannot be read",
+            instead="name its checkpoint, and devices that hold it together: cuda:0,cuda:1",
+        )
     if not (stays and there):
         raise Refusal(
             f"model {named or type(module).__name__}",
