@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from microtome.engine import run
 from microtome.store import Folder
-from tests.tree import ROOT
+from tests.tree import IMPORTABLE, ROOT
 from tests.unit.engine.toy_work import Concatenation
 
 UNITS = 200
@@ -178,7 +178,7 @@ def main() -> None:
         parser.error("--partition is of nodes: name --engine ray")
     chance, rounds = random.Random(options.seed), 0
     total = {"worker": 0, "node": 0, "driver": 0, "refusal": 0}
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = IMPORTABLE
     with tempfile.TemporaryDirectory() as place:
         run(Concatenation(UNITS, appended=frozenset({"rows"})), Folder(Path(place) / "whole"))
         whole = files(Path(place) / "whole")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "microtome"
+IMPORTABLE = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+"""PYTHONPATH of processes that are to have this checkout's package, whichever is installed, and the tests."""
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _BUILT = {
     ".git",

@@ -99,6 +99,10 @@ class Flight:
     _void: dict[int, list[Task]] = field(default_factory=dict)
     _same: dict[tuple[str, Node], list[int]] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        """How many tasks there are that count."""
+        return sum(map(len, self._tasks.values()))
+
     def of(self, worker: int) -> list[Task]:
         """A worker's tasks that count."""
         return list(self._tasks.get(worker, ()))

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: actors that hold the model, on whichever nodes have room for one.
 
 Ray places them, moves what they are sent, and tells when one is gone; what is theirs to do the run decides, as for all engines. A place on
-a node that joins later is taken when there is one: one more actor is always asked for than there are. Joining the cluster belongs in `nodes`.
+a node that joins later is taken when there is one: while there is more to do than is being done, one more actor is asked for than there are. Joining the cluster belongs in `nodes`.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from microtome.core import Interrupted, Refusal
 from microtome.engine.agreement import agreed, require_same
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
 from microtome.engine.nodes import installed_ray, join, require_versions
+from microtome.engine.notices import Notices
 from microtome.engine.tasks import Task
-from microtome.engine.wire import sendable
 from microtome.engine.work import Advance, Recipe, Subject, Work
-from microtome.engine.worker import THREADS, Worker, beacon
+from microtome.engine.worker import THREADS, Answer, Worker, answered, beacon
 from microtome.store import Shelf
 
 __all__ = ["Cluster"]
@@ -65,7 +65,7 @@ class Cluster:
         join(ray, self.address)
         try:
             require_versions(ray)
-            crew = _Crew(ray, self, subject, _resources(ray, self, subject))
+            crew = _Crew(ray, self, subject, _resources(ray, self, subject), most=self.workers)
             try:
                 crew.open()
                 yield crew
@@ -91,15 +91,19 @@ class _Actor:
         torch.set_num_threads(threads)
         self._worker = Worker(number)
 
-    def open(self, subject: Subject) -> Any:
+    def placed(self) -> Answer:
+        """It has a place, or it could not answer."""
+        return Answer(None)
+
+    def open(self, subject: Subject) -> Answer:
         """As `Worker.open`."""
-        return self._tried(lambda: dict(self._worker.open(subject, 0)))
+        return answered(lambda: dict(self._worker.open(subject, 0)))
 
-    def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> Any:
+    def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> Answer:
         """As `Worker.begin`."""
-        return self._tried(lambda: self._worker.begin(recipe, shelf, sign))
+        return answered(lambda: self._worker.begin(recipe, shelf, sign))
 
-    def do(self, task: Task) -> Any:
+    def do(self, task: Task) -> Answer:
         """As `Worker.do`; with what has gone through the model."""
         gone = [0, 0]
 
@@ -107,21 +111,16 @@ class _Actor:
             gone[0] += windows
             gone[1] += tokens
 
-        return self._tried(lambda: (self._worker.do(task, advance), *gone))
-
-    def _tried(self, what: Any) -> Any:
-        try:
-            return what()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
-            return sendable(error)
+        return answered(lambda: (self._worker.do(task, advance), *gone))
 
 
 @dataclass(eq=False)
 class _Member:
-    """An actor, and whether it is open and has begun the stage."""
+    """An actor; whether it has a place on a node, and what it has open."""
 
     number: int
     actor: Any
+    placed: bool = False
     identity: Mapping[str, str] | None = None
 
 
@@ -150,6 +149,9 @@ class _Crew:
     wanted: Mapping[str, str] = field(default_factory=dict)
     first: frozenset[int] = frozenset()
     ended: int = 0
+    peak: int = 0
+    most: int | None = None
+    notices: Notices = field(default_factory=Notices)
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -167,6 +169,7 @@ class _Crew:
             for event in self.messages(1.0, lambda *_: None, None):
                 assert isinstance(event, Gone), "nobody has work yet"
                 ended += 1
+                self._start()
                 if ended >= _HOPELESS:
                     why = f"{ended} have ended before they had opened the model, the last of them: {event.why}"
                     raise Refusal("workers", why=why, instead="give each more memory, or look at the logs of its node")
@@ -214,6 +217,7 @@ class _Crew:
             .remote(number, self.cluster.threads)
         )
         member = self.members[number] = _Member(number, actor)
+        self.asked[actor.placed.remote()] = _Asked(member, "place")
         self.asked[actor.open.remote(self.shared)] = _Asked(member, "open")
 
     @contextlib.contextmanager
@@ -241,6 +245,22 @@ class _Crew:
         each = self.members[worker]
         self.asked[each.actor.do.remote(task)] = _Asked(each, "do", self.stage, task)
 
+    def recruit(self, openings: int) -> None:
+        """As `Team.recruit`: ask for those who are gone, and for one more than there were; take back who waits for a place and is not needed."""
+        most = self.peak + 1 if self.most is None else min(self.most, self.peak + 1)
+        coming = [each for each in self.members.values() if each.identity is None]
+        wanted = max(0, min(openings, most - len(self._open)))
+        for _ in range(wanted - len(coming)):
+            self._start()
+        waiting = [each for each in coming if not each.placed]
+        for each in waiting[: max(0, len(coming) - wanted)]:
+            self._end(each)
+
+    def _end(self, member: _Member) -> None:
+        del self.members[member.number]
+        self.asked = {reference: each for reference, each in self.asked.items() if each.member is not member}
+        self.ray.kill(member.actor)
+
     def messages(self, seconds: float, advance: Advance, work: Work | None) -> Iterator[Event]:
         """What has come back, and who is gone."""
         ready, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
@@ -253,18 +273,18 @@ class _Crew:
             except self.ray.exceptions.RayError as error:
                 yield self._gone(asked.member, error)
                 continue
-            event = self._heard(asked, answer, advance, work)
+            self.notices.say(asked.member.number, answer.notices)
+            event = self._heard(asked, answer.outcome, advance, work)
             if event is not None:
                 yield event
 
     def _gone(self, member: _Member, error: Exception) -> Gone:
-        """Forget a worker, and ask for another in its place.
+        """Forget a worker; another in its place is asked for by `recruit`, where there is use of it.
 
         Errors: `Interrupted` where so many have ended, one after another, that the next would as well.
         """
         del self.members[member.number]
         self.asked = {reference: each for reference, each in self.asked.items() if each.member is not member}
-        self._start()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = (lines[0] if lines else type(error).__name__)[:300]
         self.ended += 1
@@ -278,6 +298,9 @@ class _Crew:
 
     def _heard(self, asked: _Asked, answer: Any, advance: Advance, work: Work | None) -> Event | None:
         member = asked.member
+        if asked.order == "place":
+            member.placed = True
+            return None
         if asked.order == "open":
             self._opened(member, answer)
             return None
@@ -313,14 +336,15 @@ class _Crew:
         Errors: `Refusal` where nobody is left.
         """
         _log.warning("a worker that has joined late is not used: %s", error)
-        self.ray.kill(self.members.pop(member.number).actor)
+        self._end(member)
+        self.most = len(self.members)
         if not self.members:
             raise Refusal(
                 "workers", why=f"none is left, and the last one said: {error}", instead="look at the nodes"
             ) from error
 
     def _opened(self, member: _Member, answer: Any) -> None:
-        """Have a worker begin the stage that is going on, and ask for the next one: there may be room for it now or later.
+        """Have a worker begin the stage that is going on.
 
         One that comes late and is not like the others is not used.
         """
@@ -337,9 +361,7 @@ class _Crew:
         member.identity = answer
         if self.begin_with is not None:
             self._begin(member)
-        waiting = any(each.identity is None for each in self.members.values())
-        if not waiting and len(self.members) < (self.cluster.workers or len(self.members) + 1):
-            self._start()
+        self.peak = max(self.peak, len(self._open))
 
     def close(self) -> None:
         """End all actors, those too that wait for a place."""

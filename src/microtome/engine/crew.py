@@ -70,6 +70,13 @@ class Team(Protocol):
         """Have a worker do a task, after those that it has."""
         ...
 
+    def recruit(self, openings: int) -> None:
+        """So many workers more would find something to do, and no more than that.
+
+        Who cannot have more, or has all that there can be, does nothing.
+        """
+        ...
+
     def events(self, seconds: float) -> Iterable[Event]:
         """What has happened since the last call; waits so long, at most, for something to happen.
 
@@ -115,6 +122,10 @@ class Heard(Protocol):
         """As `Team.give`."""
         ...
 
+    def recruit(self, openings: int) -> None:
+        """As `Team.recruit`."""
+        ...
+
     def messages(self, seconds: float, advance: Advance, work: Work) -> Iterable[Event]:
         """As `Team.events`, of the stage that has begun last."""
         ...
@@ -132,6 +143,10 @@ class Others:
     def give(self, worker: int, task: Task) -> None:
         """As `Team.give`."""
         self.crew.give(worker, task)
+
+    def recruit(self, openings: int) -> None:
+        """As `Team.recruit`."""
+        self.crew.recruit(openings)
 
     def events(self, seconds: float) -> Iterable[Event]:
         """As `Team.events`."""
@@ -170,6 +185,9 @@ class _HereTeam:
 
     def give(self, worker: int, task: Task) -> None:
         self._given.append(task)
+
+    def recruit(self, openings: int) -> None:
+        """There is one process."""
 
     def events(self, seconds: float) -> Iterable[Event]:
         del seconds

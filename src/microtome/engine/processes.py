@@ -5,7 +5,6 @@ replaced. What a worker does belongs in `worker`, what is sent in `wire`.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import IO, Final
 
@@ -23,8 +22,9 @@ import torch
 from microtome.core import Refusal
 from microtome.engine.agreement import agreed, require_same
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
+from microtome.engine.notices import Notices
 from microtome.engine.tasks import Task
-from microtome.engine.wire import OPENING, Advanced, Begin, Begun, Carried, Carry, Erred, Open, Opened, Said
+from microtome.engine.wire import OPENING, Advanced, Begin, Begun, Carried, Carry, Noticed, Open, Opened, OrderFailed
 from microtome.engine.work import Advance, Subject, Work
 from microtome.engine.worker import THREADS, beacon
 from microtome.store import Shelf
@@ -94,11 +94,8 @@ class _Crew:
     stage: int = 0
     ended: int = 0
     begin_with: Begin | None = None
-
-    @property
-    def identity(self) -> Mapping[str, str]:
-        """What all workers agree on."""
-        return agreed({each.number: each.identity for each in self.processes if each.identity is not None})
+    identity: Mapping[str, str] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
 
     def start(self, number: int) -> None:
         """Start a process and have it open the subject."""
@@ -125,7 +122,7 @@ class _Crew:
         while any(each.identity is None for each in self.processes):
             for event in self.messages(None, lambda *_: None):
                 assert isinstance(event, Gone), "nobody has work yet"
-        agreed({each.number: each.identity for each in self.processes if each.identity is not None})
+        self.identity = agreed({each.number: each.identity for each in self.processes if each.identity is not None})
 
     @contextlib.contextmanager
     def begin(self, work: Work, shelf: Shelf, advance: Advance) -> Iterator[Team]:
@@ -153,6 +150,9 @@ class _Crew:
         """Give a task to the worker of that number."""
         each = next(each for each in self.processes if each.number == worker)
         self._tell(each, Carry(self.stage, task))
+
+    def recruit(self, openings: int) -> None:
+        """There are as many as were asked for: whoever is gone is replaced at once."""
 
     def messages(self, seconds: float | None, advance: Advance, work: Work | None = None) -> Iterator[Event]:
         """What workers have to say; new ones take the place of those that are gone."""
@@ -182,14 +182,20 @@ class _Crew:
         self.start(each.number)
         return Gone(each.number, why)
 
+    def _opened(self, each: _Process, identity: Mapping[str, str]) -> None:
+        """Have a process begin the stage that is going on, if any; it may have taken the place of one that is gone."""
+        if self.identity:
+            require_same(self.identity, identity, f"worker {each.number}")
+        self.ended, each.identity = 0, identity
+        if self.begin_with is not None:
+            self._tell(each, self.begin_with)
+
     def _heard(self, each: _Process, message: object, advance: Advance, work: Work | None) -> Event | None:
         match message:
             case Opened(identity=identity):
-                self.ended, each.identity = 0, identity
-                if self.begin_with is not None:
-                    self._tell(each, self.begin_with)
-            case Said(name=name, level=level, message=said):
-                logging.getLogger(name).log(level, "%s", said)
+                self._opened(each, identity)
+            case Noticed(notices=notices):
+                self.notices.say(each.number, notices)
             case Begun(stage=self.stage, identity=identity, reach=reach):
                 assert work is not None, "a stage has work"
                 require_same(work.identity, identity, f"worker process {each.number}")
@@ -206,11 +212,11 @@ class _Crew:
             case Carried(stage=self.stage, task=task):
                 advanced, each.advanced = each.advanced, (0, 0)
                 return Done(each.number, task, advanced=advanced)
-            case Erred(stage=self.stage, task=Task() as task, error=error):
+            case OrderFailed(stage=self.stage, task=Task() as task, error=error):
                 advance(-each.advanced[0], -each.advanced[1])
                 each.advanced = (0, 0)
                 return Failed(each.number, task, error)
-            case Erred(stage=stage, task=None, error=error) if stage in (self.stage, OPENING):
+            case OrderFailed(stage=stage, task=None, error=error) if stage in (self.stage, OPENING):
                 raise error
             case _:  # of a stage that is over
                 pass

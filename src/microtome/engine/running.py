@@ -5,7 +5,7 @@ Everything that is committed stays, so that a run which is interrupted, in which
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -76,7 +76,6 @@ class _Run:
     advance: Advance
     workers: dict[int, Joined] = field(default_factory=dict)
     tries: Counter[Node] = field(default_factory=Counter)
-    given: dict[int, list[Task]] = field(default_factory=lambda: defaultdict(list))
     begun: dict[int, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
@@ -86,6 +85,7 @@ class _Run:
             for ahead in range(1, self.team.ahead + 1):  # one for each before anybody has two
                 for worker in sorted(self.workers):
                     self._provide(worker, ahead)
+            self.team.recruit(self.schedule.openings)
             for event in self.team.events(_WAIT):
                 self._note(event)
             if self.workers and all(joined.reach == "nothing" for joined in self.workers.values()):
@@ -94,12 +94,12 @@ class _Run:
     def _provide(self, worker: int, ahead: int) -> None:
         """Give a worker as much as it should have, so many tasks at most."""
         while self.schedule.busy(worker) < self.schedule.due(len(self.workers), ahead):
+            waits = not self.schedule.busy(worker)
             task = self._next(worker)
             if task is None:
                 return
-            if not self.given[worker]:
+            if waits:
                 self.begun[worker] = time.monotonic()
-            self.given[worker].append(task)
             self.team.give(worker, task)
 
     def _next(self, worker: int) -> Task | None:
@@ -116,7 +116,7 @@ class _Run:
             return []
         bound = max(_SOON, _LATE * fmean(self.seconds))
         now = time.monotonic()
-        return sorted(worker for worker, tasks in self.given.items() if tasks and now - self.begun[worker] > bound)
+        return sorted(worker for worker in self.workers if self.schedule.busy(worker) and now - self.begun[worker] > bound)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -126,7 +126,7 @@ class _Run:
                 self._end(worker, task)
                 self._commit(event)
             case Failed(worker=worker, task=task, error=error):
-                self.given[worker].remove(task)
+                self.begun[worker] = time.monotonic()
                 if self.schedule.failed(worker, task):
                     raise error
             case Gone(worker=worker, why=why):
@@ -134,7 +134,6 @@ class _Run:
 
     def _end(self, worker: int, task: Task) -> None:
         now = time.monotonic()
-        self.given[worker].remove(task)
         if task.begin == "compute":
             self.seconds = [*self.seconds[1 - _REMEMBERED :], now - self.begun[worker]]
         self.begun[worker] = now
@@ -158,7 +157,7 @@ class _Run:
 
     def _give_up(self, worker: int, why: str) -> None:
         self.workers.pop(worker, None)
-        self.given.pop(worker, None)
+        self.begun.pop(worker, None)
         for task in self.schedule.lost(worker)[:1]:  # what came after it had not begun
             self.tries[task.start] += 1
             if self.tries[task.start] >= _TRIES:

@@ -41,6 +41,11 @@ class Schedule:
         """Whether the states of all units are one."""
         return root(self.total) in self.finished
 
+    @property
+    def openings(self) -> int:
+        """How many workers more would find something to do: merges alone are left to those who work, if anybody does."""
+        return self._units.left or int(bool(self._pairs) and not self._flight)
+
     def due(self, workers: int, ahead: int) -> int:
         """How many tasks a worker should have: the last units are left for those who have none."""
         return ahead if self._units.left >= workers else 1

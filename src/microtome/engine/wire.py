@@ -4,23 +4,24 @@ It reads orders, does them in order, and tells what came of them. It ends when w
 mean belongs in `worker`, who gives them in `processes`.
 """
 
-import logging
+import contextlib
+import functools
 import os
 import queue
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final
 
 from microtome.core import Refusal
+from microtome.engine.notices import Notice
 from microtome.engine.tasks import Task
 from microtome.engine.work import Reach, Recipe, Subject
-from microtome.engine.worker import Worker
+from microtome.engine.worker import Worker, answered
 from microtome.store import Shelf
 
-__all__ = ["OPENING", "Advanced", "Begin", "Begun", "Carried", "Carry", "Erred", "Open", "Opened", "Said", "sendable", "serve"]
+__all__ = ["OPENING", "Advanced", "Begin", "Begun", "Carried", "Carry", "Noticed", "Open", "Opened", "OrderFailed", "serve"]
 
 
 OPENING: Final = -1
@@ -87,7 +88,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Erred:
+class OrderFailed:
     """An order could not be carried out: the last one that was begun. `task` where it was one."""
 
     stage: int
@@ -96,12 +97,10 @@ class Erred:
 
 
 @dataclass(frozen=True)
-class Said:
-    """Something was logged."""
+class Noticed:
+    """What was logged and warned of while an order was carried out, before what came of it."""
 
-    name: str
-    level: int
-    message: str
+    notices: tuple[Notice, ...]
 
 
 Order = Open | Begin | Carry
@@ -109,42 +108,22 @@ Order = Open | Begin | Carry
 _Send = Callable[[object], None]
 
 
-class _Telling(logging.Handler):
-    """Passes on what is logged."""
-
-    def __init__(self, send: "_Send") -> None:
-        super().__init__(logging.INFO)
-        self._send = send
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._send(Said(record.name, record.levelno, record.getMessage()))
-
-
 def serve(descriptor: int, number: int) -> None:
     """Carry out the orders that come by a socket, until its other end is gone."""
     wire = Connection(descriptor)
     orders: queue.SimpleQueue[Order | Refusal] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(wire, orders), daemon=True).start()
-    logger = logging.getLogger("microtome")
-    turn = threading.Lock()
-
-    def send(message: object) -> None:
-        """Whole, whichever thread has something to say."""
-        with turn:
-            wire.send(message)
-
-    logger.addHandler(_Telling(send))
-    logger.propagate = False
     worker = Worker(number)
-    while True:
-        order = orders.get()
-        try:
-            send(_carried_out(worker, order, send))
-        except BrokenPipeError:
-            return
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
-            stage, task = getattr(order, "stage", OPENING), getattr(order, "task", None)
-            send(Erred(stage, task, sendable(error)))
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            order = orders.get()
+            answer = answered(functools.partial(_carried_out, worker, order, wire.send))
+            if answer.notices:
+                wire.send(Noticed(answer.notices))
+            if isinstance(answer.outcome, Exception):
+                wire.send(OrderFailed(getattr(order, "stage", OPENING), getattr(order, "task", None), answer.outcome))
+            else:
+                wire.send(answer.outcome)
 
 
 def _receive(wire: Connection, orders: "queue.SimpleQueue[Order | Refusal]") -> None:
@@ -171,10 +150,3 @@ def _carried_out(worker: Worker, order: Order | Refusal, send: "_Send") -> Opene
         case Carry(stage=stage, task=task):
             worker.do(task, lambda windows, tokens: send(Advanced(stage, windows, tokens)))
             return Carried(stage, task)
-
-
-def sendable(error: Exception) -> Exception:
-    """The error itself where it is a refusal; else what a person needs to find it."""
-    if isinstance(error, Refusal):
-        return error
-    return RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))

@@ -6,17 +6,19 @@ How messages come and go belongs to `processes` and `cluster`; nothing here know
 import platform
 import secrets
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from microtome.core import Interrupted, Refusal
+from microtome.engine.notices import Notice, noticed
 from microtome.engine.tasks import Task, perform, split_rows
 from microtome.engine.work import SIGN, Advance, Reach, Recipe, Subject, Work
 from microtome.store import Damaged, Folder, Place, Shelf
 
-__all__ = ["THREADS", "Worker", "adopt", "beacon"]
+__all__ = ["THREADS", "Answer", "Worker", "adopt", "answered", "beacon"]
 
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables of the environment that say how many threads libraries of a process use."""
@@ -58,6 +60,26 @@ class Worker:
             own = Shelf(Folder(Path(folder)), self._shelf.of)
             own.write(_UNIT, self._work.run(task.start.index, advance))
             return {name: own.place.read(name) or b"" for name in own.place.names()}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an order: what it gives, or the error that it met; and what was logged and warned of on the way."""
+
+    outcome: Any
+    notices: tuple[Notice, ...] = ()
+
+
+def answered(order: Callable[[], Any]) -> Answer:
+    """Carry an order out. An error is part of the answer: the error itself where it is a refusal; else what a person needs to find it."""
+    with noticed() as notices:
+        try:
+            outcome = order()
+        except Refusal as refusal:
+            outcome = refusal
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
+            outcome = RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
+    return Answer(outcome, tuple(notices))
 
 
 def beacon(place: Place) -> str:

@@ -23,7 +23,7 @@ from microtome.engine import HERE, Crew, Engine, Processes, Subject
 from microtome.model import Model, load
 from microtome.store import digest
 from tests import toys
-from tests.tree import ROOT
+from tests.tree import IMPORTABLE
 
 _TEXTS = toys.toy_texts(documents=40, words=40)
 _SETTINGS = Settings(window=24)
@@ -81,7 +81,7 @@ class _Workers:
 def _several_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Units of a few windows, workers that find the tests, and one thread, as each worker has."""
     monkeypatch.setattr("microtome.capture.run.windows_per_unit", lambda *_: _PER_UNIT)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -18,8 +18,8 @@ from microtome.core import Refusal
 from microtome.engine import States, run
 from microtome.engine.cluster import Cluster
 from microtome.store import Folder, Place
-from tests.tree import ROOT
-from tests.unit.engine.toy_work import Concatenation, ToySubject
+from tests.tree import IMPORTABLE, ROOT
+from tests.unit.engine.toy_work import Concatenation, ToySubject, assert_said_once
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,19 +45,22 @@ class _Nodes:
         self.added.append(node)
         return node
 
+    def processes(self, node: Any) -> list[int]:
+        """Ray's own on a node, and those that they have started."""
+        own = [info.process.pid for infos in node.all_processes.values() for info in infos]
+        return [*own, *_below(own)]
+
     def kill(self, node: Any) -> None:
         """As when the power of a machine goes: all of its processes at once."""
         self.added.remove(node)
-        processes = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        for pid in [*_below(processes), *processes]:
+        for pid in reversed(self.processes(node)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def stop(self, node: Any, how: signal.Signals) -> None:
         """Have a node stand still, or go on: from outside as when the network to it is cut."""
-        processes = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        for pid in [*processes, *_below(processes)]:
+        for pid in self.processes(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
 
@@ -85,10 +88,10 @@ def _head() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback stays loopback
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", IMPORTABLE)
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_timeout_ms", "1000")
-        patch.setenv("RAY_health_check_failure_threshold", "4")
+        patch.setenv("RAY_health_check_failure_threshold", "10")
         from ray.cluster_utils import Cluster as Nodes
 
         cluster = Nodes(
@@ -142,17 +145,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return _files(folder)
 
 
+def _waiting() -> int:
+    """Actors that have no place on a node, as the cluster sees them."""
+    from ray._private import state
+
+    return sum(actor["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") for actor in state.actors().values())
+
+
 def _work(faults: Path | None = None, seconds: float = 0.0) -> Concatenation:
     return Concatenation(40, appended=frozenset({"rows"}), faults=faults, seconds=seconds)
 
 
-def test_two_nodes_write_the_files_of_one_process(nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_two_nodes_write_the_files_of_one_process_and_what_they_say_is_said_here_once(
+    nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     nodes.add()
     nodes.add()
-    work = _work()
-    _by(nodes, work, Folder(tmp_path))
-    assert _files(tmp_path) == whole
+    (faults := tmp_path / "faults").mkdir()
+    for unit in range(40):
+        (faults / f"{unit}-say").touch()
+    work = _work(faults)
+    waiting = []
+    with Cluster(nodes.address).started(ToySubject()) as crew:
+        with pytest.warns(RuntimeWarning) as warned:
+            run(work, Folder(tmp_path / "a"), crew=crew, advance=lambda *_: waiting.append(_waiting()))
+        deadline = time.monotonic() + 30
+        while _waiting() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _waiting(), "nobody more is asked for when all is given"
+    assert max(waiting) == 1, "one more than there are"
+    assert _files(tmp_path / "a") == whole
     assert work.ran == []
+    assert_said_once(warned, caplog)
 
 
 def test_a_worker_that_dies_costs_only_its_units(nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -180,20 +204,35 @@ def test_a_node_that_dies_costs_only_its_units_and_one_that_joins_late_works(
     assert len(list(faults.glob("by-*"))) >= 2, "the first node's worker, and the second's"
 
 
-def test_a_node_that_is_cut_off_for_a_while_changes_nothing(
+def test_what_a_node_has_that_is_cut_off_is_done_by_others_and_what_it_answers_late_does_not_count(
     nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microtome.engine.running._SOON", 0.5)
-    first, _ = nodes.add(), nodes.add()
-    nodes_back = threading.Timer(8, lambda: nodes.stop(first, signal.SIGCONT))
+    first, _ = nodes.add(), nodes.add(2)
+    (faults := tmp_path / "faults").mkdir()
+    (faults / "39-hold").touch()  # so that the run lasts until late answers have come
+    heard: list[int] = []
+    moments = iter(("cut off", "all done by others", "answers late", "over"))
+    moment = next(moments)
 
-    def meanwhile() -> None:
-        nodes.stop(first, signal.SIGSTOP)
-        nodes_back.start()
+    def advance(windows: int, tokens: int) -> None:
+        nonlocal moment
+        heard.append(windows)
+        if moment == "cut off" and any((faults / f"by-{pid}").exists() for pid in nodes.processes(first)):
+            nodes.stop(first, signal.SIGSTOP)
+        elif moment == "all done by others" and all((tmp_path / "a" / f"rows-{unit:08d}.json").exists() for unit in range(39)):
+            nodes.stop(first, signal.SIGCONT)
+        elif moment == "answers late" and windows < 0:
+            (faults / "go").touch()
+        else:
+            return
+        moment = next(moments)
 
-    _by(nodes, _work(seconds=0.05), Folder(tmp_path), meanwhile=meanwhile)
-    nodes_back.join()
-    assert _files(tmp_path) == whole
+    with Cluster(nodes.address).started(ToySubject()) as crew:
+        run(_work(faults, 0.05), Folder(tmp_path / "a"), crew=crew, advance=advance)
+    assert moment == "over"
+    assert sum(heard) == 40, "what came late was taken back"
+    assert _files(tmp_path / "a") == whole
 
 
 _DRIVER = """

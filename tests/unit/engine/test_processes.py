@@ -16,14 +16,14 @@ import pytest
 from microtome.core import Refusal
 from microtome.engine import Processes, States, run
 from microtome.store import DiskFull, Folder
-from tests.tree import ROOT
-from tests.unit.engine.toy_work import Concatenation, ToySubject, content
+from tests.tree import IMPORTABLE, ROOT
+from tests.unit.engine.toy_work import Concatenation, ToySubject, assert_said_once, content
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toys are of this folder, and workers are told where it is as any program tells them of its modules."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
 
 
 @pytest.fixture
@@ -101,6 +101,14 @@ def test_a_worker_that_dies_or_stands_still_costs_only_its_units(
     states = _by(2, Concatenation(12, faults=faults), tmp_path / "a")
     assert content(states) == content(whole)
     assert list(faults.glob("[0-9]*")) == []
+
+
+def test_what_workers_warn_of_and_log_is_said_here_once(tmp_path: Path, faults: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for unit in range(8):
+        (faults / f"{unit}-say").touch()
+    with pytest.warns(RuntimeWarning) as warned:
+        _by(2, Concatenation(8, faults=faults), tmp_path / "a")
+    assert_said_once(warned, caplog)
 
 
 def test_a_unit_that_ends_every_worker_is_named(tmp_path: Path, faults: Path) -> None:

@@ -198,6 +198,25 @@ def test_a_late_merge_is_copied_whole() -> None:
     assert schedule.complete
 
 
+def test_workers_are_wanted_for_what_nobody_has_been_given() -> None:
+    schedule = Schedule(2, set())
+    assert schedule.openings == 2
+    first, second = schedule.bare(0, 2), schedule.bare(1, 2)
+    assert first is not None
+    assert second is not None
+    assert schedule.openings == 0
+    schedule.lost(1)
+    assert schedule.openings == 1
+    second = schedule.bare(0, 2)
+    assert second is not None
+    schedule.done(0, first)
+    assert schedule.openings == 0
+    schedule.done(0, second)
+    assert schedule.openings == 1, "a merge, and nobody is at work"
+    schedule.merge(0)
+    assert schedule.openings == 0
+
+
 def test_names_of_more_units_than_there_are_end_nothing() -> None:
     assert settled(Node(7, 0), 5) == Node(7, 0)
     assert settled(Node(0, 4), 5) == Node(2, 1)

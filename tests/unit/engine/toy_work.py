@@ -4,15 +4,19 @@ Faults are files in a folder: whoever comes to a unit of that number removes the
 whichever process. Who works leaves a file there, too.
 """
 
+import logging
 import os
+import re
 import resource
 import signal
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from microtome.core import Refusal, State
@@ -62,21 +66,33 @@ class Concatenation:
         (self.faults / f"by-{os.getpid()}").touch()
         for path in sorted(self.faults.glob(f"{unit}-*")):
             kind = path.name.split("-")[1]
-            if kind != "always":
+            if kind not in ("always", "hold"):
                 path.unlink(missing_ok=True)
-            if kind == "refuse":
+            self._obey(unit, kind, path.name.split("-")[2:])
+
+    def _obey(self, unit: int, kind: str, arguments: list[str]) -> None:
+        assert self.faults is not None
+        match kind:
+            case "refuse":
                 raise Refusal(f"unit {unit}", why="it was told so", instead="take the file away")
-            if kind == "break":
+            case "break":
                 raise ZeroDivisionError("it was told so")
-            if kind == "stop":
+            case "say":
+                warnings.warn("toys are not to be eaten", RuntimeWarning, stacklevel=1)
+                logging.getLogger("microtome.toy").warning("a toy is %s", "small")
+            case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
-            elif kind == "sleep":
-                time.sleep(float(path.name.split("-")[2]))
-            elif kind == "limit":
+            case "hold":
+                deadline = time.monotonic() + 60
+                while not (self.faults / "go").exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            case "sleep":
+                time.sleep(float(arguments[0]))
+            case "limit":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-            elif kind == "flip":
+            case "flip":
                 _flip(self.faults.parent / "a")
-            else:
+            case _:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def merge(self, fold: str, state: State, later: State) -> State:
@@ -133,3 +149,13 @@ def _flip(folder: Path) -> None:
 def content(states: States) -> list[bytes]:
     """The bytes of what was merged."""
     return [tensor.numpy().tobytes() for _, tensor in sorted(states["fold"].items())]
+
+
+def assert_said_once(warned: pytest.WarningsRecorder, logged: pytest.LogCaptureFixture) -> None:
+    """What toys say of which a fault makes them, by whichever worker came first."""
+    sentences = [str(each.message) for each in warned if each.category is RuntimeWarning]
+    sentences += [record.getMessage() for record in logged.records if record.name == "microtome.toy"]
+    assert [re.sub("worker [01]", "worker", sentence) for sentence in sentences] == [
+        "worker: toys are not to be eaten",
+        "worker: a toy is small",
+    ]
