@@ -7,14 +7,13 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from microtome.atlas.settings import GIVEN, LENSES, Settings
 from microtome.atlas.texts import corpus_card
 from microtome.capture import Depth, Lens, Run
 from microtome.core import Refusal
 from microtome.model import Checkpoint, Model
-from microtome.store import Fingerprinted, Manifest, ModelCard, RunCard, fingerprint, manifest_path, read_manifest
+from microtome.store import Fingerprinted, Manifest, ModelCard, RunCard, differences, fingerprint, manifest_path, read_manifest
 
 __all__ = ["absent", "card_for", "manifest_for"]
 
@@ -112,18 +111,19 @@ def _difference(existing: RunCard, card: RunCard, inputs: str) -> str:
     """What differs between the run that is in the atlas and the one asked for."""
     if (existing.corpus is None) != (card.corpus is None):
         return "it is a run of the weights alone" if existing.corpus is None else f"it is a run over {inputs}s"
-    pairs: dict[str, tuple[Any, Any]] = {
-        "seed": (existing.seed, card.seed),
-        "window": (existing.window, card.window),
-        "protocol": (existing.protocol, card.protocol),
-        "what is looked at": (_listed(existing.sites), _listed(card.sites)),
-        **{
-            key: (existing.execution.get(key, "absent"), card.execution.get(key, "absent"))
-            for key in {*existing.execution, *card.execution}
-        },
+    return "; ".join(differences(_compared(existing), _compared(card))) or (
+        "its images were others" if inputs == "image" else "its text was another one"
+    )
+
+
+def _compared(card: RunCard) -> dict[str, object]:
+    own: dict[str, object] = {
+        "seed": card.seed,
+        "window": card.window,
+        "protocol": card.protocol,
+        "what is looked at": _listed(card.sites),
     }
-    changed = [f"{key} was {old} and is now {new}" for key, (old, new) in sorted(pairs.items()) if old != new]
-    return "; ".join(changed) or ("its images were others" if inputs == "image" else "its text was another one")
+    return own | card.execution
 
 
 def _listed(sites: Sequence[str]) -> str:

@@ -22,8 +22,8 @@ from microtome.atlas.folder import require_usable
 from microtome.atlas.homes import seen
 from microtome.atlas.settings import Settings, lenses_of, sites_of
 from microtome.capture import MAIN, Lens, Results, Run, Stage, fold_batch, material_of, tokens_per_batch, writing_to
-from microtome.capture.execution import flops_per_token, windows_per_unit
-from microtome.capture.lens import sampled_windows, windows_of
+from microtome.capture.execution import flops_per_token
+from microtome.capture.lens import sampled_windows, windows_in_unit, windows_of
 from microtome.capture.run import masked
 from microtome.core import Fold, Refusal, RowFold, State
 from microtome.corpus import Corpus, Reading, Source
@@ -198,9 +198,7 @@ def _trial(run: Run, stage: Stage, lenses: Sequence[Lens], results: Results) -> 
         results.add(stage, name, functools.partial(_result, fold, states[name]))
     size = sum(t.numel() * t.element_size() for state in states.values() for t in state.values())
     seconds, counted = (sum(column) for column in zip(*taken[len(taken) > 1 :], strict=True))  # the first is slow
-    return _Trial(
-        seconds / counted, size, stage.unit or windows_per_unit(model, folds.values(), over.window, model.device.type)
-    )
+    return _Trial(seconds / counted, size, windows_in_unit(run, stage, folds.values(), model.device.type))
 
 
 def _result(fold: Fold | RowFold, state: State) -> Any:

@@ -1,18 +1,18 @@
 """Where a build writes: a folder, or an address of which a folder here is the copy that it works in.
 
 At an address the states of folds are written by whoever computes them, tables when they are whole, and the manifest after the
-tables that it names: with it they are there, and without it they are not. What is in the files belongs in `build`, which files
-there are at an address in `store.mirrors`.
+tables that it names: with it they are there, and without it they are not. What is in the files belongs in `build`, how they come to
+an address in `publishing`, which files there are at one in `store.mirrors`.
 """
 
 import contextlib
-import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from microtome.atlas.publishing import MadeFiles, Publication
 from microtome.capture import Progress
 from microtome.core import Interrupted, Refusal
 from microtome.store import (
@@ -20,24 +20,16 @@ from microtome.store import (
     Folder,
     Mirror,
     Place,
-    Unreachable,
-    committed,
-    digest,
     leased,
-    manifest_path,
     mirror_of,
     place_of,
     read_manifest,
 )
-from microtome.store.conditional import create, look, swap
 from microtome.store.leases import LEASE, Lease
 from microtome.store.manifest import manifest_of
 from microtome.store.mirrors import MANIFEST, PARTS
 
 __all__ = ["Home", "home_of", "require_usable_address", "seen"]
-
-_MADE: Final = "made.json"
-"""Beside the states of a run: the files that its stages have made, with their SHA-256."""
 
 
 @runtime_checkable
@@ -157,154 +149,61 @@ class _Local:
 
 
 class _Remote:
-    """An address, held by a lease."""
+    """An address, held by a lease: what is made in the copy is published, what is dear to make is kept beside the states."""
 
     def __init__(self, mirror: Mirror, lease: Lease, run: str) -> None:
-        self._mirror, self._lease, self._run = mirror, lease, run
-        self._bucket = mirror.bucket
+        self._bucket, self._lease, self._run = mirror.bucket, lease, run
         self.folder = mirror.folder
-        there = look(self._bucket, MANIFEST)
-        self._content, self._mark = there or (b"", "")
-        self._named = self._names(self._content)
-        self._sent = _digests(self.folder)
-        self._ever = set(self._named)
-        self._made: dict[str, str] = {}
-        self._bring_made()
+        self._publication = Publication(mirror.bucket, mirror.folder, lease)
+        self._made = MadeFiles(self.states(run), self.folder / "work" / run / "made", lease)
+        self._made.bring()
 
     @property
     def place(self) -> Place:
         """The address."""
         return self._bucket
 
-    def states(self, run: str) -> Place:
+    def states(self, run: str) -> Bucket:
         """At the address."""
         return self._bucket.inside("work").inside(run)
 
     def keep(self, files: Iterable[Path]) -> None:
-        """Send what is new. A file that the manifest there names waits for the next manifest: until then readers want the old one."""
+        """Send what is new, each as `Publication` does."""
         for path in files:
             name = path.relative_to(self.folder).as_posix()
             if name == MANIFEST:
-                self._publish()
-            elif name not in self._named:
-                self._send(name)
+                self._publication.publish()
+            else:
+                self._publication.send_unnamed(name)
 
     def drop_states(self, run: str) -> None:
-        """Remove what is below the place of the states, and what stages have made: it is in the atlas."""
-        self._lease.require()
-        self._made = {}
-        _empty(self._bucket.inside("work").inside(run))
+        """Remove what is below the place of the states, and what stages have made."""
+        assert run == self._run, "of another run this build has no states"
+        self._made.drop()
 
     def watched(self, progress: Progress) -> Progress:
         """Ends the build when the lease is lost, and keeps what stages have made."""
-        return _Guarded(progress, self)
+        return _Guarded(progress, self._lease, self._made)
 
     def settle(self) -> None:
-        """Make what is at the address what is in the folder: files go that a manifest has named, or this build sent, and none names now."""
-        self._publish()
-        for name in sorted(self._ever - self._named):
-            self._lease.require()
-            self._bucket.delete(name)
-        runs = read_manifest(self.folder).runs if self._content else {}
+        """Make what is at the address what is in the folder; states stay only of a run that is not complete."""
+        self._publication.publish()
+        self._publication.remove_unnamed()
+        runs = read_manifest(self.folder).runs if self._publication.exists else {}
         if self._run not in runs or runs[self._run].status == "complete":
-            self.drop_states(self._run)
-
-    def check(self) -> None:
-        """Refuse to go on where another may have begun to write."""
-        self._lease.require()
-
-    def keep_made(self) -> None:
-        """Send files that stages have made, which are dear to make again: whoever continues finds them."""
-        made, place = self.folder / "work" / self._run / "made", self.states(self._run)
-        assert isinstance(place, Bucket), "states of an address are there"
-        new = [path for path in sorted(made.rglob("*")) if path.is_file() and path.suffix != ".part"]
-        new = [path for path in new if path.relative_to(made).as_posix() not in self._made]
-        for path in new:
-            name = path.relative_to(made).as_posix()
-            self._lease.require()
-            place.inside("made").send(path, name)
-            self._made[name] = digest(path)
-        if new:
-            with place.committing(_MADE) as temporary:
-                temporary.write_text(json.dumps(self._made, indent=1, sort_keys=True))
-
-    def _bring_made(self) -> None:
-        """Fetch what stages of this run have made elsewhere; what is damaged is made again."""
-        place = self._bucket.inside("work").inside(self._run)
-        written = place.read(_MADE) or b"{}"
-        try:
-            listed = dict(json.loads(written))
-        except ValueError:
-            return
-        made = self.folder / "work" / self._run / "made"
-        for name, sha in listed.items():
-            path = made / name
-            if ".." in Path(name).parts or Path(name).is_absolute():
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                if not path.is_file() or digest(path) != sha:
-                    path.unlink(missing_ok=True)
-                    with committed(path) as temporary:
-                        place.inside("made").fetch(name, temporary)
-                        if digest(temporary) != sha:
-                            raise FileNotFoundError(name)
-                self._made[name] = sha
-
-    def _names(self, content: bytes) -> set[str]:
-        return set(manifest_of(content, self._bucket.address).digests()) if content else set()
-
-    def _send(self, name: str) -> None:
-        """Send a file of the folder, where it is not there yet."""
-        path = self.folder / name
-        sha = digest(path)
-        if self._sent.get(name) != sha:
-            self._lease.require()
-            self._bucket.send(path, name)
-            self._sent[name] = sha
-            self._ever.add(name)
-
-    def _publish(self) -> None:
-        """Send what the manifest of the folder names, then the manifest."""
-        path = manifest_path(self.folder)
-        content = path.read_bytes() if path.is_file() else b""
-        named = self._names(content)
-        for name in sorted(named):
-            if (self.folder / name).is_file():  # what is missing is named as such by whoever reads
-                self._send(name)
-        if content != self._content:
-            self._lease.require()
-            self._replace(content)
-            self._content, self._named = content, named
-
-    def _replace(self, content: bytes) -> None:
-        """The manifest itself, where it is still the one that this build has read or written."""
-        if not content:
-            there = look(self._bucket, MANIFEST)
-            if there is not None and there[1] == self._mark:
-                self._bucket.delete(MANIFEST)
-            return
-        made = self._content and swap(self._bucket, MANIFEST, content, self._mark) or None
-        mark = made if self._content else create(self._bucket, MANIFEST, content)
-        if mark is None:
-            raise Unreachable(
-                self._bucket.address,
-                why="its manifest is not the one that this build has read: another one has written there",
-                instead="wait for that build to end, and run the same command again",
-            )
-        self._mark = mark
+            self._made.drop()
 
 
 class _Guarded:
     """Progress of a build at an address."""
 
-    def __init__(self, inner: Progress, home: _Remote) -> None:
-        self._inner, self._home = inner, home
+    def __init__(self, inner: Progress, lease: Lease, made: MadeFiles) -> None:
+        self._inner, self._lease, self._made = inner, lease, made
 
     def begin(self, stage: str, windows: int) -> None:
         """A stage begins: what it was made from is kept."""
-        self._home.check()
-        self._home.keep_made()
+        self._lease.require()
+        self._made.keep()
         self._inner.begin(stage, windows)
 
     def found(self, windows: int) -> None:
@@ -313,30 +212,13 @@ class _Guarded:
 
     def advance(self, windows: int, tokens: int) -> None:
         """A batch."""
-        self._home.check()
+        self._lease.require()
         self._inner.advance(windows, tokens)
 
     def step(self, what: str) -> None:
         """Something without a count."""
-        self._home.check()
+        self._lease.require()
         self._inner.step(what)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of what the manifest in a folder names, of which each file was found to be as it says, or is missing."""
-    named = read_manifest(folder).digests() if manifest_path(folder).is_file() else {}
-    return {
-        name: next(iter(known)) if len(known) == 1 else digest(folder / name)
-        for name, known in named.items()
-        if (folder / name).is_file()
-    }
-
-
-def _empty(bucket: Bucket) -> None:
-    """Remove all files in a place and below."""
-    for name in bucket.below():
-        inner, _, last = name.rpartition("/")
-        (bucket.inside(inner) if inner else bucket).delete(last)
 
 
 def _renamed(refusal: Refusal, mirror: Mirror) -> Refusal:

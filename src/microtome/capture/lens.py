@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import torch
 
-from microtome.capture.execution import execution_class
+from microtome.capture.execution import execution_class, windows_per_unit
 from microtome.core import Batch, Fold, RowFold, Site
 from microtome.corpus import Corpus
 from microtome.model import Checkpoint, Model
@@ -32,6 +32,7 @@ __all__ = [
     "Windows",
     "few_documents",
     "sampled_windows",
+    "windows_in_unit",
     "windows_of",
 ]
 
@@ -131,6 +132,12 @@ def windows_of(run: Run, stage: Stage) -> Windows:
     windows = run.corpus if stage.over is None else stage.over
     assert windows is not None, "a stage is run over a corpus, or over texts of its own"
     return windows
+
+
+def windows_in_unit(run: Run, stage: Stage, folds: Iterable[Fold | RowFold], device: str) -> int:
+    """Windows of a unit of work: as many as the stage says, or `execution.windows_per_unit`."""
+    assert isinstance(run.model, Model), "a stage is run on a model that was built"
+    return stage.unit or windows_per_unit(run.model, folds, windows_of(run, stage).window, device)
 
 
 class Results:

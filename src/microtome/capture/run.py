@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microtome.capture.execution import device_type, tokens_per_batch, windows_per_unit
-from microtome.capture.lens import Lens, Results, Run, Stage, Windows, sampled_windows, windows_of
+from microtome.capture.execution import device_type, tokens_per_batch
+from microtome.capture.lens import Lens, Results, Run, Stage, Windows, sampled_windows, windows_in_unit, windows_of
 from microtome.capture.progress import Progress
 from microtome.capture.recipes import TABLES, packed
 from microtome.core import Batch, ExpertRows, Fold, Refusal, RowFold, Site, State
@@ -96,13 +96,12 @@ class StageWork:
 
     @property
     def units(self) -> int:
-        """Units of as many windows as the stage or `execution.windows_per_unit` says."""
+        """Units of as many windows as `lens.windows_in_unit` says."""
         return math.ceil(len(self.windows) / self._per_unit)
 
     @functools.cached_property
     def _per_unit(self) -> int:
-        device = device_type(self.of.execution)
-        return self.stage.unit or windows_per_unit(self._model, self.folds.values(), self._over.window, device)
+        return windows_in_unit(self.of, self.stage, self.folds.values(), device_type(self.of.execution))
 
     @property
     def _model(self) -> Model:

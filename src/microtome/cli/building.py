@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from microtome.engine import Engine
     from microtome.model import Model as BuiltModel
 
-__all__ = ["Engines", "Opening", "build_atlas", "reading_of"]
+__all__ = ["EngineOptions", "ModelOptions", "build_atlas", "reading_of"]
 
 
 @dataclass(frozen=True)
-class Engines:
+class EngineOptions:
     """Where passes over the text run, by the options of that."""
 
     engine: Literal["here", "processes", "ray"] = "here"
@@ -48,14 +48,14 @@ class Engines:
 
 
 @dataclass(frozen=True)
-class Opening:
+class ModelOptions:
     """A model as it was named, how to open it, and where its passes over the text run."""
 
     name: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: str
     remote_code: Literal["refuse", "allow"]
-    engines: "Engines" = Engines()
+    engines: "EngineOptions" = EngineOptions()
 
     def load(self) -> "BuiltModel":
         """Opened and built."""
@@ -72,7 +72,7 @@ def reading_of(encoding: str, text_column: str | None, label_column: str | None)
 
 
 def build_atlas(
-    opening: Opening, text: str | None, output: str, settings: "Settings", reading: "Reading", *, dry_run: bool
+    model: ModelOptions, text: str | None, output: str, settings: "Settings", reading: "Reading", *, dry_run: bool
 ) -> None:
     """Build, or say what it would take."""
     from microtome.atlas import build, estimate
@@ -81,16 +81,16 @@ def build_atlas(
     from microtome.model import open_checkpoint
 
     require_usable(output)
-    engine = opening.engines.chosen()
+    engine = model.engines.chosen()
     if dry_run:
         if text is None:
             raise Refusal(
                 "--dry-run", why="without a text there is only the reading of weights", instead="name a text, or leave it out"
             )
-        typer.echo(estimate(opening.load(), text, output=output, settings=settings, reading=reading).describe())
+        typer.echo(estimate(model.load(), text, output=output, settings=settings, reading=reading).describe())
         return
     with Bar() as bar:
-        bar.step(f"opening {Path(opening.name).name}")
-        subject = open_checkpoint(opening.name, remote_code=opening.remote_code) if text is None else opening.load()
+        bar.step(f"opening {Path(model.name).name}")
+        subject = open_checkpoint(model.name, remote_code=model.remote_code) if text is None else model.load()
         atlas = build(subject, text, output=output, settings=settings, reading=reading, progress=bar, engine=engine)
     typer.echo(f"{atlas.address} is ready: microtome open {shlex.quote(atlas.address)}")

@@ -23,7 +23,7 @@ from microtome.cli.arguments import (
     Workers,
     WorkerThreads,
 )
-from microtome.cli.building import Engines, Opening, build_atlas, reading_of
+from microtome.cli.building import EngineOptions, ModelOptions, build_atlas, reading_of
 from microtome.cli.dictionaries import DictionaryPath, Text, opened
 from microtome.cli.judging import compare, evaluate
 from microtome.cli.options import Verb, Way, require_used
@@ -154,8 +154,8 @@ def train(
         plan = replace(SOURCE_WORK, name=name, sites=tuple(sites or SOURCE_WORK.sites), tokens=tokens, keep=keep)
     settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=plan)
     reading = reading_of(encoding, text_column, label_column)
-    where = Engines(engine, workers, worker_threads, address)
-    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
+    where = EngineOptions(engine, workers, worker_threads, address)
+    build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @factors.command()
@@ -188,8 +188,8 @@ def encode(
 
     settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=opened(dictionary, name, site))
     reading = reading_of(encoding, text_column, label_column)
-    where = Engines(engine, workers, worker_threads, address)
-    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
+    where = EngineOptions(engine, workers, worker_threads, address)
+    build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @factors.command()

@@ -19,7 +19,7 @@ from microtome.cli.arguments import (
     TextColumn,
     Window,
 )
-from microtome.cli.building import Opening, build_atlas, reading_of
+from microtome.cli.building import ModelOptions, build_atlas, reading_of
 from microtome.cli.dictionaries import Text
 from microtome.core import Refusal
 
@@ -90,7 +90,7 @@ def evaluate(
 
     judging = judging_of([dictionary], seen(output), run, name=name, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
-    _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
+    _judge(ModelOptions(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
 
 def compare(
@@ -127,14 +127,16 @@ def compare(
 
     judging = judging_of(dictionary, seen(output), run, site=site, twin=twin, labels=labels, words=word or ())
     asked = _Asked(output, run, seed, window, dry_run)
-    _judge(Opening(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
+    _judge(ModelOptions(model, dtype, device, remote_code), text, asked, judging, (encoding, text_column, label_column))
 
 
-def _judge(opening: Opening, text: str, asked: _Asked, judging: "Judging", reading: tuple[str, str | None, str | None]) -> None:
+def _judge(
+    model: ModelOptions, text: str, asked: _Asked, judging: "Judging", reading: tuple[str, str | None, str | None]
+) -> None:
     from microtome.atlas import Atlas, Settings
     from microtome.cli.judged import show_judged
 
     settings = Settings(asked.run, "standard", asked.seed, asked.window, lenses=("factors",), dictionary=judging)
-    build_atlas(opening, text, asked.output, settings, reading_of(*reading), dry_run=asked.dry_run)
+    build_atlas(model, text, asked.output, settings, reading_of(*reading), dry_run=asked.dry_run)
     if not asked.dry_run:
         show_judged(Atlas(asked.output), asked.run, [each.name for each in judging.dictionaries])

@@ -36,7 +36,7 @@ from microtome.cli.arguments import (
     Workers,
     WorkerThreads,
 )
-from microtome.cli.building import Engines, Opening, build_atlas, reading_of
+from microtome.cli.building import EngineOptions, ModelOptions, build_atlas, reading_of
 from microtome.cli.factors import factors
 from microtome.cli.options import Verb
 from microtome.cli.vocabulary import Lookup, answer, require_one_way
@@ -80,8 +80,8 @@ def build(
 
     settings = Settings(run=run, depth=depth, seed=seed, window=window)
     reading = reading_of(encoding, text_column, label_column)
-    where = Engines(engine, workers, worker_threads, address)
-    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
+    where = EngineOptions(engine, workers, worker_threads, address)
+    build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
@@ -112,8 +112,8 @@ def geometry(
 
     settings = Settings(run, depth, seed, window, lenses=("geometry",), sites=tuple(sites or ()), protocol=protocol)
     reading = reading_of(encoding, text_column, label_column)
-    where = Engines(engine, workers, worker_threads, address)
-    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
+    where = EngineOptions(engine, workers, worker_threads, address)
+    build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
@@ -144,8 +144,8 @@ def neurons(
 
     settings = Settings(run, depth, seed, window, lenses=("neurons",), facts=facts, labels=labels)
     reading = reading_of(encoding, text_column, label_column)
-    where = Engines(engine, workers, worker_threads, address)
-    build_atlas(Opening(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
+    where = EngineOptions(engine, workers, worker_threads, address)
+    build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def steer(
 
     own = None if dictionary is None else dictionary_of(unit, dictionary)
     asked = Steering(tuple(unit), scale, set_to, tokens, most, temperature, seed, own)
-    typer.echo(steered(Opening(model, dtype, device, remote_code).load, prompt, asked))
+    typer.echo(steered(ModelOptions(model, dtype, device, remote_code).load, prompt, asked))
 
 
 @app.command(cls=Verb)
@@ -248,7 +248,7 @@ def vocabulary(
 
     settings = Settings(run, depth, seed, window, lenses=("vocabulary",))
     reading = reading_of(encoding, text_column, label_column)
-    build_atlas(Opening(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
+    build_atlas(ModelOptions(model, dtype, device, remote_code), text, output, settings, reading, dry_run=dry_run)
 
 
 @app.command(cls=Verb)
@@ -350,7 +350,7 @@ def sites(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_c
     from microtome.cli.show import show_sites
     from microtome.model import site_table
 
-    subject = Opening(model, dtype, device, remote_code).load()
+    subject = ModelOptions(model, dtype, device, remote_code).load()
     show_sites(subject.name, list(site_table(subject)))
 
 
@@ -359,7 +359,7 @@ def doctor(model: Model, dtype: Dtype = "auto", device: Device = "auto", remote_
     """Check the identities that microtome relies on, on this model, and print the certificate."""
     from microtome.cli.show import show_certificate
 
-    show_certificate(Opening(model, dtype, device, remote_code).load().certificate)
+    show_certificate(ModelOptions(model, dtype, device, remote_code).load().certificate)
 
 
 @app.command()

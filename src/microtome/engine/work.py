@@ -97,7 +97,8 @@ def rows_of(unit: int) -> str:
 class Parts(Sequence[State]):
     """The rows that the units of finished work have appended for one fold, in order; each is mapped when it is asked for.
 
-    Errors: `Interrupted` where rows are not as they were written, which is looked at when they are asked for first.
+    Errors: `Interrupted` where rows are not as they were written, which is looked at when they are asked for first. They are removed
+    then: the next run computes them again.
     """
 
     shelf: Shelf
@@ -116,6 +117,7 @@ class Parts(Sequence[State]):
             return [self[unit] for unit in chosen]
         if chosen not in self._sound:
             if isinstance(found := self.shelf.read(rows_of(chosen)), Damaged):
+                self.shelf.delete(rows_of(chosen))
                 why = "its bytes changed after they had been written"
                 raise Interrupted(found.path, why=why, instead="check the disk and run again to rebuild it")
             self._sound.add(chosen)

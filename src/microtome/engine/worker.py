@@ -57,7 +57,7 @@ class Worker:
             perform(self._work, self._shelf, task, advance)
             return {}
         with tempfile.TemporaryDirectory() as folder:
-            own = Shelf(Folder(Path(folder)), self._shelf.of)
+            own = Shelf(Folder(Path(folder)), self._shelf.work)
             own.write(_UNIT, self._work.run(task.start.index, advance))
             return {name: own.place.read(name) or b"" for name in own.place.names()}
 
@@ -119,7 +119,7 @@ def adopt(work: Work, shelf: Shelf, task: Task, files: Mapping[str, bytes]) -> N
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        states = Shelf(Folder(Path(folder)), shelf.of).read(_UNIT)
+        states = Shelf(Folder(Path(folder)), shelf.work).read(_UNIT)
         if isinstance(states, Damaged):
             raise Interrupted(f"unit {task.start.index}", why="its states were changed on the way", instead="run again")
         shelf.write(str(task.top), split_rows(work, shelf, task.start.index, dict(states)))

@@ -19,7 +19,7 @@ from microtome.core import Refusal
 from microtome.factors.autoencoder import REPLICATED
 from microtome.factors.mesh import Mesh
 from microtome.factors.training import Trainer
-from microtome.store import committed
+from microtome.store import committed, differences
 
 __all__ = ["checkpoints_in", "read_checkpoint", "write_checkpoint"]
 
@@ -106,12 +106,9 @@ def _is_whole(name: str) -> bool:
 
 
 def _require_same(path: Path, written: Mapping[str, str], identity: Mapping[str, str]) -> None:
-    changed = sorted(key for key in {*written, *identity} if written.get(key) != identity.get(key))
-    if changed:
+    if changed := differences(written, identity):
         raise Refusal(
             f"going on from checkpoint {path}",
-            why="; ".join(
-                f"{key} was {written.get(key, 'absent')} and is now {identity.get(key, 'absent')}" for key in changed
-            ),
+            why="; ".join(changed),
             instead="go back to what it was, or name another folder to begin anew",
         )

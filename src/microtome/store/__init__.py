@@ -11,6 +11,7 @@ from microtome.store.files import full as full
 from microtome.store.files import locked as locked
 from microtome.store.files import sweep as sweep
 from microtome.store.fingerprint import Fingerprinted as Fingerprinted
+from microtome.store.fingerprint import differences as differences
 from microtome.store.fingerprint import fingerprint as fingerprint
 from microtome.store.leases import leased as leased
 from microtome.store.manifest import SCHEMA_VERSION as SCHEMA_VERSION

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Fingerprinted", "fingerprint"]
+__all__ = ["Fingerprinted", "differences", "fingerprint"]
 
 
 @runtime_checkable
@@ -37,6 +37,16 @@ def fingerprint(value: object) -> str:
     """
     text = json.dumps(_canonical(value), separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What differs between two identities, a sentence each, by name.
+
+    >>> differences({"dtype": "float32", "threads": "1"}, {"threads": "2"})
+    ['dtype was float32 and is now absent', 'threads was 1 and is now 2']
+    """
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return [f"{key} was {before.get(key, 'absent')} and is now {now.get(key, 'absent')}" for key in changed]
 
 
 def _canonical(value: object) -> Any:

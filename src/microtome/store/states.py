@@ -58,12 +58,12 @@ class StoredStates(Mapping[str, State]):
 class Shelf:
     """The states in a place that belong together, by stem: a file `stem`.safetensors with its marker `stem`.json each.
 
-    `of` names the work that they are of. It is in every marker: what a process that has outlived its own work still writes
+    `work` is the fingerprint of the work that they are of. It is in every marker, as "of": what a process that has outlived its own work still writes
     is then not taken for states of the next.
     """
 
     place: Place
-    of: str = ""
+    work: str = ""
 
     def write(self, stem: str, states: Mapping[str, State]) -> None:
         """Commit the states of several folds, by fold name."""
@@ -76,7 +76,7 @@ class Shelf:
             save_file(tensors, temporary)
             written = digest(temporary)
         with self.place.committing(stem + _MARKER) as temporary:
-            temporary.write_text(json.dumps({"sha256": written, "folds": sorted(states), "of": self.of}))
+            temporary.write_text(json.dumps({"sha256": written, "folds": sorted(states), "of": self.work}))
 
     def stems(self) -> list[str]:
         """Of what there is a marker or data, in order."""
@@ -106,6 +106,10 @@ class Shelf:
         except KeyError:
             return Damaged(f"{self.place.address}/{stem}{_MARKER}")
 
+    def marked(self, stem: str) -> bool:
+        """Whether what is committed under `stem` is of this work. Its bytes are looked at when it is read. Cost: one read of the marker."""
+        return self._marker(stem) is not None
+
     def _marker(self, stem: str) -> dict[str, Any] | None:
         """What the marker says, or None where it is not one of this work."""
         written = self.place.read(stem + _MARKER) or b""  # a refusal of the place is none of the marker
@@ -114,7 +118,7 @@ class Shelf:
             whole = isinstance(recorded["sha256"], str) and isinstance(recorded["folds"], list)
         except (ValueError, KeyError, TypeError):
             return None
-        return recorded if whole and recorded.get("of") == self.of else None
+        return recorded if whole and recorded.get("of") == self.work else None
 
     def map(self, stem: str) -> StoredStates:
         """The states committed under `stem`, whose bytes have been looked at before. Cost: one read of the file's header."""

@@ -40,10 +40,10 @@ class Stopping(Silent):
 
 def main() -> None:
     """Build."""
-    import microtome.capture.run as running
+    import microtome.capture.lens as stages
 
     leases.RENEWED = 0.2
-    running.windows_per_unit = lambda *_: UNIT
+    stages.windows_per_unit = lambda *_: UNIT
     progress = Stopping(sys.argv[2], int(sys.argv[3]))
     build(toys.toy_decoder(), TEXTS, output=sys.argv[1], settings=SETTINGS, progress=progress)
 

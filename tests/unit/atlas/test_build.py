@@ -44,7 +44,7 @@ class _KillAfter(Silent):
 def _several_units() -> Iterator[None]:
     """A toy's unit of work would be the whole text; cut it so that there is something to interrupt and merge."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microtome.capture.run.windows_per_unit", lambda *_: 120)
+        patch.setattr("microtome.capture.lens.windows_per_unit", lambda *_: 120)
         yield
 
 

@@ -44,7 +44,7 @@ class _Cutting:
     def open(self, place: int) -> Model:
         import microtome.capture.run
 
-        microtome.capture.run.windows_per_unit = lambda *_: _PER_UNIT
+        microtome.capture.lens.windows_per_unit = lambda *_: _PER_UNIT
         if self.deadly is not None:
             microtome.capture.run.StageWork.run = self._dying(microtome.capture.run.StageWork.run)
         return self.inner.open(place)
@@ -80,7 +80,7 @@ class _Workers:
 @pytest.fixture(autouse=True)
 def _several_units(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Units of a few windows, workers that find the tests, and one thread, as each worker has."""
-    monkeypatch.setattr("microtome.capture.run.windows_per_unit", lambda *_: _PER_UNIT)
+    monkeypatch.setattr("microtome.capture.lens.windows_per_unit", lambda *_: _PER_UNIT)
     monkeypatch.setenv("PYTHONPATH", IMPORTABLE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

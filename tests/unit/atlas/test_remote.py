@@ -51,7 +51,7 @@ def _kill() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microtome.capture.run.windows_per_unit", lambda *_: UNIT)
+        patch.setattr("microtome.capture.lens.windows_per_unit", lambda *_: UNIT)
         patch.setattr(leases, "SETTLED", 0.05)
         yield
 

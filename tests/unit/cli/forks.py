@@ -99,7 +99,7 @@ def _serve() -> None:
     with tempfile.TemporaryDirectory() as folder, quiet():
         load(toys.save_checkpoint(Path(folder)))  # what is imported and compiled for it need not be again
     assert threading.active_count() == 1, "a fork has no other threads"
-    microtome.capture.run.windows_per_unit = lambda *_: 120  # a toy's unit of work would be the whole text
+    microtome.capture.lens.windows_per_unit = lambda *_: 120  # a toy's unit of work would be the whole text
     for line in sys.stdin:
         request = Request(**json.loads(line))
         child = os.fork()

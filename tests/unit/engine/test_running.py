@@ -8,7 +8,7 @@ import torch
 
 from microtome.core import Interrupted, Refusal
 from microtome.engine import Node, Parts, root, run
-from microtome.store import Folder, Shelf, fingerprint
+from microtome.store import Bucket, Folder, Shelf, fingerprint
 from tests.unit.engine.toy_work import Concatenation, Killed, content
 
 
@@ -165,3 +165,44 @@ def test_rows_that_change_after_they_were_written_are_not_read(tmp_path: Path) -
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(Interrupted, match="its bytes changed after they had been written"):
         _ = parts[1]
+
+
+def test_at_an_address_a_run_that_goes_on_fetches_states_only_and_rows_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    fetch = Bucket.fetch
+
+    def noting(self: Bucket, name: str, path: Path) -> None:
+        fetched.append(name.removesuffix(".safetensors"))
+        fetch(self, name, path)
+
+    monkeypatch.setattr(Bucket, "fetch", noting)
+    place, rows = Bucket(f"memory://{tmp_path.name}/stage"), frozenset({"rows"})
+    monkeypatch.setenv("MICROTOME_CACHE", str(tmp_path / "one"))
+    with pytest.raises(Killed):
+        run(Concatenation(6, die_before=5, appended=rows), place)
+    monkeypatch.setenv("MICROTOME_CACHE", str(tmp_path / "another"))
+    fetched.clear()
+    run(Concatenation(6, appended=rows), place)
+    assert sorted(fetched) == ["00-00000004", "02-00000000", "03-00000000"]
+    parts = Parts(Shelf(place, fingerprint({"name": "a"})), "rows", 6)
+    assert [part["row"].tolist() for part in parts] == [[unit] * (unit + 1) for unit in range(6)]
+    assert fetched[3:] == [f"rows-{unit:08d}" for unit in range(6)]
+
+
+def test_rows_that_decay_at_an_address_are_computed_again_once_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICROTOME_CACHE", str(tmp_path / "cache"))
+    place, rows = Bucket(f"memory://{tmp_path.name}/stage"), frozenset({"rows"})
+    run(Concatenation(3, appended=rows), place)
+    with place.committing("rows-00000001.safetensors") as temporary:
+        temporary.write_bytes(b"what is this")
+    parts = Parts(Shelf(place, fingerprint({"name": "a"})), "rows", 3)
+    with pytest.raises(Interrupted, match=r"rows-00000001.safetensors: its bytes changed .* run again to rebuild it"):
+        _ = parts[1]
+    again = Concatenation(3, appended=rows)
+    run(again, place)
+    assert 1 in again.ran
+    assert parts[1]["row"].tolist() == [1, 1]

@@ -103,9 +103,9 @@ def test_states_without_marker_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_states_of_other_work_under_the_same_name_are_not_taken_for_those_of_this(tmp_path: Path) -> None:
-    Shelf(Folder(tmp_path), of="before").write("00-00000000", {"a": {"x": torch.ones(1)}})
-    assert Shelf(Folder(tmp_path), of="now").read("00-00000000") == Damaged(str(tmp_path / "00-00000000.json"))
-    read = Shelf(Folder(tmp_path), of="before").read("00-00000000")
+    Shelf(Folder(tmp_path), work="before").write("00-00000000", {"a": {"x": torch.ones(1)}})
+    assert Shelf(Folder(tmp_path), work="now").read("00-00000000") == Damaged(str(tmp_path / "00-00000000.json"))
+    read = Shelf(Folder(tmp_path), work="before").read("00-00000000")
     assert not isinstance(read, Damaged)
     assert read["a"]["x"].tolist() == [1.0]
 
