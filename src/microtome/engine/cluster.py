@@ -7,6 +7,7 @@ a node that joins later is taken when there is one: while there is more to do th
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Cluster:
         join(ray, self.address)
         try:
             require_versions(ray)
-            crew = _Crew(ray, self, subject, _resources(ray, self, subject), most=self.workers)
+            crew = _Crew(ray, self, subject, _resources(ray, self, subject), most=self.workers or sys.maxsize)
             try:
                 crew.open()
                 yield crew
@@ -79,6 +80,25 @@ def _resources(ray: Any, cluster: Cluster, subject: Subject) -> dict[str, float]
     """What a worker declares."""
     gpus = cluster.gpus if cluster.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
     return {"CPU": float(cluster.threads), "GPU": gpus, "memory": float(subject.memory)}
+
+
+def _room(ray: Any, resources: Mapping[str, float], most: int) -> int:
+    """How many workers fit on the nodes, of so many at most.
+
+    Errors: `Refusal` where none does.
+    """
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            room += min(int(node["Resources"].get(name, 0) // amount) for name, amount in resources.items() if amount)
+    if not room:
+        cores, devices, memory = (resources[name] for name in ("CPU", "GPU", "memory"))
+        raise Refusal(
+            "a worker",
+            why=f"it takes {cores:g} cores, {devices:g} devices and {memory / 1e9:.1f} GB of memory, and no node has as much",
+            instead="add a node that has, or ask for less",
+        )
+    return min(room, most)
 
 
 class _Actor:
@@ -146,25 +166,22 @@ class _Crew:
     started: int = 0
     begin_with: tuple[Any, Shelf, str] | None = None
     shared: Any = None
-    wanted: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, str] = field(default_factory=dict)
     first: frozenset[int] = frozenset()
     ended: int = 0
     peak: int = 0
-    most: int | None = None
+    most: int = sys.maxsize
     notices: Notices = field(default_factory=Notices)
-
-    @property
-    def identity(self) -> Mapping[str, str]:
-        """What all workers agree on."""
-        return self.wanted
 
     def open(self) -> None:
         """Ask for as many actors as there is room for; wait until they are there, or, where others use the cluster too, some are."""
         self.shared = self.ray.put(self.subject)
-        for _ in range(self._room()):
+        for _ in range(_room(self.ray, self.resources, self.most)):
             self._start()
         latest, ended = time.monotonic(), 0
-        while len(self._open) < self._room() and not (self._open and time.monotonic() - latest > _GRACE_SECONDS):
+        while len(self._open) < _room(self.ray, self.resources, self.most) and not (
+            self._open and time.monotonic() - latest > _GRACE_SECONDS
+        ):
             before = len(self._open)
             for event in self.messages(1.0, lambda *_: None, None):
                 assert isinstance(event, Gone), "nobody has work yet"
@@ -175,32 +192,13 @@ class _Crew:
                     raise Refusal("workers", why=why, instead="give each more memory, or look at the logs of its node")
             if len(self._open) > before:
                 latest, ended = time.monotonic(), 0
-        self.wanted = agreed({each.number: each.identity for each in self._open if each.identity is not None})
+        self.identity = agreed({each.number: each.identity for each in self._open if each.identity is not None})
         self.first = frozenset(each.number for each in self._open)
 
     @property
     def _open(self) -> list[_Member]:
         """Those that have opened the subject."""
         return [each for each in self.members.values() if each.identity is not None]
-
-    def _room(self) -> int:
-        """How many workers fit on the nodes.
-
-        Errors: `Refusal` where none does.
-        """
-        room = 0
-        for node in self.ray.nodes():
-            if node["Alive"]:
-                fits = [int(node["Resources"].get(name, 0) // amount) for name, amount in self.resources.items() if amount]
-                room += min(fits)
-        if not room:
-            cores, devices, memory = (self.resources[name] for name in ("CPU", "GPU", "memory"))
-            raise Refusal(
-                "a worker",
-                why=f"it takes {cores:g} cores, {devices:g} devices and {memory / 1e9:.1f} GB of memory, and no node has as much",
-                instead="add a node that has, or ask for less",
-            )
-        return min(room, self.cluster.workers or room)
 
     def _start(self) -> None:
         """Ask for an actor; Ray places it when there is room."""
@@ -247,7 +245,7 @@ class _Crew:
 
     def recruit(self, openings: int) -> None:
         """As `Team.recruit`: ask for those who are gone, and for one more than there were; take back who waits for a place and is not needed."""
-        most = self.peak + 1 if self.most is None else min(self.most, self.peak + 1)
+        most = min(self.most, self.peak + 1)
         coming = [each for each in self.members.values() if each.identity is None]
         wanted = max(0, min(openings, most - len(self._open)))
         for _ in range(wanted - len(coming)):
@@ -288,7 +286,7 @@ class _Crew:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = (lines[0] if lines else type(error).__name__)[:300]
         self.ended += 1
-        if self.wanted and self.ended >= _TOO_MANY and not self._open:
+        if self.identity and self.ended >= _TOO_MANY and not self._open:
             raise Interrupted(
                 "workers",
                 why=f"{self.ended} have ended, one after another, the last of them: {why}",
@@ -351,10 +349,10 @@ class _Crew:
         try:
             if isinstance(answer, Exception):
                 raise answer
-            if self.wanted:
-                require_same(self.wanted, answer, f"worker {member.number}")
+            if self.identity:
+                require_same(self.identity, answer, f"worker {member.number}")
         except Exception as error:
-            if not self.wanted:
+            if not self.identity:
                 raise
             self._dismiss(member, error)
             return

@@ -103,8 +103,9 @@ class _Run:
             self.team.give(worker, task)
 
     def _next(self, worker: int) -> Task | None:
-        if self.workers[worker].reach == "nothing":
-            return self.schedule.bare(worker, len(self.workers))
+        reach = self.workers[worker].reach
+        if reach == "nothing":
+            return self.schedule.unit(worker, len(self.workers), reach)
         task = self.schedule.merge(worker) or self.schedule.unit(worker, len(self.workers))
         if task is None and not self.schedule.busy(worker):
             task = self.schedule.relief(worker, len(self.workers), self._late())

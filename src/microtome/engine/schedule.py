@@ -6,11 +6,12 @@ Carrying tasks out belongs in `tasks`, workers in `crew`, which units are left i
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from microtome.engine.allotment import Flight, Units
 from microtome.engine.tasks import Task
 from microtome.engine.tree import Node, root, settled
+from microtome.engine.work import Reach
 
 __all__ = ["Schedule"]
 
@@ -63,18 +64,13 @@ class Schedule:
         self._taken |= {start, start.sibling}
         return self._given(worker, Task("read", start, self._climbed(worker, settled(start.parent, self.total))))
 
-    def unit(self, worker: int, workers: int) -> Task | None:
-        """A unit for a worker, one of so many, with all merges that can follow; None where no unit is left."""
+    def unit(self, worker: int, workers: int, reach: Reach = "place") -> Task | None:
+        """A unit for a worker, one of so many, with all merges that can follow, if it can merge; None where no unit is left."""
         unit = self._units.next(worker, workers)
         if unit is None:
             return None
-        start = Node(0, unit)
-        return self._given(worker, Task("compute", start, self._climbed(worker, settled(start, self.total))))
-
-    def bare(self, worker: int, workers: int) -> Task | None:
-        """A unit for a worker who cannot merge."""
-        unit = self._units.next(worker, workers)
-        return None if unit is None else self._given(worker, _alone(Node(0, unit), self.total))
+        task = _alone(Node(0, unit), self.total)
+        return self._given(worker, task if reach == "nothing" else replace(task, top=self._climbed(worker, task.top)))
 
     def relief(self, worker: int, workers: int, late: Collection[int]) -> Task | None:
         """Something of what workers have who are late, for one who has nothing to do, so that whoever is quicker counts.

@@ -126,7 +126,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             told = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            # copied: of mapped numbers, which begin anywhere, products can be rounded otherwise than of the same numbers in memory
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except SafetensorError as error:
         raise Refusal(str(path), why="the file is damaged", instead="train the dictionary anew") from error
     if not told:

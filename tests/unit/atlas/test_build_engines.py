@@ -42,6 +42,7 @@ class _Cutting:
         return self.inner.memory
 
     def open(self, place: int) -> Model:
+        import microtome.capture.lens
         import microtome.capture.run
 
         microtome.capture.lens.windows_per_unit = lambda *_: _PER_UNIT

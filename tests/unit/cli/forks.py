@@ -87,7 +87,7 @@ class Forks:
 
 
 def _serve() -> None:
-    import microtome.capture.run
+    import microtome.capture.lens
     import microtome.cli.verbs
     from microtome.model import load
     from microtome.model.quiet import quiet

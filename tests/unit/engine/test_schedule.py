@@ -135,7 +135,7 @@ def test_most_merges_are_of_what_the_same_worker_has_just_committed() -> None:
 
 def test_a_worker_who_cannot_merge_is_given_units_alone() -> None:
     schedule = Schedule(4, set())
-    tasks = [schedule.bare(0, 1) for _ in range(4)]
+    tasks = [schedule.unit(0, 1, "nothing") for _ in range(4)]
     assert [task and task.merged(4) for task in tasks] == [[], [], [], []]
     for task in tasks:
         assert task is not None
@@ -201,13 +201,13 @@ def test_a_late_merge_is_copied_whole() -> None:
 def test_workers_are_wanted_for_what_nobody_has_been_given() -> None:
     schedule = Schedule(2, set())
     assert schedule.openings == 2
-    first, second = schedule.bare(0, 2), schedule.bare(1, 2)
+    first, second = schedule.unit(0, 2, "nothing"), schedule.unit(1, 2, "nothing")
     assert first is not None
     assert second is not None
     assert schedule.openings == 0
     schedule.lost(1)
     assert schedule.openings == 1
-    second = schedule.bare(0, 2)
+    second = schedule.unit(0, 2, "nothing")
     assert second is not None
     schedule.done(0, first)
     assert schedule.openings == 0
