@@ -8,7 +8,7 @@ import functools
 import io
 import pickle
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,19 +34,24 @@ _INSTEAD: Final = "leave --engine out: then this process does it"
 
 @dataclass(frozen=True)
 class ModelSubject:
-    """A model that workers open by its name. `memory` is in bytes: its parameters, half as much again, and a gigabyte for libraries."""
+    """A model that workers open by its name. `memory` is in bytes: its parameters, half as much again, and a gigabyte for libraries.
+
+    `devices` is how many it is spread over.
+    """
 
     opening: Opening
     memory: int
+    devices: int = 1
 
-    def open(self, place: int) -> Model:
-        """The model, on the worker's own device where there are several.
+    def open(self, devices: Sequence[int]) -> Model:
+        """The model, on the worker's own GPUs where there are any, or on the one device that was named.
 
         Errors: `Refusal` as of `load`.
         """
         device = self.opening.device
-        if device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{place % torch.cuda.device_count()}"
+        if torch.cuda.is_available() and (device in ("auto", "cuda") or "," in device):
+            there = max(len(devices), torch.cuda.device_count())
+            device = ",".join(f"cuda:{each % there}" for each in devices)
         return load(self.opening.source, dtype=self.opening.dtype, device=device, remote_code=self.opening.remote_code)
 
     def identity(self, opened: Model) -> Mapping[str, str]:
@@ -66,7 +71,9 @@ def subject_of(model: Model) -> ModelSubject:
             instead="save it by save_pretrained and name the folder, or let this process do the work",
         )
     size = sum(each.numel() * each.element_size() for each in model.module.parameters())
-    return ModelSubject(model.opening, round(1.5 * size) + (1 << 30))
+    return ModelSubject(
+        model.opening, round(1.5 * size) + (1 << 30), max(len(model.devices), model.opening.device.count(",") + 1)
+    )
 
 
 def require_same_model(model: Model, identity: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Building an atlas from the terminal: what `build` and the verbs of single lenses have in common."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -58,10 +58,16 @@ class ModelOptions:
     engines: "EngineOptions" = EngineOptions()
 
     def load(self) -> "BuiltModel":
-        """Opened and built."""
+        """Opened and built. GPUs that are named for workers of a cluster need not be here: this process then holds the model on its CPU."""
+        import torch
+
         from microtome.model import load
 
-        return load(self.name, dtype=self.dtype, device=self.device, remote_code=self.remote_code)
+        away = self.engines.engine == "ray" and self.device.startswith("cuda") and not torch.cuda.is_available()
+        model = load(self.name, dtype=self.dtype, device="cpu" if away else self.device, remote_code=self.remote_code)
+        if not away or model.opening is None:
+            return model
+        return replace(model, opening=replace(model.opening, device=self.device))
 
 
 def reading_of(encoding: str, text_column: str | None, label_column: str | None) -> "Reading":

@@ -27,6 +27,9 @@ def claimed(work: Work, place: Place) -> Shelf:
     """
     identity = dict(work.identity)
     shelf = Shelf(place, fingerprint(identity))
+    for name in place.names():  # of builds that were killed: what their workers still do comes to nothing
+        if name.startswith(SIGN):
+            place.delete(name)
     recorded = _recorded(place)
     if recorded is None:
         for stem in shelf.stems():

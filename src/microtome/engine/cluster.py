@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Cluster:
     """A Ray cluster that runs: at `address` (host:port), or `auto` for the one of this machine.
 
-    A worker takes `threads` cores, and `gpus` devices: one where the cluster has any and None is said. `workers` is the most there are;
+    A worker takes `threads` cores, and `gpus` devices: None: where the cluster has any, one, or as many as the model is spread over here. `workers` is the most there are;
     None: as many as there is room for.
     Errors: `Refusal` for no worker, or no thread.
     """
@@ -78,7 +78,8 @@ class Cluster:
 
 def _resources(ray: Any, cluster: Cluster, subject: Subject) -> dict[str, float]:
     """What a worker declares."""
-    gpus = cluster.gpus if cluster.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    usual = float(subject.devices) if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+    gpus = usual if cluster.gpus is None else cluster.gpus
     return {"CPU": float(cluster.threads), "GPU": gpus, "memory": float(subject.memory)}
 
 
@@ -115,9 +116,9 @@ class _Actor:
         """It has a place, or it could not answer."""
         return Answer(None)
 
-    def open(self, subject: Subject) -> Answer:
-        """As `Worker.open`."""
-        return answered(lambda: dict(self._worker.open(subject, 0)))
+    def open(self, subject: Subject, devices: int) -> Answer:
+        """As `Worker.open`; Ray shows it no devices but its own."""
+        return answered(lambda: dict(self._worker.open(subject, range(devices))))
 
     def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> Answer:
         """As `Worker.begin`."""
@@ -216,7 +217,7 @@ class _Crew:
         )
         member = self.members[number] = _Member(number, actor)
         self.asked[actor.placed.remote()] = _Asked(member, "place")
-        self.asked[actor.open.remote(self.shared)] = _Asked(member, "open")
+        self.asked[actor.open.remote(self.shared, max(1, int(self.resources["GPU"])))] = _Asked(member, "open")
 
     @contextlib.contextmanager
     def begin(self, work: Work, shelf: Shelf, advance: Advance) -> Iterator[Team]:

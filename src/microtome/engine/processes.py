@@ -115,7 +115,8 @@ class _Crew:
         worker = _Process(number, process, Connection(ours.detach()), log)
         self.stack.callback(_end, worker)
         self.processes.append(worker)
-        self._tell(worker, Open(self.subject, number))
+        own = self.subject.devices
+        self._tell(worker, Open(self.subject, tuple(range(number * own, (number + 1) * own))))
 
     def opened(self) -> None:
         """Wait until all have opened the subject, and agree."""

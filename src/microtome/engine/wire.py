@@ -33,7 +33,7 @@ class Open:
     """Open the subject."""
 
     subject: Subject
-    place: int
+    devices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _carried_out(worker: Worker, order: Order | Refusal, send: "_Send") -> Opene
     match order:
         case Refusal():
             raise order
-        case Open(subject=subject, place=place):
-            return Opened(dict(worker.open(subject, place)))
+        case Open(subject=subject, devices=devices):
+            return Opened(dict(worker.open(subject, devices)))
         case Begin(stage=stage, recipe=recipe, shelf=shelf, sign=sign):
             identity, reach = worker.begin(recipe, shelf, sign)
             return Begun(stage, dict(identity), reach)

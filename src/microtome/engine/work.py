@@ -30,8 +30,13 @@ class Subject(Protocol):
         """Bytes that a worker needs who holds it, roughly."""
         ...
 
-    def open(self, place: int) -> Any:
-        """Open it, as the worker of this number on its machine: where there are several devices, the number says which.
+    @property
+    def devices(self) -> int:
+        """How many devices a worker needs, where there are any: several for what is larger than one."""
+        ...
+
+    def open(self, devices: Sequence[int]) -> Any:
+        """Open it on these devices of the machine, by their numbers, where it has any.
 
         Errors: `Refusal` where it cannot be opened there.
         """

@@ -3,12 +3,13 @@
 How messages come and go belongs to `processes` and `cluster`; nothing here knows of either.
 """
 
+import contextlib
 import platform
 import secrets
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +36,9 @@ class Worker:
     _shelf: Shelf | None = None
     _reach: Reach = "place"
 
-    def open(self, subject: Subject, place: int) -> Mapping[str, str]:
-        """Open the subject, as the worker of this number on its machine; what must be the same for all workers."""
-        self._opened = subject.open(place)
+    def open(self, subject: Subject, devices: Sequence[int]) -> Mapping[str, str]:
+        """Open the subject on the devices that are this worker's; what must be the same for all workers."""
+        self._opened = subject.open(devices)
         return subject.identity(self._opened)
 
     def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> tuple[Mapping[str, str], Reach]:
@@ -45,7 +46,7 @@ class Worker:
 
         Errors: `Refusal` where the place can be reached but not written to, or, other than a folder, not reached.
         """
-        self._work, self._shelf = recipe.work(self._opened), shelf
+        self._work, self._shelf = recipe.work(self._opened), replace(shelf, place=_Marked(shelf.place, sign))
         self._reach = _reach(shelf.place, sign)
         return self._work.identity, self._reach
 
@@ -80,6 +81,44 @@ def answered(order: Callable[[], Any]) -> Answer:
         except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
             outcome = RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
     return Answer(outcome, tuple(notices))
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A place, as long as there is a sign in it: who is late, or stood still, commits nothing to a build that has gone on without it."""
+
+    place: Place
+    sign: str
+
+    @property
+    def address(self) -> str:
+        return self.place.address
+
+    def inside(self, name: str) -> Place:
+        return self.place.inside(name)
+
+    def names(self) -> list[str]:
+        return self.place.names()
+
+    @contextlib.contextmanager
+    def committing(self, name: str) -> Iterator[Path]:
+        """As `Place.committing`. Errors: `Interrupted` where the sign is gone: the build is over, or was begun anew."""
+        with self.place.committing(name) as temporary:
+            yield temporary
+            if self.place.read(self.sign) is None:
+                why = "the build that this was for has ended, or has begun anew"
+                raise Interrupted(
+                    f"{self.address}/{name}", why=why, instead="leave it to the workers of the build that goes on"
+                )
+
+    def read(self, name: str) -> bytes | None:
+        return self.place.read(name)
+
+    def local(self, name: str) -> Path:
+        return self.place.local(name)
+
+    def delete(self, name: str) -> None:
+        self.place.delete(name)
 
 
 def beacon(place: Place) -> str:

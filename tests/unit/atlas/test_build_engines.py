@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +41,18 @@ class _Cutting:
     def memory(self) -> int:
         return self.inner.memory
 
-    def open(self, place: int) -> Model:
+    @property
+    def devices(self) -> int:
+        return self.inner.devices
+
+    def open(self, devices: Sequence[int]) -> Model:
         import microtome.capture.lens
         import microtome.capture.run
 
         microtome.capture.lens.windows_per_unit = lambda *_: _PER_UNIT
         if self.deadly is not None:
             microtome.capture.run.StageWork.run = self._dying(microtome.capture.run.StageWork.run)
-        return self.inner.open(place)
+        return self.inner.open(devices)
 
     def _dying(self, run: Any) -> Any:
         """As `run`, but for one unit, which ends the process."""

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from microtome.capture import MAIN, Run, execution_class
 from microtome.capture.execution import device_type
 from microtome.capture.folds import SiteGram
-from microtome.capture.recipes import packed, require_same_model, subject_of, workers_class
+from microtome.capture.recipes import ModelSubject, packed, require_same_model, subject_of, workers_class
 from microtome.capture.run import StageWork
 from microtome.core import Batch, ExpertRows, Refusal, Site, State
 from microtome.corpus import Corpus, Cutting, prepare
-from microtome.model import Checkpoint, Model, load, open_checkpoint
+from microtome.model import Checkpoint, Model, Opening, load, open_checkpoint
 from microtome.store import Folder, stream_table
 from tests import toys
 
@@ -117,11 +117,45 @@ def test_workers_open_the_model_as_it_was_asked_for(model: Model, folder: Path) 
     assert subject.opening.source == str(folder.absolute())
     assert subject.opening.dtype == subject.opening.device == "auto"
     assert subject.memory > 1 << 30
-    opened = subject.open(0)
+    assert subject.devices == 1
+    opened = subject.open([0])
     assert subject.identity(opened)["model"] == model.fingerprint
     assert execution_class(opened).items() <= subject.identity(opened).items()
     with pytest.raises(Refusal, match="toy-bert in other processes: it was given as a module"):
         subject_of(toys.toy_encoder())
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "opened"),
+    [
+        ("auto", [0], "cuda:0"),
+        ("cuda", [5], "cuda:1"),
+        ("cuda:1", [0], "cuda:1"),
+        ("cpu", [3], "cpu"),
+        ("auto", [2, 3], "cuda:2,cuda:3"),
+        ("cuda:0,cuda:1", [4, 5], "cuda:0,cuda:1"),
+    ],
+)
+def test_a_worker_opens_the_model_on_devices_of_its_own(
+    asked: str, own: list[int], opened: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def loaded(*_: str, device: str, **__: str) -> Model:
+        told.append(device)
+        return model
+
+    monkeypatch.setattr("microtome.capture.recipes.load", loaded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    ModelSubject(Opening("model", "auto", asked, "refuse"), 0, len(own)).open(own)
+    assert told == [opened]
+
+
+def test_a_model_that_is_spread_needs_as_many_devices_in_a_worker(model: Model) -> None:
+    assert model.opening is not None
+    spread = replace(model, opening=replace(model.opening, device="cuda:0,cuda:1,cuda:2"))
+    assert subject_of(spread).devices == 3
 
 
 def test_other_weights_on_the_workers_machines_are_refused(model: Model) -> None:

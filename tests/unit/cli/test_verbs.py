@@ -2,13 +2,17 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from microtome.capture.recipes import subject_of
+from microtome.cli.building import EngineOptions, ModelOptions
 from microtome.cli.verbs import vocabulary
 from microtome.cli.vocabulary import WAYS
+from microtome.core import Refusal
 from tests.unit.cli.calls import run as _run
 
 
@@ -229,3 +233,13 @@ def test_open_says_where_and_how_to_reach_it_from_another_machine(
     first, second = capsys.readouterr().out.splitlines()
     port = first.split("http://127.0.0.1:")[1].split("/")[0]
     assert second.startswith(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} ")
+
+
+def test_gpus_of_a_cluster_need_not_be_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = ModelOptions(str(checkpoint), "auto", "cuda:0,cuda:1", "refuse", EngineOptions("ray"))
+    model = asked.load()
+    assert model.device.type == "cpu"
+    assert subject_of(model).devices == 2
+    with pytest.raises(Refusal, match="torch finds no such device here"):
+        replace(asked, engines=EngineOptions()).load()

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from microtome.core import Refusal
-from microtome.engine import Processes, States, run
-from microtome.store import DiskFull, Folder
+from microtome.core import Interrupted, Refusal
+from microtome.engine import Node, Processes, States, run
+from microtome.engine.tasks import Task
+from microtome.engine.worker import Worker, beacon
+from microtome.store import DiskFull, Folder, Shelf
 from tests.tree import IMPORTABLE, ROOT
 from tests.unit.engine.toy_work import Concatenation, ToySubject, assert_said_once, content
 
@@ -52,13 +54,15 @@ def _children() -> set[int]:
 
 
 @contextmanager
-def _striking(interval: float, seed: int) -> Iterator[list[int]]:
-    """Kill a worker of this process at random moments."""
+def _striking(folder: Path, units: int, seed: int) -> Iterator[list[int]]:
+    """Kill a worker of this process at random moments, each time when so many units more are done."""
     stop, struck, chance = threading.Event(), list[int](), random.Random(seed)
     before = _children()
 
     def strike() -> None:
-        while not stop.wait(chance.uniform(0.5, 1.5) * interval):
+        while not stop.wait(chance.uniform(0, 0.3)):
+            if len(list(folder.glob("rows-*.json"))) < units * (1 + len(struck)):
+                continue
             for pid in sorted(_children() - before)[:1]:
                 os.kill(pid, signal.SIGKILL)
                 struck.append(pid)
@@ -143,6 +147,34 @@ def test_workers_that_cannot_work_are_refused_before_anything_is_written(tmp_pat
     assert _children() == before
 
 
+def test_a_worker_has_as_many_devices_as_its_subject_needs(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="worker 1: its model is toy2, not toy"):
+        _by(2, Concatenation(4), tmp_path, ToySubject(fault="differ", devices=2))
+
+
+def test_who_is_late_commits_nothing_to_a_build_that_is_over(tmp_path: Path) -> None:
+    work, place = Concatenation(4, appended=frozenset({"rows"})), Folder(tmp_path)
+    shelf, sign = Shelf(place, "this"), beacon(place)
+    worker = Worker(0)
+    worker.open(ToySubject(), [0])
+    worker.begin(work.recipe, shelf, sign)
+    worker.do(Task("compute", Node(0, 0), Node(0, 0)), lambda *_: None)
+    before = place.names()
+    place.delete(sign)
+    with pytest.raises(Interrupted, match="the build that this was for has ended"):
+        worker.do(Task("compute", Node(0, 1), Node(0, 1)), lambda *_: None)
+    assert place.names() == [name for name in before if name != sign]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_signs_of_builds_that_were_killed_are_taken_down_before_the_next_begins(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    sign, there = beacon(place), []
+    work = Concatenation(2)
+    run(work, place, advance=lambda *_: there.append(sign in place.names()))
+    assert there == [False, False]
+
+
 def test_a_worker_that_would_do_other_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="worker process 0: its name is ab, not a"):
         _by(1, Concatenation(4), tmp_path, ToySubject("other work"))
@@ -186,7 +218,7 @@ def test_no_clock_of_a_day_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_random_kills_of_workers_give_the_undisturbed_bytes(tmp_path: Path) -> None:
     rows = frozenset({"rows"})
     whole = run(Concatenation(60, appended=rows), Folder(tmp_path / "whole"))
-    with _striking(1.5, seed=1) as struck:
+    with _striking(tmp_path / "a", 10, seed=1) as struck:
         states = _by(2, Concatenation(60, appended=rows, seconds=0.25), tmp_path / "a")
     assert len(struck) >= 3
     assert content(states) == content(whole)

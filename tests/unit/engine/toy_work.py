@@ -11,7 +11,7 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,14 @@ class ToySubject:
     fault: str = ""
     model: str = "toy"
     memory: int = 1 << 20
+    devices: int = 1
 
-    def open(self, place: int) -> dict[str, str]:
+    def open(self, devices: Sequence[int]) -> dict[str, str]:
         if self.fault == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "refuse":
             raise Refusal("model toy", why="there is no such folder", instead="name a model folder")
-        differs = place if self.fault == "differ" else 0
+        differs = devices[0] if self.fault == "differ" else 0
         return {"model": f"{self.model}{differs or ''}", "suffix": "b" if self.fault == "other work" else ""}
 
     def identity(self, opened: dict[str, str]) -> Mapping[str, str]:
