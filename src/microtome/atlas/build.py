@@ -80,6 +80,7 @@ def build(
         home_of(output, settings.run) as home,
         claimed(home.folder, settings.run) as folder,
     ):
+        _require_room(settings, subject)
         inputs = _Inputs(subject, text, reading or Reading(), crew, home)
         _build(inputs, folder, settings, Watched(home.watched(watch), folder))
     return Atlas(output)
@@ -105,6 +106,13 @@ def _require_states_near(settings: Settings, output: str | Path) -> None:
             why="they read states from a folder",
             instead="build into a folder that they see, or train by one process",
         )
+
+
+def _require_room(settings: Settings, subject: Model | Checkpoint) -> None:
+    """Refuse to keep states for processes that cannot be started."""
+    plan = settings.dictionary
+    if isinstance(plan, Plan) and plan.spread.processes > 1 and isinstance(subject, Model):
+        plan.spread.launcher.require_room(plan.spread.processes, str(subject.device))
 
 
 @contextlib.contextmanager

@@ -18,11 +18,13 @@ __all__ = [
     "Host",
     "LabelColumn",
     "Labels",
+    "Launcher",
     "Model",
     "OwnModel",
     "Others",
     "Output",
     "Port",
+    "Processes",
     "Protocol",
     "RemoteCode",
     "RunName",
@@ -113,6 +115,22 @@ Workers = Annotated[
 ]
 WorkerThreads = Annotated[
     int | None, typer.Option(min=1, help="Cores of a worker; if not told the machine's are divided, on Ray 1.")
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes that train an autoencoder, on all machines together: on this one, or with --engine ray where that cluster has room; "
+        "one that dies costs what was learnt since a checkpoint.",
+    ),
+]
+Launcher = Annotated[
+    Literal["here", "torchrun"] | None,
+    typer.Option(
+        help="Who starts --processes, if not --engine ray: this command, on this machine; or you, on as many as you like, by torchrun: it "
+        "then says how, and waits for them.",
+        show_default="here",
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option(help="Of the Ray cluster, host:port; if not told the one that this machine is part of.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from microtome.atlas import Settings
     from microtome.corpus import Reading
     from microtome.engine import Engine
+    from microtome.factors.spread import Launcher
     from microtome.model import Model as BuiltModel
 
 __all__ = ["EngineOptions", "ModelOptions", "build_atlas", "reading_of"]
@@ -45,6 +46,25 @@ class EngineOptions:
         from microtome.engine import HERE, Processes
 
         return HERE if self.engine == "here" else Processes(self.workers or 2, self.threads)
+
+    def launcher(self, processes: int, named: Literal["here", "torchrun"] | None) -> "Launcher":
+        """Who starts the processes of a training.
+
+        Errors: `Refusal` for one that is named where another does, or nobody has to.
+        """
+        from microtome.factors.launch_cluster import OnCluster
+        from microtome.factors.launch_here import ThisMachine
+        from microtome.factors.launch_torchrun import Torchrun
+
+        if named is not None and (processes == 1 or self.engine == "ray"):
+            why = "one process is this one" if processes == 1 else "processes that train are on that cluster"
+            beside = "--processes 1" if processes == 1 else "--engine ray"
+            raise Refusal(f"--launcher {named} with {beside}", why=why, instead="leave it out")
+        if processes > 1 and self.engine == "ray":
+            from microtome.engine import Cluster
+
+            return OnCluster(Cluster(self.address or "auto", threads=self.threads or 1))
+        return Torchrun() if named == "torchrun" else ThisMachine()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from microtome.cli.arguments import (
     Encoding,
     Engine,
     LabelColumn,
+    Launcher,
     Model,
     Output,
+    Processes,
     RemoteCode,
     RunName,
     Seed,
@@ -43,7 +45,19 @@ factors = typer.Typer(
 Method = Literal["batch-topk", "topk", "matryoshka", "relu", "gated", "jumprelu", "matching", "sparse-coding"]
 _PENALISED = ("relu", "gated")
 _PAPER_HAS = frozenset(
-    {"units", "method", "active", "penalty", "arrangement", "normalisation", "passes", "processes", "shards", "streams"}
+    {
+        "units",
+        "method",
+        "active",
+        "penalty",
+        "arrangement",
+        "normalisation",
+        "passes",
+        "processes",
+        "launcher",
+        "shards",
+        "streams",
+    }
 )
 """Choices that the preset of the source work has made."""
 for _verb in (evaluate, compare):
@@ -91,12 +105,8 @@ def train(
             help="How states are kept on disk while it is trained; nothing: each pass is a forward pass of the model."
         ),
     ] = "bfloat16",
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Processes that train an autoencoder; one that dies costs what was learnt since a checkpoint."
-        ),
-    ] = 1,
+    processes: Processes = 1,
+    launcher: Launcher = None,
     shards: Annotated[
         int,
         typer.Option(min=1, help="Processes that share the factors, each with as many; groups of so many share the states."),
@@ -137,6 +147,7 @@ def train(
     from microtome.factors.spread import Spread
 
     _require_used(context, preset, method)
+    where = Engines(engine, workers, worker_threads, address)
     plan = Plan(
         name,
         tuple(sites or ()),
@@ -148,13 +159,12 @@ def train(
         keep,
         passes=passes,
         streams=streams,
-        spread=Spread(processes, shards),
+        spread=Spread(processes, shards, launcher=where.launcher(processes, launcher)),
     )
     if preset == "paper":
         plan = replace(SOURCE_WORK, name=name, sites=tuple(sites or SOURCE_WORK.sites), tokens=tokens, keep=keep)
     settings = Settings(run, "standard", seed, window, lenses=("factors",), dictionary=plan)
     reading = reading_of(encoding, text_column, label_column)
-    where = EngineOptions(engine, workers, worker_threads, address)
     build_atlas(ModelOptions(model, dtype, device, remote_code, where), text, output, settings, reading, dry_run=dry_run)
 
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 from microtome.core import Interrupted, Refusal
 from microtome.engine.agreement import agreed, require_same
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
-from microtome.engine.nodes import installed_ray, join, require_versions
+from microtome.engine.nodes import joined, room_for
 from microtome.engine.notices import Notices
 from microtome.engine.tasks import Task
 from microtome.engine.work import Advance, Recipe, Subject, Work
 from microtome.engine.worker import THREADS, Answer, Worker, answered, beacon
 from microtome.store import Shelf
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "step_aside"]
 
 _GRACE_SECONDS: Final = 30.0
 """How long after the last worker the next is waited for before the work begins; those that come later join it."""
@@ -31,6 +31,9 @@ _HOPELESS: Final = 3
 """Workers that end before one has opened the subject."""
 _TOO_MANY: Final = 20
 """Workers that end one after another in mid-work, no task being done."""
+
+_AT_WORK: Final[list["_Crew"]] = []
+"""Crews of this process, which all have its one connection to Ray."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,18 +65,21 @@ class Cluster:
         Errors: `Refusal` where there is no cluster, where nodes have other versions, or no room for any worker, and where the subject cannot
         be opened.
         """
-        ray = installed_ray()
-        join(ray, self.address)
-        try:
-            require_versions(ray)
+        with joined(self.address) as ray:
             crew = _Crew(ray, self, subject, _resources(ray, self, subject), most=self.workers or sys.maxsize)
+            _AT_WORK.append(crew)
             try:
                 crew.open()
                 yield crew
             finally:
+                _AT_WORK.remove(crew)
                 crew.close()
-        finally:
-            ray.shutdown()
+
+
+def step_aside() -> None:
+    """Have the workers of this process leave their places to others, until there is work again: what has no room beside them would wait for ever."""
+    for crew in _AT_WORK:
+        crew.close()
 
 
 def _resources(ray: Any, cluster: Cluster, subject: Subject) -> dict[str, float]:
@@ -88,10 +94,7 @@ def _room(ray: Any, resources: Mapping[str, float], most: int) -> int:
 
     Errors: `Refusal` where none does.
     """
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            room += min(int(node["Resources"].get(name, 0) // amount) for name, amount in resources.items() if amount)
+    room = room_for(ray, resources)
     if not room:
         cores, devices, memory = (resources[name] for name in ("CPU", "GPU", "memory"))
         raise Refusal(
@@ -221,7 +224,9 @@ class _Crew:
 
     @contextlib.contextmanager
     def begin(self, work: Work, shelf: Shelf, advance: Advance) -> Iterator[Team]:
-        """As `Crew.begin`."""
+        """As `Crew.begin`; workers that have stepped aside come back."""
+        if not self.members:
+            self.open()
         self.stage += 1
         sign = beacon(shelf.place)
         self.begin_with = self.ray.put(work.recipe), shelf, sign
@@ -363,8 +368,9 @@ class _Crew:
         self.peak = max(self.peak, len(self._open))
 
     def close(self) -> None:
-        """End all actors, those too that wait for a place."""
+        """End all actors, those too that wait for a place, and what they were asked."""
         for each in self.members.values():
             with contextlib.suppress(self.ray.exceptions.RayError):
                 self.ray.kill(each.actor)
         self.members.clear()
+        self.asked.clear()

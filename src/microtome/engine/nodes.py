@@ -1,18 +1,20 @@
-"""A Ray cluster as something to join: whether it is there, and whether its nodes are like this one. The only importer of ray.
+"""A Ray cluster as something to join: whether it is there, whether its nodes are like this one, how much room they have. The only importer of ray.
 
-Workers on it belong in `cluster`.
+Workers on it belong in `cluster`, processes that begin together in `gang`.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import platform
 import socket
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from microtome.core import Refusal
 from microtome.engine.agreement import require_same
 
-__all__ = ["installed_ray", "join", "require_versions"]
+__all__ = ["installed_ray", "installed_ray_train", "join", "joined", "on_every_node", "require_versions", "room_for"]
 
 _DISTRIBUTIONS: Final = ("microtome", "ray", "torch", "transformers", "numpy")
 _PROBE_SECONDS: Final = 60.0
@@ -31,6 +33,40 @@ def installed_ray() -> Any:
             "--engine ray", why="ray is not installed", instead="pip install 'microtome[cluster]', on every node"
         ) from error
     return ray
+
+
+def installed_ray_train() -> Any:
+    """The part of Ray that trains, which needs packages that the other parts do not.
+
+    Errors: `Refusal` where it or they are not installed.
+    """
+    installed_ray()
+    try:
+        import ray.train.torch
+    except ImportError as error:
+        why = f"Ray Train is not installed whole ({' '.join(str(error).split())[:150]})"
+        raise Refusal(
+            "training on a Ray cluster", why=why, instead="pip install 'microtome[cluster]', on every node"
+        ) from error
+    return ray.train
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[Any]:
+    """Ray, with this process as the driver of a cluster; where it is that already, it stays so.
+
+    Errors: `Refusal` as of `join` and `require_versions`.
+    """
+    ray = installed_ray()
+    if ray.is_initialized() and address in ("auto", ray.get_runtime_context().gcs_address):
+        yield ray
+        return
+    join(ray, address)
+    try:
+        require_versions(ray)
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def join(ray: Any, address: str) -> None:
@@ -72,19 +108,28 @@ def _probed() -> tuple[str, dict[str, str]]:
 
 def require_versions(ray: Any) -> None:
     """Refuse nodes on which other versions are installed, by their names. Cost: a task on every node."""
+    own = _versions()
+    for address, (name, versions) in on_every_node(ray, _probed):
+        require_same(own, versions, f"node {address} ({name})")
+
+
+def on_every_node(ray: Any, ask: Callable[..., Any], *given: Any) -> Iterator[tuple[str, Any]]:
+    """What a function answers on every node, by the node's address. Cost: a task on each.
+
+    Errors: `Refusal` for a node that does not answer, or on which microtome does not run.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    own = _versions()
     asked = {
-        (node["NodeID"], node["NodeManagerAddress"]): ray.remote(_probed)
+        (node["NodeID"], node["NodeManagerAddress"]): ray.remote(ask)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote()
+        .remote(*given)
         for node in ray.nodes()
         if node["Alive"]
     }
     for (_, address), reference in asked.items():
         try:
-            name, versions = ray.get(reference, timeout=_PROBE_SECONDS)
+            answer = ray.get(reference, timeout=_PROBE_SECONDS)
         except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
             continue  # it has died since the list was made
         except ray.exceptions.GetTimeoutError as error:
@@ -97,4 +142,13 @@ def require_versions(ray: Any) -> None:
                 why=f"microtome does not run there: {lines[-1] if lines else type(error).__name__}"[:300],
                 instead="install the same versions of Python, ray and microtome there",
             ) from error
-        require_same(own, versions, f"node {address} ({name})")
+        yield address, answer
+
+
+def room_for(ray: Any, resources: Mapping[str, float]) -> int:
+    """How many processes that take so much of each resource fit on the nodes, whoever uses them now."""
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            room += min(int(node["Resources"].get(name, 0) // amount) for name, amount in resources.items() if amount)
+    return room

@@ -16,6 +16,8 @@ from microtome.factors.coding import Lasso as Lasso
 from microtome.factors.dictionary import Dictionary as Dictionary
 from microtome.factors.formats import read_dictionary as read_dictionary
 from microtome.factors.formats import write_dictionary_as as write_dictionary_as
+from microtome.factors.launch_cluster import OnCluster as OnCluster
+from microtome.factors.launch_torchrun import Torchrun as Torchrun
 from microtome.factors.learning import Learning as Learning
 from microtome.factors.lens import FactorsLens as FactorsLens
 from microtome.factors.plan import SOURCE_WORK as SOURCE_WORK

@@ -204,7 +204,7 @@ def _where(harvested: Harvested | Live) -> dict[str, str | int]:
     parts = harvested.parts
     if not isinstance(parts, Parts) or not isinstance(parts.shelf.place, Folder):
         raise Refusal("training over several processes", why="states are in no folder", instead="train in one process")
-    return {"place": parts.shelf.place.address, "of": parts.shelf.work, "fold": parts.fold, "units": parts.units}
+    return {"place": str(parts.shelf.place.path.resolve()), "of": parts.shelf.work, "fold": parts.fold, "units": parts.units}
 
 
 def _plain(value: object) -> Any:

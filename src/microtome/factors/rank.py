@@ -1,25 +1,25 @@
-"""One process of a training that is spread: `python -m microtome.factors.rank FOLDER`, started by `spread` or, over several machines, by torchrun.
+"""One process of a training that is spread: `take_part` of a group that is there; or `python -m microtome.factors.rank FOLDER` by torchrun.
 
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 4 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d
-        --rdzv-endpoint HOST:PORT -m microtome.factors.rank FOLDER
-
-(the variable: or processes that begin anew would find the addresses of those that died). Every machine sees FOLDER, which `job.write_job` has written
-and `spread.begun_in` has laid out, and the states that it names. Ranks go on from the last checkpoint in it; the first one writes the dictionary there.
+Every machine sees FOLDER, which `spread.begun_in` has written, and the states that it names. Ranks go on from the last checkpoint in it; the first one
+writes the dictionary there. Who starts them belongs in the launchers, see `spread`.
 """
 
 import argparse
 import json
 import os
-import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
 from microtome.core import Refusal
+from microtome.engine.gang import loopback
 from microtome.factors.checkpoints import read_checkpoint, write_checkpoint
 from microtome.factors.job import CHECKPOINTS, DICTIONARY, LAYOUT, REFUSED, STEP, identity_of, read_job
 from microtome.factors.mesh import Mesh, mesh_of
@@ -28,7 +28,10 @@ from microtome.factors.training import Trained, Trainer
 from microtome.factors.whole import whole
 from microtome.store import committed
 
-__all__ = ["learn", "main"]
+__all__ = ["learn", "main", "take_part"]
+
+_LOOKED: Final = 1.0
+"""Seconds after which it is looked again whether the parent lives."""
 
 
 def learn(folder: Path, mesh: Mesh, device: torch.device, every: int) -> None:
@@ -36,7 +39,7 @@ def learn(folder: Path, mesh: Mesh, device: torch.device, every: int) -> None:
 
     Errors: `Refusal` as of `Trainer` and `read_checkpoint`.
     """
-    job, parent = read_job(folder), os.getppid()
+    job = read_job(folder)
     trainer, identity = Trainer([job.autoencoder(mesh).to(device)], job.training, job.seed), identity_of(job)
     read_checkpoint(folder / CHECKPOINTS, trainer, identity)
     steps = job.training.steps
@@ -46,8 +49,6 @@ def learn(folder: Path, mesh: Mesh, device: torch.device, every: int) -> None:
             write_checkpoint(folder / CHECKPOINTS, trainer, identity)
         if mesh.first:
             _tell(folder, trainer.done)
-        if os.getppid() != parent:
-            raise SystemExit("who started this process is gone")
     (trained,) = trainer.finished()
     found = whole(trained.autoencoder)
     if found is not None:
@@ -62,11 +63,32 @@ def _tell(folder: Path, done: int) -> None:
     temporary.replace(folder / STEP)
 
 
+def take_part(folder: Path) -> None:
+    """Train what a folder says as one of a process group that is there, on the device that this process has chosen; a refusal is written there as well.
+
+    Errors: `Refusal` as of `learn`. Where one of the group has refused before, it has nothing to do.
+    """
+    if (folder / REFUSED).exists():
+        return
+    try:
+        layout, kind = json.loads((folder / LAYOUT).read_bytes()), _kind(folder)
+        device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", torch.cuda.current_device())
+        learn(folder, mesh_of(layout["shards"], kind), device, layout["every"])
+    except Refusal as refusal:
+        with committed(folder / REFUSED) as temporary:
+            temporary.write_text(json.dumps({"what": refusal.what, "why": refusal.why, "instead": refusal.instead}))
+        raise
+
+
+def _kind(folder: Path) -> Literal["cpu", "cuda"]:
+    return "cuda" if read_job(folder).device.startswith("cuda") else "cpu"
+
+
 @contextmanager
-def _grouped(folder: Path, shards: int, kind: Literal["cpu", "cuda"]) -> Iterator[Mesh]:
+def _grouped(folder: Path, kind: Literal["cpu", "cuda"]) -> Iterator[None]:
     """All processes that were started together, by the environment that torchrun makes.
 
-    On one machine they meet by a file, of each beginning another one, and talk over the loopback: nothing listens to others.
+    On one machine they meet by a file, of each beginning another one, and talk over the loopback.
     """
     import torch.distributed as distributed
 
@@ -75,21 +97,36 @@ def _grouped(folder: Path, shards: int, kind: Literal["cpu", "cuda"]) -> Iterato
         why = "nobody told it which of how many it is"
         raise Refusal("a process of a training", why=why, instead="start it by torchrun, with one process if that is enough")
     if told.get("LOCAL_WORLD_SIZE") == told.get("WORLD_SIZE"):
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        told.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        told.setdefault("NCCL_SOCKET_IFNAME", loopback)
+        for name, value in loopback().items():
+            told.setdefault(name, value)
         beginning = f"{os.getppid()}-{told['MASTER_PORT']}-{told.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         rank, world = int(told["RANK"]), int(told["WORLD_SIZE"])
         store = distributed.FileStore(str(folder / f"meeting-{beginning}"), world)  # pyright: ignore[reportPrivateImportUsage]
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     else:
         distributed.init_process_group(backend)
-    yield mesh_of(shards, kind)
+    yield
     distributed.destroy_process_group()
 
 
-def main(folder: Path) -> None:
-    """Take part in the training of a folder. A refusal is written there, and ends this process; those that begin anew then find it, and end well."""
+def _end_with(parent: int) -> None:
+    """End when who started this process is gone, also while it waits for others."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKED)
+        sys.stderr.write("who started this process is gone\n")
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def main(folder: Path, parent: int) -> None:
+    """Take part in the training of a folder, as one of those that torchrun has started.
+
+    A refusal is written there, and ends this process; those that begin anew then find it, and end well.
+    """
+    _end_with(parent)
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         if os.environ.get("RANK") == "0":
             (folder / REFUSED).unlink(missing_ok=True)
@@ -97,23 +134,22 @@ def main(folder: Path) -> None:
         if os.environ.get("TORCHELASTIC_RUN_ID") != folder.name:  # by torchrun: whoever has started it sees that it failed
             raise SystemExit(1)
         return
-    layout, kind = json.loads((folder / LAYOUT).read_bytes()), "cuda" if read_job(folder).device.startswith("cuda") else "cpu"
     local, beside = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local)
+    kind = _kind(folder)
     if kind == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(local)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
     try:
-        with _grouped(folder, layout["shards"], kind) as mesh:
-            learn(folder, mesh, device, layout["every"])
+        with _grouped(folder, kind):
+            take_part(folder)
     except Refusal as refusal:
-        with committed(folder / REFUSED) as temporary:
-            temporary.write_text(json.dumps({"what": refusal.what, "why": refusal.why, "instead": refusal.instead}))
         raise SystemExit(str(refusal)) from refusal
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m microtome.factors.rank", description="One process of a training.")
     parser.add_argument("folder", type=Path, help="of the training")
-    main(parser.parse_args().folder)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="the process with which this one ends")
+    told = parser.parse_args()
+    main(told.folder, told.parent)

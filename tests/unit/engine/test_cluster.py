@@ -1,16 +1,13 @@
 """The Ray engine on nodes that are processes of their own: whichever part of it dies, the same bytes, or one line that says why not."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,102 +16,17 @@ from microtome.engine import States, run
 from microtome.engine.cluster import Cluster
 from microtome.store import Folder, Place
 from tests.tree import IMPORTABLE, ROOT
-from tests.unit.engine.toy_work import Concatenation, ToySubject, assert_said_once
+from tests.unit.engine.ray_nodes import Nodes
+from tests.unit.engine.toy_work import Concatenation, Private, ToySubject, assert_said_once
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
 ]
 
-_LOCAL = "127.0.0.1"
-
-
-@dataclass
-class _Nodes:
-    """A head without room for workers, and the nodes that tests add to it."""
-
-    cluster: Any
-    added: list[Any] = field(default_factory=list)
-
-    @property
-    def address(self) -> str:
-        return self.cluster.address
-
-    def add(self, cores: int = 1) -> Any:
-        node = self.cluster.add_node(num_cpus=cores, node_ip_address=_LOCAL)
-        self.added.append(node)
-        return node
-
-    def processes(self, node: Any) -> list[int]:
-        """Ray's own on a node, and those that they have started."""
-        own = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        return [*own, *_below(own)]
-
-    def kill(self, node: Any) -> None:
-        """As when the power of a machine goes: all of its processes at once."""
-        self.added.remove(node)
-        for pid in reversed(self.processes(node)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def stop(self, node: Any, how: signal.Signals) -> None:
-        """Have a node stand still, or go on: from outside as when the network to it is cut."""
-        for pid in self.processes(node):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-
-    def clear(self) -> None:
-        for node in list(self.added):
-            self.kill(node)
-
-
-def _below(parents: list[int]) -> list[int]:
-    """All processes that these have started, and those in turn."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
-    found, queue = [], list(parents)
-    while queue:
-        queue += (new := children.get(queue.pop(), []))
-        found += new
-    return found
-
-
-@pytest.fixture(scope="module")
-def _head() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback stays loopback
-        patch.setenv("PYTHONPATH", IMPORTABLE)
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_timeout_ms", "1000")
-        patch.setenv("RAY_health_check_failure_threshold", "10")
-        from ray.cluster_utils import Cluster as Nodes
-
-        cluster = Nodes(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "node_ip_address": _LOCAL, "include_dashboard": False},
-        )
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
-
-
-@pytest.fixture
-def nodes(_head: Any) -> Iterator[_Nodes]:
-    found = _Nodes(_head)
-    try:
-        yield found
-    finally:
-        found.clear()
-
 
 def _by(
-    nodes: _Nodes,
+    nodes: Nodes,
     work: Concatenation,
     place: Place,
     *,
@@ -157,7 +69,7 @@ def _work(faults: Path | None = None, seconds: float = 0.0) -> Concatenation:
 
 
 def test_two_nodes_write_the_files_of_one_process_and_what_they_say_is_said_here_once(
-    nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+    nodes: Nodes, tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes.add()
     nodes.add()
@@ -179,7 +91,7 @@ def test_two_nodes_write_the_files_of_one_process_and_what_they_say_is_said_here
     assert_said_once(warned, caplog)
 
 
-def test_a_worker_that_dies_costs_only_its_units(nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_worker_that_dies_costs_only_its_units(nodes: Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
     nodes.add(2)
     (faults := tmp_path / "faults").mkdir()
     for unit in (3, 17, 39):
@@ -190,7 +102,7 @@ def test_a_worker_that_dies_costs_only_its_units(nodes: _Nodes, tmp_path: Path, 
 
 
 def test_a_node_that_dies_costs_only_its_units_and_one_that_joins_late_works(
-    nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]
+    nodes: Nodes, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     first = nodes.add()
     (faults := tmp_path / "faults").mkdir()
@@ -205,7 +117,7 @@ def test_a_node_that_dies_costs_only_its_units_and_one_that_joins_late_works(
 
 
 def test_what_a_node_has_that_is_cut_off_is_done_by_others_and_what_it_answers_late_does_not_count(
-    nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microtome.engine.running._SOON", 0.5)
     first, _ = nodes.add(), nodes.add(2)
@@ -240,14 +152,15 @@ from pathlib import Path
 from microtome.engine import run
 from microtome.engine.cluster import Cluster
 from microtome.store import Folder
-from tests.unit.engine.toy_work import Concatenation, ToySubject
+from tests.unit.engine.ray_nodes import Nodes
+from tests.unit.engine.toy_work import Concatenation, Private, ToySubject
 with Cluster(ADDRESS).started(ToySubject()) as crew:
     print("started", flush=True)
     run(Concatenation(40, appended=frozenset({"rows"}), seconds=0.1), Folder(Path(FOLDER)), crew=crew)
 """
 
 
-def test_a_driver_that_dies_is_taken_up_by_the_next(nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_driver_that_dies_is_taken_up_by_the_next(nodes: Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
     nodes.add(2)
     code = _DRIVER.replace("ADDRESS", repr(nodes.address)).replace("FOLDER", repr(str(tmp_path / "a")))
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -266,41 +179,25 @@ def test_a_driver_that_dies_is_taken_up_by_the_next(nodes: _Nodes, tmp_path: Pat
     assert _files(tmp_path / "a") == whole
 
 
-@dataclass(frozen=True)
-class _Private(Folder):
-    """A folder of one process: others do not see it, as on other machines; or see it, and may not write."""
-
-    owner: int = 0
-    others: str = "blind"
-
-    def read(self, name: str) -> bytes | None:
-        return None if self.others == "blind" and os.getpid() != self.owner else super().read(name)
-
-    def committing(self, name: str) -> "contextlib._GeneratorContextManager[Path]":
-        if os.getpid() != self.owner:
-            raise PermissionError(13, "Permission denied")
-        return super().committing(name)
-
-
-def test_what_workers_cannot_write_they_return(nodes: _Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_what_workers_cannot_write_they_return(nodes: Nodes, tmp_path: Path, whole: dict[str, bytes]) -> None:
     nodes.add(2)
     (faults := tmp_path / "faults").mkdir()
     (faults / "5-kill").touch()
-    _by(nodes, _work(faults), _Private(tmp_path / "a", owner=os.getpid()))
+    _by(nodes, _work(faults), Private(tmp_path / "a", owner=os.getpid()))
     assert _files(tmp_path / "a") == whole
 
 
-def test_a_place_that_workers_see_and_may_not_write_to_is_refused(nodes: _Nodes, tmp_path: Path) -> None:
+def test_a_place_that_workers_see_and_may_not_write_to_is_refused(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add()
     with pytest.raises(Refusal, match=r"machine \S+ may not write there: Permission denied; give workers the right"):
-        _by(nodes, _work(), _Private(tmp_path / "a", owner=os.getpid(), others="reading"))
+        _by(nodes, _work(), Private(tmp_path / "a", owner=os.getpid(), others="reading"))
 
 
-def test_what_cannot_work_is_refused_before_it_begins(nodes: _Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_work_is_refused_before_it_begins(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refusal, match="Ray cluster at 127.0.0.1:9: nobody answers there .*; start one with `ray start --head`"):
-        _by(_Nodes(type("Nothing", (), {"address": "127.0.0.1:9"})), _work(), Folder(tmp_path / "a"))
+        _by(Nodes(type("Nothing", (), {"address": "127.0.0.1:9"})), _work(), Folder(tmp_path / "a"))
     with pytest.raises(Refusal, match="Ray cluster at nonsense: Invalid address format"):
-        _by(_Nodes(type("Nothing", (), {"address": "nonsense"})), _work(), Folder(tmp_path / "a"))
+        _by(Nodes(type("Nothing", (), {"address": "nonsense"})), _work(), Folder(tmp_path / "a"))
     with pytest.raises(Refusal, match="a worker: it takes 1 cores, 0 devices and 0.0 GB of memory, and no node has as much"):
         _by(nodes, _work(), Folder(tmp_path / "a"))
     nodes.add()

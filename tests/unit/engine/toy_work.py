@@ -4,6 +4,7 @@ Faults are files in a folder: whoever comes to a unit of that number removes the
 whichever process. Who works leaves a file there, too.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ import torch
 
 from microtome.core import Refusal, State
 from microtome.engine import Advance, States
+from microtome.store import Folder
 
 
 class Killed(BaseException):
@@ -137,6 +139,22 @@ class ToySubject:
 
     def identity(self, opened: dict[str, str]) -> Mapping[str, str]:
         return {"model": opened["model"]}
+
+
+@dataclass(frozen=True)
+class Private(Folder):
+    """A folder of one process: others do not see it, as on other machines; or see it, and may not write."""
+
+    owner: int = 0
+    others: str = "blind"
+
+    def read(self, name: str) -> bytes | None:
+        return None if self.others == "blind" and os.getpid() != self.owner else super().read(name)
+
+    def committing(self, name: str) -> "contextlib._GeneratorContextManager[Path]":
+        if os.getpid() != self.owner:
+            raise PermissionError(13, "Permission denied")
+        return super().committing(name)
 
 
 def _flip(folder: Path) -> None:

@@ -1,8 +1,12 @@
 """Training by processes of their own: as one would, also where one of them is killed; and what cannot be spread is refused before anything starts."""
 
 import json
+import logging
 import os
+import platform
 import signal
+import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +19,11 @@ from microtome.factors.checkpoints import checkpoints_in
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested
 from microtome.factors.job import CHECKPOINTS, DICTIONARY, KINDS, LAYOUT, Job, folder_of, identity_of, read_job, write_job
+from microtome.factors.launch_torchrun import Torchrun
 from microtome.factors.learning import PAPER
 from microtome.factors.plan import Plan
 from microtome.factors.spread import Spread, begun_in, launched, learnt
+from microtome.factors.stored import save_dictionary
 from microtome.factors.train import train
 from microtome.factors.training import Training
 from microtome.factors.variant import Variant
@@ -184,3 +190,32 @@ def test_what_one_rank_refuses_is_handed_on(tmp_path: Path) -> None:
         launched(folder, Spread(2))
     assert not (folder / DICTIONARY).exists()
     assert json.loads((folder / "refused.json").read_text())["what"] == "stream 0 of batches"
+
+
+class _Machine(logging.Handler):
+    """Runs what it reads, as somebody would, on this machine."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage().splitlines()[-1].replace(f"HOST={platform.node()}", "HOST=127.0.0.1")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.process = subprocess.Popen(line.replace(":29400", f":{port}"), shell=True, cwd="/", stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_processes_that_are_started_by_torchrun_end_the_waiting(tmp_path: Path) -> None:
+    job, machine = planted_job(tmp_path, BatchTopK(3)), _Machine()
+    log = logging.getLogger("microtome.factors.launch_torchrun")
+    log.addHandler(machine)
+    try:
+        found = learnt(job, Spread(2, launcher=Torchrun()))
+    finally:
+        log.removeHandler(machine)
+    assert machine.process.wait() == 0
+    one = learnt(job, Spread())
+    require_equal(found, one)
+    folder = begun_in(job, Spread(2))
+    save_dictionary(one, folder / DICTIONARY)
+    assert launched(folder, Spread(2, launcher=Torchrun())).name == "planted"
+    begun_in(replace(job, name="another"), Spread(2))
+    assert not (folder / DICTIONARY).exists()
