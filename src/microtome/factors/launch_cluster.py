@@ -10,7 +10,6 @@ from pathlib import Path
 from microtome.engine import Cluster
 from microtome.engine.gang import Gang
 from microtome.factors.job import read_job
-from microtome.factors.rank import take_part
 from microtome.store import Folder
 
 __all__ = ["OnCluster"]
@@ -28,6 +27,8 @@ class OnCluster:
 
     def run(self, folder: Path, processes: int, restarts: int) -> None:
         """As `spread.Launcher.run`."""
+        from microtome.factors.rank import take_part  # a program as well, which no other module imports before it runs
+
         there = folder.resolve()
         gang = self._gang(processes, read_job(there).device)
         gang.run(functools.partial(take_part, there), Folder(there), restarts)

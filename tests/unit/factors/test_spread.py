@@ -7,6 +7,7 @@ import platform
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,15 @@ def test_what_one_rank_refuses_is_handed_on(tmp_path: Path) -> None:
         launched(folder, Spread(2))
     assert not (folder / DICTIONARY).exists()
     assert json.loads((folder / "refused.json").read_text())["what"] == "stream 0 of batches"
+
+
+@pytest.mark.slow
+def test_a_rank_whose_parent_is_gone_does_not_wait_for_others(tmp_path: Path) -> None:
+    folder = begun_in(planted_job(tmp_path, TopK(3)), Spread(2))
+    first = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "0"}
+    rank = [sys.executable, "-m", "microtome.factors.rank", str(folder), "--parent", "1"]
+    ended = subprocess.run(rank, env={**os.environ, **first}, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "who started this process is gone\n")
 
 
 class _Machine(logging.Handler):

@@ -51,7 +51,7 @@ def test_workers_make_room_for_a_training_and_come_back_also_when_it_is_refused(
     with cluster.started(ToySubject()) as crew:
         run(Concatenation(4), Folder(tmp_path / "a"), crew=crew)
         with pytest.raises(Refusal, match="stream 0 of batches: it has fewer rows than the 660"):
-            learnt(short, Spread(2, launcher=OnCluster(cluster)))
+            learnt(short, Spread(2, restarts=0, launcher=OnCluster(cluster)))
         second = Concatenation(4)
         run(second, Folder(tmp_path / "b"), crew=crew)
     assert second.ran == []
