@@ -147,7 +147,7 @@ def train(
     from microtome.factors.spread import Spread
 
     _require_used(context, preset, method)
-    where = Engines(engine, workers, worker_threads, address)
+    where = EngineOptions(engine, workers, worker_threads, address)
     plan = Plan(
         name,
         tuple(sites or ()),

@@ -15,7 +15,7 @@ from microtome.core import Refusal
 from microtome.engine import States, run
 from microtome.engine.cluster import Cluster
 from microtome.store import Folder, Place
-from tests.tree import IMPORTABLE, ROOT
+from tests.tree import ROOT
 from tests.unit.engine.ray_nodes import Nodes
 from tests.unit.engine.toy_work import Concatenation, Private, ToySubject, assert_said_once
 
