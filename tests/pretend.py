@@ -2,11 +2,15 @@
 
 What is computed of them is computed by the CPU, so numbers are real; an operation on tensors of several devices, or on one of them and the CPU, fails
 as it does on GPUs. So code that forgets where a tensor is fails in any test run, not first on a machine with two GPUs. Speed, memory, streams and kernels
-of a GPU are not pretended, nor is `device.type == "cuda"`.
+of a GPU are not pretended, nor is `device.type == "cuda"`. What torch is told of devices lasts as long as a process, and changes what it does elsewhere:
+such tests run in a process of their own, by `apart`.
 """
 
 import functools
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,10 +22,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from microtome.model import placement
+from tests.tree import IMPORTABLE, ROOT
 
 _INDEXED = ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_")
 """Operations that take indices from the CPU on all devices."""
 _MOVING = ("_to_copy", "_copy_from", "copy_", "to")
+
+
+def apart(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function of a module in an interpreter of its own, with arguments as text; what it raises fails the test that asks."""
+    call = f"import sys; from {function.__module__} import {function.__name__} as called; called(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", call, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": IMPORTABLE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 class _Module:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -59,3 +60,8 @@ class ExpertRows:
     weight: Float[Tensor, " row"]
     windows: int
     tokens: int
+
+    def to(self, device: torch.device) -> "ExpertRows":
+        """The same with its tensors on a device."""
+        values, token, expert, weight = (each.to(device) for each in (self.values, self.token, self.expert, self.weight))
+        return ExpertRows(values, token, expert, weight, self.windows, self.tokens)

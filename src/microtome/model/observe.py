@@ -205,31 +205,36 @@ def _recipe(model: Model, site: Site) -> Recipe:
 def capture(
     model: Model, batch: Batch, sites: Iterable[Site], *, gradients: Literal["none", "kept"] = "none"
 ) -> dict[Site, Any]:
-    """The tensors of `sites` (in a mixture of experts also `ExpertRows`) from one forward pass, all of them held.
+    """The tensors of `sites` (in a mixture of experts also `ExpertRows`) from one forward pass, all of them held, on the batch's device.
 
     For looking at a few windows, not for a corpus.
     """
     held: dict[Site, Any] = {}
-    observe(model, batch, sites, held.__setitem__, gradients=gradients)
+
+    def hold(site: Site, value: Any) -> None:
+        held[site] = value.to(model.device)
+
+    observe(model, batch, sites, hold, gradients=gradients)
     return held
 
 
 def final_norm(model: Model, value: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-    """A state of the stream through the model's last norm: `resid_post` of the last layer becomes `final_norm`.
+    """A state of the stream through the model's last norm, on the state's device: `resid_post` of the last layer becomes `final_norm`.
 
     The identity where the model has none (post-norm encoders).
     """
+    device = value.device
     for path in model.family.final:
         value = model.trunk.get_submodule(path)(value)
-    return value
+    return value.to(device)
 
 
 def unembed(model: Model, value: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any vocab"]:
-    """Logits of a state at `final_norm`, by the model's own head: bias, soft cap and a head's transform included."""
+    """Logits of a state at `final_norm`, by the model's own head, on the state's device: bias, soft cap and a head's transform included."""
     if model.head is None or model.head.kind not in ("causal", "masked"):
         raise Refusal(
             f"logits of {model.name}",
             why="the model was opened without a language-model head",
             instead="open a checkpoint that has one, or name its class in the configuration",
         )
-    return model.head.apply(model.module, value)
+    return model.head.apply(model.module, value).to(value.device)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from microtome.core import Refusal, Site
-from microtome.model import capture, load, wrap
+from microtome.model import capture, load, observe, wrap
 from microtome.model.certificate import probe_batch
 from microtome.model.placement import devices_named, room_on, split
 from microtome.model.wrapping import uncertified
 from tests import toys
-from tests.pretend import pretending
+from tests.pretend import apart, pretending
 from tests.unit.model.tiny import TINY
 
 TWO = "pretend:0,pretend:1"
@@ -66,14 +66,12 @@ def test_more_devices_than_blocks_are_refused() -> None:
         ("cpu,cpu", "told apart by number"),
         ("cuda:0,cuda:1", "torch finds no such device here"),
         ("cpu,nonsense", "no device has this name"),
-        ("pretend:0,pretend:0", "told apart by number"),
-        ("pretend:0,pretend", "told apart by number"),
     ],
 )
 def test_devices_that_do_not_go_together_are_refused(device: str, why: str) -> None:
     if torch.cuda.is_available() and device.startswith("cuda"):
         pytest.skip("these are there")
-    with pretending(), pytest.raises(Refusal, match=why):
+    with pytest.raises(Refusal, match=why):
         devices_named(device)
 
 
@@ -88,22 +86,29 @@ def test_a_model_is_spread_by_itself_only_where_it_does_not_fit(monkeypatch: pyt
     assert room_on("cpu", 1000) == (torch.device("cpu"),)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_model_is_certified_on_two_devices_and_has_the_states_of_one(name: str, tmp_path: Path) -> None:
-    module = TINY[name]()
-    module.save_pretrained(tmp_path)
-    one = uncertified(module)
+def spread_each(place: str) -> None:
+    """Open every layout on two devices, and compare its states with those of the CPU."""
     with pretending():
-        two = load(tmp_path, device=TWO, dtype="float32")
-        assert [str(each) for each in two.devices] == ["pretend:0", "pretend:1"]
-        batch = probe_batch(two)
-        for layer in range(two.shape.layers):
-            sites = [Site(each, layer) for each in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
-            whole, spread = capture(one, batch.to("cpu"), sites), capture(two, batch, sites)
-            home = next(two.block(layer).parameters()).device
-            for site in sites:
-                assert spread[site].device == home
-                torch.testing.assert_close(spread[site].cpu(), whole[site], rtol=1e-4, atol=1e-5)
+        for name in LAYOUTS:
+            module = TINY[name]()
+            module.save_pretrained(Path(place) / name)
+            one, two = uncertified(module), load(Path(place) / name, device=TWO, dtype="float32")
+            assert [str(each) for each in two.devices] == ["pretend:0", "pretend:1"]
+            batch = probe_batch(two)
+            for layer in range(two.shape.layers):
+                sites = [Site(each, layer) for each in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
+                places = set[torch.device]()
+                observe(two, batch, sites, lambda _, value, places=places: places.add(value.device))
+                assert places == {next(two.block(layer).parameters()).device}, name
+                whole, spread = capture(one, batch.to("cpu"), sites), capture(two, batch, sites)
+                for site in sites:
+                    assert spread[site].device == two.device
+                    torch.testing.assert_close(spread[site].cpu(), whole[site], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_of_each_layout_is_certified_on_two_devices_and_has_the_states_of_one(tmp_path: Path) -> None:
+    apart(spread_each, tmp_path)
 
 
 def test_a_model_whose_parameters_are_offloaded_is_refused() -> None:
@@ -113,8 +118,8 @@ def test_a_model_whose_parameters_are_offloaded_is_refused() -> None:
         load(module)
 
 
-def test_a_tensor_that_is_elsewhere_is_found() -> None:
-    """The devices refuse what GPUs refuse: without this the tests on them could not fail."""
+def meet_elsewhere() -> None:
+    """Have tensors meet that are on several devices, and name devices that do not go together."""
     with pretending():
         here, there = torch.ones(2, device="pretend:0"), torch.ones(2, device="pretend:1")
         for meet in (lambda: here + there, lambda: here @ torch.ones(2), lambda: torch.ones(2)[there.long()]):
@@ -126,3 +131,13 @@ def test_a_tensor_that_is_elsewhere_is_found() -> None:
         module.model.layers[2].to("pretend:1")
         with pytest.raises(RuntimeError, match="tensors are on"):
             wrap(module, toys.decoder_tokenizer())
+        for devices in ("pretend:0,pretend:0", "pretend:0,pretend"):
+            with pytest.raises(Refusal, match="told apart by number"):
+                devices_named(devices)
+        with pytest.raises(Refusal, match="devices of one kind"):
+            devices_named("pretend:0,cpu:0")
+
+
+def test_a_tensor_that_is_elsewhere_is_found() -> None:
+    """The devices refuse what GPUs refuse: without this the tests on them could not fail."""
+    apart(meet_elsewhere)
