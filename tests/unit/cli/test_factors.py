@@ -90,11 +90,11 @@ def test_what_cannot_be_is_said_in_three_lines(
         (("train", checkpoint, text, "--units", 25, "--processes", 2, "--shards", 2), "25 units are not 2 equal parts"),
         (
             ("train", checkpoint, text, "--launcher", "torchrun"),
-            "--launcher torchrun with --processes 1: one process is this one",
+            "because one process is this one",
         ),
         (
             ("train", checkpoint, text, "--launcher", "here", "--processes", 2, "--engine", "ray"),
-            "--launcher here with --engine ray: processes that train are on that cluster",
+            "because processes that train are on that cluster",
         ),
         (("train", checkpoint, text, "--processes", 2, "--keep", "nothing"), "keep states: --keep bfloat16"),
         (("train", checkpoint, text, "--method", "sparse-coding", "--processes", 2), "name 1 process"),

@@ -167,7 +167,7 @@ def test_a_driver_that_dies_is_taken_up_by_the_next(nodes: Nodes, tmp_path: Path
     assert driver.stdout is not None
     assert driver.stdout.readline() == "started\n"
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "a").glob("rows-*.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "a").glob("[0-9]*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     driver.kill()
     driver.wait()
