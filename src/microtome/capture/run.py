@@ -190,11 +190,17 @@ def fold_batch(model: Model, batch: Batch, folds: Mapping[str, Fold | RowFold], 
             waiting[name].discard(site)
             if not waiting[name]:
                 fold = folds[name]
-                fold.update(states[name], {needed: held[needed] for needed in fold.sites}, batch)
+                fold.update(states[name], _together({needed: held[needed] for needed in fold.sites}, model.device), batch)
         for stale in [s for s in held if not any(waiting[name] for name in wanted[s])]:
             del held[stale]
 
-    observe(model, batch, wanted, receive)
+    observe(model, batch, wanted, receive, where="layer")
+
+
+def _together(values: dict[Site, Tensor | ExpertRows], device: torch.device) -> dict[Site, Tensor | ExpertRows]:
+    """What a fold is given, on one device: where it is, if that is one, else where the batch is."""
+    there = {(each.values if isinstance(each, ExpertRows) else each).device for each in values.values()}
+    return values if len(there) < 2 else {site: each.to(device) for site, each in values.items()}
 
 
 def _require_finite(model: Model, batch: Batch, site: Site, value: Tensor | ExpertRows) -> None:

@@ -172,7 +172,7 @@ def _check_layers(model: Model, batch: Batch, book: _Book) -> None:
             if site.layer < last:
                 del seen[site.layer]
 
-    observe(model, batch, [*wanted, *ends, *heads], receive)
+    observe(model, batch, [*wanted, *ends, *heads], receive, where="layer")
     for pair in _end_pairs(model, batch, seen[last]["resid_post"], seen[None]):
         book.add(pair, None)
     bare = model.module(**inputs_of(model, batch), output_hidden_states=True)

@@ -151,12 +151,19 @@ def forward(model: Model, batch: Batch) -> Any:
 
 
 def observe(
-    model: Model, batch: Batch, sites: Iterable[Site], receive: Receive, *, gradients: Literal["none", "kept"] = "none"
+    model: Model,
+    batch: Batch,
+    sites: Iterable[Site],
+    receive: Receive,
+    *,
+    gradients: Literal["none", "kept"] = "none",
+    where: Literal["batch", "layer"] = "batch",
 ) -> None:
     """Run one forward pass and hand over the tensors of `sites` as they appear, each once, without copies.
 
     Where gradients are "kept" the pass runs with autograd: what is handed over remembers what it was made of, if that needs a gradient.
-    The tensors are the model's own, padding included, and those of a layer on its device: what is to outlive the call to `receive` must be copied there. The pass
+    Of a model that is spread over several devices tensors are handed over on that of the batch, or, where "layer" is asked for, left on that of their
+    layer, as are its weights. They are the model's own, padding included: what is to outlive the call to `receive` must be copied there. The pass
     runs under `inference_mode`, without the head unless `logits` is asked for, and stops after the last site.
 
     Errors: `Refusal` for a site that the model does not have, before anything runs.
@@ -164,7 +171,7 @@ def observe(
     wanted = dict.fromkeys(sites)
     if not wanted:
         return
-    watch = _Watch(receive)
+    watch = _Watch(receive if where == "layer" else lambda site, value: receive(site, _on(value, model.device)))
     for site in wanted:
         recipe, (facts, find) = _recipe(model, site), whereabouts(model, site, batch)
         watch.expect(site, recipe, facts, find)
@@ -176,6 +183,11 @@ def observe(
         except _Seen:
             return
     raise AssertionError(f"{watch.pending} of {len(wanted)} sites never appeared")
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """A site's value on a device; what is neither a tensor nor rows of experts takes care of itself."""
+    return value.to(device) if isinstance(value, Tensor | ExpertRows) else value
 
 
 def whereabouts(model: Model, site: Site, batch: Batch) -> tuple[Facts, Callable[[str], tuple[nn.Module, int]]]:
@@ -210,11 +222,7 @@ def capture(
     For looking at a few windows, not for a corpus.
     """
     held: dict[Site, Any] = {}
-
-    def hold(site: Site, value: Any) -> None:
-        held[site] = value.to(model.device)
-
-    observe(model, batch, sites, hold, gradients=gradients)
+    observe(model, batch, sites, held.__setitem__, gradients=gradients)
     return held
 
 

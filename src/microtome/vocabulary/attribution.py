@@ -341,4 +341,4 @@ def _biased(norm: Norm | None) -> bool:
 
 def _rows_of(value: Tensor | ExpertRows, window: Tensor, token: Tensor) -> Float[Tensor, "row ..."]:
     assert isinstance(value, Tensor), "attribution looks at no expert's inside"
-    return value[window.to(value.device), token.to(value.device)].float().to(window.device)  # layers may be on several
+    return value[window.to(value.device), token.to(value.device)].float()

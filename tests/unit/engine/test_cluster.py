@@ -165,7 +165,7 @@ def test_a_driver_that_dies_is_taken_up_by_the_next(nodes: Nodes, tmp_path: Path
     code = _DRIVER.replace("ADDRESS", repr(nodes.address)).replace("FOLDER", repr(str(tmp_path / "a")))
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
-    assert driver.stdout.readline() == "started\n"
+    assert "started\n" in iter(driver.stdout.readline, ""), "after what Ray may say of other nodes"
     deadline = time.monotonic() + 60
     while not list((tmp_path / "a").glob("[0-9]*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -98,7 +98,7 @@ def spread_each(place: str) -> None:
             for layer in range(two.shape.layers):
                 sites = [Site(each, layer) for each in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
                 places = set[torch.device]()
-                observe(two, batch, sites, lambda _, value, places=places: places.add(value.device))
+                observe(two, batch, sites, lambda _, value, places=places: places.add(value.device), where="layer")
                 assert places == {next(two.block(layer).parameters()).device}, name
                 whole, spread = capture(one, batch.to("cpu"), sites), capture(two, batch, sites)
                 for site in sites:
