@@ -32,7 +32,7 @@ def execution_class(model: Model) -> dict[str, str]:
     """The execution class of this process for `model`, by name of what decides it."""
     device = model.device.type
     return {
-        "device": torch.cuda.get_device_name(model.device) if device == "cuda" else f"{device} {platform.machine()}",
+        "device": _named(model) if device == "cuda" else f"{device} {platform.machine()}",
         "instructions": torch.backends.cpu.get_cpu_capability() if device == "cpu" else device,
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
@@ -42,6 +42,11 @@ def execution_class(model: Model) -> dict[str, str]:
         "transformers": importlib.metadata.version("transformers"),
         "microtome": importlib.metadata.version("microtome"),
     }
+
+
+def _named(model: Model) -> str:
+    """The kinds of GPU that hold a model: one, wherever its layers are, or those in their order."""
+    return " and ".join(dict.fromkeys(map(torch.cuda.get_device_name, model.devices)))
 
 
 def device_type(execution: Mapping[str, str]) -> str:
