@@ -5,6 +5,7 @@ function of both: interrupted and continued it gives the same bits as in one go.
 `addition`, what is asked of the trained model in `curves`.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -22,6 +23,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from microtome.core import Refusal
+from microtome.model.precision import fast_bfloat16
 from microtome.store import committed, fingerprint
 
 __all__ = ["IGNORED", "Examples", "Schedule", "Size", "Trained", "decoder", "loss_of", "train"]
@@ -50,7 +52,8 @@ class Size:
 class Schedule:
     """How it is trained: AdamW, the rate warmed up and brought down by a cosine to a tenth; a checkpoint every `every` steps.
 
-    In bfloat16 products are taken in that precision, and parameters, gradients, norms and losses kept in fp32.
+    In bfloat16 products are taken in that precision, and parameters, gradients, norms and losses kept in fp32; where the hardware does not
+    multiply bfloat16 fast, and would take a hundred times as long, all is fp32.
     """
 
     steps: int
@@ -60,6 +63,10 @@ class Schedule:
     every: int
     decay: float = 0.1
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def here(self) -> "Schedule":
+        """As it runs on this machine."""
+        return self if fast_bfloat16(torch.device("cpu")) else dataclasses.replace(self, precision="float32")
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -147,6 +154,7 @@ def train(
             why=f"there are {len(examples)} examples, and none is read twice",
             instead="give it more text, or fewer steps",
         )
+    schedule = schedule.here()
     identity = fingerprint([schedule, examples.ids, examples.targets, *module.parameters()])
     optimiser = _optimiser(module, schedule)
     folder.mkdir(parents=True, exist_ok=True)

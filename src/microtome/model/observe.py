@@ -132,7 +132,13 @@ def _leaving(tap: Tap, output: Any) -> Any:
 
 
 def inputs_of(model: Model, batch: Batch) -> dict[str, Any]:
-    """What the model is called with: ids, a mask where there is padding, and the batch's further inputs."""
+    """What the model is called with: ids, a mask where there is padding, and the batch's further inputs.
+
+    Errors: `Refusal` for a batch that is not where the model begins.
+    """
+    if batch.ids.device != model.device:
+        why = f"{model.name} is on {model.device}"
+        raise Refusal(f"a batch on {batch.ids.device}", why=why, instead="move it there: batch.to(model.device)")
     if model.family.inputs == "image":
         return dict(batch.extra)
     given: dict[str, Any] = {"input_ids": batch.ids, **batch.extra}

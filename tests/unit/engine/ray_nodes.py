@@ -3,11 +3,45 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LOCAL = "127.0.0.1"
+import pytest
+
+from tests.tree import IMPORTABLE
+from tests.unit.engine.networks import THERE, Cable
+
+_QUICK = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback stays loopback
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "10",
+    "PYTHONPATH": IMPORTABLE,
+}
+
+
+@contextlib.contextmanager
+def started(address: str = "127.0.0.1") -> "Iterator[Nodes]":
+    """A cluster that finds soon who is gone; it ends with all of its nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _QUICK.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "node_ip_address": address, "include_dashboard": False}
+        nodes = Nodes(Cluster(initialize_head=True, head_node_args=head))
+        try:
+            yield nodes
+        finally:
+            nodes.clear()
+            nodes.cluster.shutdown()
 
 
 @dataclass
@@ -22,28 +56,46 @@ class Nodes:
         return self.cluster.address
 
     def add(self, cores: int = 1) -> Any:
-        node = self.cluster.add_node(num_cpus=cores, node_ip_address=LOCAL)
+        node = self.cluster.add_node(num_cpus=cores, node_ip_address=self.cluster.head_node.node_ip_address)
         self.added.append(node)
         return node
 
+    def add_at(self, cable: Cable, cores: int = 1) -> Any:
+        """A node at the far end of a cable, as somebody there starts it."""
+        ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+        start = [*ray, "start", f"--address={self.address}", f"--node-ip-address={THERE}", f"--num-cpus={cores}", "--block"]
+        known, environment = self._alive(), {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        quiet = subprocess.DEVNULL
+        node = subprocess.Popen(cable.there(start), env=environment, stdout=quiet, stderr=quiet)
+        self.added.append(node)
+        deadline = time.monotonic() + 60
+        while self._alive() == known:
+            assert node.poll() is None, "the far node has ended"
+            assert time.monotonic() < deadline, "the far node does not join"
+            time.sleep(0.1)
+        return node
+
+    def _alive(self) -> int:
+        return sum(node["Alive"] for node in self.cluster.global_state.node_table())
+
     def processes(self, node: Any) -> list[int]:
         """Ray's own on a node, and those that they have started."""
-        own = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        return [*own, *_below(own)]
+        far = isinstance(node, subprocess.Popen)
+        own = [node.pid] if far else [info.process.pid for infos in node.all_processes.values() for info in infos]
+        return [*own, *below(own)]
 
     def kill(self, node: Any) -> None:
         """As when the power of a machine goes: all of its processes at once."""
         self.added.remove(node)
-        for pid in reversed(self.processes(node)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.cluster.remove_node(node, allow_graceful=False)
+        end(reversed(self.processes(node)))
+        if isinstance(node, subprocess.Popen):
+            node.wait()
+        else:
+            self.cluster.remove_node(node, allow_graceful=False)
 
     def stop(self, node: Any, how: signal.Signals) -> None:
         """Have a node stand still, or go on: from outside as when the network to it is cut."""
-        for pid in self.processes(node):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
+        end(self.processes(node), how)
 
     def named(self, name: bytes) -> list[int]:
         """What runs on the nodes under a name."""
@@ -59,7 +111,14 @@ class Nodes:
             self.kill(node)
 
 
-def _below(parents: list[int]) -> list[int]:
+def end(pids: Iterable[int], how: signal.Signals = signal.SIGKILL) -> None:
+    """Send all of them a signal, whoever still lives."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+def below(parents: list[int]) -> list[int]:
     """All processes that these have started, and those in turn."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -1,5 +1,6 @@
 """The Ray engine on nodes that are processes of their own: whichever part of it dies, the same bytes, or one line that says why not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from microtome.engine import States, run
 from microtome.engine.cluster import Cluster
 from microtome.store import Folder, Place
 from tests.tree import ROOT
+from tests.unit.engine.networks import inside, why_not
+from tests.unit.engine.partition import UNITS
 from tests.unit.engine.ray_nodes import Nodes
 from tests.unit.engine.toy_work import Concatenation, Private, ToySubject, assert_said_once
 
@@ -145,6 +148,20 @@ def test_what_a_node_has_that_is_cut_off_is_done_by_others_and_what_it_answers_l
     assert moment == "over"
     assert sum(heard) == 40, "what came late was taken back"
     assert _files(tmp_path / "a") == whole
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"no network of its own can be made: {why_not()}")
+def test_a_node_behind_a_cut_cable_that_goes_on_computing_changes_nothing(tmp_path: Path) -> None:
+    program = inside([sys.executable, "-m", "tests.unit.engine.partition", str(tmp_path)])
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    late = found.pop("late")
+    assert found == {"pulled": 1, "both worked": True, "far node lives": True}
+    assert len(late) == 1, "the far worker has come to the end of its unit"
+    assert late[0].startswith("refused "), "when the build was over"
+    run(Concatenation(UNITS, appended=frozenset({"rows"})), Folder(tmp_path / "whole"))
+    assert _files(tmp_path / "a") == _files(tmp_path / "whole")
 
 
 _DRIVER = """

@@ -23,6 +23,7 @@ import torch
 from microtome.core import Refusal, State
 from microtome.engine import Advance, States
 from microtome.store import Folder
+from tests.unit.engine.networks import network
 
 
 class Killed(BaseException):
@@ -85,9 +86,8 @@ class Concatenation:
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "hold":
-                deadline = time.monotonic() + 60
-                while not (self.faults / "go").exists() and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                if not arguments or int(arguments[0]) == network():
+                    self._wait()
             case "sleep":
                 time.sleep(float(arguments[0]))
             case "limit":
@@ -96,6 +96,12 @@ class Concatenation:
                 _flip(self.faults.parent / "a")
             case _:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    def _wait(self) -> None:
+        assert self.faults is not None
+        deadline = time.monotonic() + 60
+        while not (self.faults / "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def merge(self, fold: str, state: State, later: State) -> State:
         assert fold == "fold"

@@ -149,3 +149,9 @@ def test_a_hook_that_returns_something_replaces_what_passes() -> None:
     with attached([Hook(model.module.lm_head, "in", lambda module, args, kwargs: ((args[0] * 3,), kwargs))]):
         torch.testing.assert_close(forward(model, batch).logits, before * 3)
     assert torch.equal(forward(model, batch).logits, before)
+
+
+def test_a_batch_that_is_somewhere_else_is_refused() -> None:
+    model = opened("gpt2")
+    with pytest.raises(Refusal, match=r"a batch on meta: gpt2\S* is on cpu; move it there: batch.to\(model.device\)"):
+        capture(model, batch_for(model).to("meta"), [Site("resid_post", 0)])
