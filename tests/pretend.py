@@ -170,13 +170,17 @@ class _Factories(TorchFunctionMode):
 
 
 @contextmanager
-def pretending() -> Iterator[None]:
-    """Let models be opened on `pretend:0`, and on `pretend:0,pretend:1`, within a `with` block."""
+def pretending(auto: str | None = None) -> Iterator[None]:
+    """Let models be opened on `pretend:0`, and on `pretend:0,pretend:1`, within a `with` block; and where no device is asked for, on `auto`."""
     _registered()
     known = placement.choose_device
     with pytest.MonkeyPatch.context() as patch, _Factories():
-        patch.setattr(placement, "choose_device", lambda device: _pretended(device) or known(device))
+        patch.setattr(placement, "choose_device", lambda device: _pretended(_asked(device, auto)) or known(device))
         yield
+
+
+def _asked(device: str | torch.device, auto: str | None) -> str | torch.device:
+    return auto if auto is not None and device == "auto" else device
 
 
 def _pretended(device: str | torch.device) -> torch.device | None:

@@ -18,6 +18,7 @@ import pytest
 from docs import generate
 
 import microtome
+from tests.pretend import apart, pretending
 from tests.toys import save_checkpoint, toy_texts
 from tests.tree import ROOT, files
 
@@ -69,18 +70,35 @@ def test_shell_fences_parse(fence: Fence) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", sorted({f.page for f in FENCES if f.runnable}), ids=lambda page: page.name)
-def test_runnable_fences_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run_fences(page: Path, folder: Path, *, but: str | None = None) -> None:
+    """Run the runnable fences of a page in a folder that is made for them; not those that say `but`."""
+    os.chdir(folder)
     save_checkpoint(Path("HuggingFaceTB/SmolLM2-135M"))
     os.mkdir("speeches")
     for number, text in enumerate(toy_texts()):
         Path(f"speeches/{number}.txt").write_text(text, encoding="utf-8")
     names: dict[str, object] = {}
     for fence in FENCES:
-        if fence.page == page and fence.runnable:
+        if fence.page == page and fence.runnable and (but is None or but not in fence.code):
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(fence.code, str(fence), "exec"), names)
+
+
+@pytest.mark.parametrize("page", sorted({f.page for f in FENCES if f.runnable}), ids=lambda page: page.name)
+def test_runnable_fences_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_fences(page, tmp_path)
+
+
+def pretend_to_run_the_examples(folder: str) -> None:
+    """Those of api.md with the model on a device; of worker processes none has it."""
+    with pretending(auto="pretend:0"):
+        run_fences(ROOT / "docs" / "api.md", Path(folder), but="mt.Processes(")
+
+
+@pytest.mark.slow
+def test_examples_run_where_the_model_is_on_a_device(tmp_path: Path) -> None:
+    apart(pretend_to_run_the_examples, tmp_path)
 
 
 def test_every_mark_is_before_a_fence() -> None:

@@ -15,6 +15,7 @@ import pytest
 from microtome.core import Refusal
 from microtome.engine import States, run
 from microtome.engine.cluster import Cluster
+from microtome.engine.nodes import joined
 from microtome.store import Folder, Place
 from tests.tree import ROOT
 from tests.unit.engine.networks import inside, why_not
@@ -168,6 +169,7 @@ _DRIVER = """
 from pathlib import Path
 from microtome.engine import run
 from microtome.engine.cluster import Cluster
+from microtome.engine.nodes import joined
 from microtome.store import Folder
 from tests.unit.engine.ray_nodes import Nodes
 from tests.unit.engine.toy_work import Concatenation, Private, ToySubject
@@ -215,15 +217,18 @@ def test_what_cannot_work_is_refused_before_it_begins(nodes: Nodes, tmp_path: Pa
         _by(Nodes(type("Nothing", (), {"address": "127.0.0.1:9"})), _work(), Folder(tmp_path / "a"))
     with pytest.raises(Refusal, match="Ray cluster at nonsense: Invalid address format"):
         _by(Nodes(type("Nothing", (), {"address": "nonsense"})), _work(), Folder(tmp_path / "a"))
-    with pytest.raises(Refusal, match="a worker: it takes 1 cores, 0 devices and 0.0 GB of memory, and no node has as much"):
-        _by(nodes, _work(), Folder(tmp_path / "a"))
-    nodes.add()
-    with pytest.raises(Refusal, match="no node has as much; add a node that has, or ask for less"):
-        _by(nodes, _work(), Folder(tmp_path / "a"), subject=ToySubject(memory=1 << 50))
-    with pytest.raises(Refusal, match="model toy: there is no such folder"):
-        _by(nodes, _work(), Folder(tmp_path / "a"), subject=ToySubject("refuse"))
-    with pytest.raises(Refusal, match="worker 0: its name is ab, not a"):
-        _by(nodes, _work(), Folder(tmp_path / "b"), subject=ToySubject("other work"))
+    with joined(nodes.address):
+        with pytest.raises(
+            Refusal, match="a worker: it takes 1 cores, 0 devices and 0.0 GB of memory, and no node has as much"
+        ):
+            _by(nodes, _work(), Folder(tmp_path / "a"))
+        nodes.add()
+        with pytest.raises(Refusal, match="no node has as much; add a node that has, or ask for less"):
+            _by(nodes, _work(), Folder(tmp_path / "a"), subject=ToySubject(memory=1 << 50))
+        with pytest.raises(Refusal, match="model toy: there is no such folder"):
+            _by(nodes, _work(), Folder(tmp_path / "a"), subject=ToySubject("refuse"))
+        with pytest.raises(Refusal, match="worker 0: its name is ab, not a"):
+            _by(nodes, _work(), Folder(tmp_path / "b"), subject=ToySubject("other work"))
     monkeypatch.setattr("microtome.engine.nodes._versions", lambda: {"microtome": "9.9"})
     with pytest.raises(Refusal, match=r"node 127.0.0.1 \(.*\): its microtome is .*, not 9.9; .*let all have the same versions"):
         _by(nodes, _work(), Folder(tmp_path / "a"))
