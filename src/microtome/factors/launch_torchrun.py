@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from microtome.factors.job import DICTIONARY, REFUSED
+from microtome.factors.job import DICTIONARY, REFUSED, STEP
 
 __all__ = ["Torchrun", "command"]
 
@@ -20,6 +20,8 @@ _PORT: Final = 29400
 """Where processes of several machines meet, if nothing else is said: torchrun's own."""
 _LOOKED: Final = 0.5
 """Seconds after which the folder is looked at again."""
+_LONG: Final = 600.0
+"""Seconds without a step after which somebody should look at the processes."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +44,24 @@ class Torchrun:
             processes,
             command(folder, processes, restarts),
         )
+        latest, since, said = _step(folder), time.monotonic(), False
         while not (folder / DICTIONARY).exists() and not (folder / REFUSED).exists():
             time.sleep(_LOOKED)
+            if (step := _step(folder)) != latest:
+                latest, since, said = step, time.monotonic(), False
+            elif step and not said and time.monotonic() - since > _LONG:
+                said = True
+                _log.warning(
+                    "no step has been taken for %.0f minutes, %s is the last; if the processes have ended, start them again as above: they go on "
+                    "at the last checkpoint",
+                    _LONG / 60,
+                    step,
+                )
+
+
+def _step(folder: Path) -> str:
+    """How many steps were taken; nothing where none was."""
+    return (folder / STEP).read_text() if (folder / STEP).exists() else ""
 
 
 def command(folder: Path, processes: int, restarts: int) -> str:

@@ -4,12 +4,15 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +22,19 @@ from microtome.factors import variants
 from microtome.factors.checkpoints import checkpoints_in
 from microtome.factors.dictionary import Dictionary
 from microtome.factors.harvest import Harvest, Harvested
-from microtome.factors.job import CHECKPOINTS, DICTIONARY, KINDS, LAYOUT, Job, folder_of, identity_of, read_job, write_job
+from microtome.factors.job import (
+    CHECKPOINTS,
+    DICTIONARY,
+    KINDS,
+    LAYOUT,
+    REFUSED,
+    STEP,
+    Job,
+    folder_of,
+    identity_of,
+    read_job,
+    write_job,
+)
 from microtome.factors.launch_torchrun import Torchrun
 from microtome.factors.learning import PAPER
 from microtome.factors.plan import Plan
@@ -229,3 +244,19 @@ def test_processes_that_are_started_by_torchrun_end_the_waiting(tmp_path: Path) 
     assert launched(folder, Spread(2, launcher=Torchrun())).name == "planted"
     begun_in(replace(job, name="another"), Spread(2))
     assert not (folder / DICTIONARY).exists()
+
+
+def test_who_waits_for_processes_that_take_no_step_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("microtome.factors.launch_torchrun._LONG", 0.0)
+    steps = iter(("7", "7", "7", "8", "8", "the end"))
+
+    def sleep(seconds: float) -> None:
+        step = next(steps)
+        (tmp_path / (REFUSED if step == "the end" else STEP)).write_text(step)
+
+    monkeypatch.setattr("microtome.factors.launch_torchrun.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    Torchrun().run(tmp_path, 2, 0)
+    told = [each for each in caplog.messages if each.startswith("no step has been taken")]
+    assert [re.findall(r"(\d) is the last", each) for each in told] == [["7"], ["8"]]
