@@ -5,16 +5,20 @@ replaced. What a worker does belongs in `worker`, what is sent in `wire`.
 """
 
 import contextlib
+import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import IO, Final
 
 import torch
@@ -34,6 +38,8 @@ __all__ = ["Processes"]
 _HOPELESS: Final = 3
 """Workers that end one after another while none has the subject open."""
 _LOG_END: Final = 300
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,24 @@ class _Process:
     process: subprocess.Popen[bytes]
     wire: Connection
     log: IO[bytes]
+    orders: "queue.SimpleQueue[bytes | None]" = field(default_factory=queue.SimpleQueue)
     identity: Mapping[str, str] | None = None
     advanced: tuple[int, int] = (0, 0)
+
+    def send(self) -> None:
+        """Send what it is told, in a thread of its own: one that stands still reads nothing, and nobody is to wait for that.
+
+        That a process has died is noticed when it is listened to.
+        """
+        with contextlib.suppress(OSError, TypeError):  # of what has been closed meanwhile, torn in the midst or not
+            while (order := self.orders.get()) is not None:
+                self.wire.send_bytes(order)
+
+    def close(self) -> None:
+        """Let go of it, once it has ended."""
+        self.orders.put(None)
+        self.wire.close()
+        self.log.close()
 
     def why(self) -> str:
         """How it ended, and the end of what it wrote."""
@@ -113,6 +135,7 @@ class _Crew:
         )
         theirs.close()
         worker = _Process(number, process, Connection(ours.detach()), log)
+        threading.Thread(target=worker.send, name=f"orders of worker {number}", daemon=True).start()
         self.stack.callback(_end, worker)
         self.processes.append(worker)
         own = self.subject.devices
@@ -143,9 +166,8 @@ class _Crew:
                 shelf.place.delete(sign)
 
     def _tell(self, each: _Process, order: Open | Begin | Carry) -> None:
-        """Send an order; that a process has died is noticed when it is listened to."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            each.wire.send(order)
+        """Have an order sent."""
+        each.orders.put(bytes(ForkingPickler.dumps(order)))
 
     def give(self, worker: int, task: Task) -> None:
         """Give a task to the worker of that number."""
@@ -172,15 +194,23 @@ class _Crew:
     def _replaced(self, each: _Process, advance: Advance) -> Gone:
         why = each.why()
         self.ended = self.ended + 1 if each.identity is None else 0
-        if self.ended >= _HOPELESS and all(other.identity is None for other in self.processes):
+        hopeless = self.ended >= _HOPELESS
+        if hopeless and (not self.identity or all(other.identity is None for other in self.processes)):
             raise Refusal(
                 "worker processes", why=f"they end before they have opened the model: {why}", instead="use fewer of them"
             )
         advance(-each.advanced[0], -each.advanced[1])
-        each.wire.close()
-        each.log.close()
+        each.close()
         self.processes.remove(each)
-        self.start(each.number)
+        if hopeless:
+            self.ended = 0
+            _log.warning(
+                "worker %d ends before it has opened the model, again and again (%s); the others go on without it",
+                each.number,
+                why,
+            )
+        else:
+            self.start(each.number)
         return Gone(each.number, why)
 
     def _opened(self, each: _Process, identity: Mapping[str, str]) -> None:
@@ -226,6 +256,7 @@ class _Crew:
 
 def _end(worker: _Process) -> None:
     """End a worker: it sees that this end is closed; one that is in the midst of something is not waited for."""
+    worker.orders.put(None)
     worker.wire.close()
     deadline = time.monotonic() + 1
     while worker.process.poll() is None and time.monotonic() < deadline:

@@ -33,6 +33,8 @@ _LATE: Final = 3.0
 """A task is late that takes so many times the mean."""
 _SOON: Final = 5.0
 """Seconds within which no task is late."""
+_UNKNOWN: Final = 60.0
+"""The same while nobody knows how long a unit takes."""
 _REMEMBERED: Final = 32
 _DRIVER: Final = -1
 
@@ -103,19 +105,16 @@ class _Run:
             self.team.give(worker, task)
 
     def _next(self, worker: int) -> Task | None:
-        reach = self.workers[worker].reach
-        if reach == "nothing":
-            return self.schedule.unit(worker, len(self.workers), reach)
-        task = self.schedule.merge(worker) or self.schedule.unit(worker, len(self.workers))
+        reach, workers = self.workers[worker].reach, len(self.workers)
+        task = self.schedule.merge(worker) if reach == "place" else None
+        task = task or self.schedule.unit(worker, workers, reach)
         if task is None and not self.schedule.busy(worker):
-            task = self.schedule.relief(worker, len(self.workers), self._late())
+            task = self.schedule.relief(worker, workers, self._late(), reach)
         return task
 
     def _late(self) -> list[int]:
         """Workers who take long for what they do."""
-        if not self.seconds:
-            return []
-        bound = max(_SOON, _LATE * fmean(self.seconds))
+        bound = max(_SOON, _LATE * fmean(self.seconds)) if self.seconds else _UNKNOWN
         now = time.monotonic()
         return sorted(worker for worker in self.workers if self.schedule.busy(worker) and now - self.begun[worker] > bound)
 

@@ -72,10 +72,10 @@ class Schedule:
         task = _alone(Node(0, unit), self.total)
         return self._given(worker, task if reach == "nothing" else replace(task, top=self._climbed(worker, task.top)))
 
-    def relief(self, worker: int, workers: int, late: Collection[int]) -> Task | None:
+    def relief(self, worker: int, workers: int, late: Collection[int], reach: Reach = "place") -> Task | None:
         """Something of what workers have who are late, for one who has nothing to do, so that whoever is quicker counts.
 
-        What they have not begun they lose; what they have begun is copied, once.
+        What they have not begun they lose; what they have begun is copied, once; no merge for one who cannot merge.
         """
         for other in late:
             tasks = self._flight.of(other)
@@ -85,9 +85,9 @@ class Schedule:
             for task in reversed(waiting):
                 self._flight.cancel(other, task)
                 self._release([task])
-            if waiting:
-                return self.merge(worker) or self.unit(worker, workers)
-            if len(self._flight.same(begun)) == 1:
+            if waiting and (task := (self.merge(worker) if reach == "place" else None) or self.unit(worker, workers, reach)):
+                return task
+            if len(self._flight.same(begun)) == 1 and (begun.begin == "compute" or reach == "place"):
                 copy = begun if begun.begin == "read" else _alone(begun.start, self.total)
                 self._flight.begin(worker, copy)
                 return copy

@@ -1,28 +1,32 @@
 """Checkpoints of a training, each whole or absent: written by all ranks at once, resumed by as many or by others, laid out so or otherwise.
 
-Tensors are written by torch.distributed.checkpoint, a rank's own units by that rank; then a marker says of which step they are, and of which
-training. What a state consists of belongs in `training`.
+Tensors are written by torch.distributed.checkpoint, a rank's own units by that rank, who says what its files' SHA-256 are; then a marker says of which
+step they are, and of which training. What a state consists of belongs in `training`.
 """
 
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.factors.autoencoder import REPLICATED
 from microtome.factors.mesh import Mesh
 from microtome.factors.training import Trainer
-from microtome.store import committed, differences
+from microtome.store import committed, differences, digest
 
 __all__ = ["checkpoints_in", "read_checkpoint", "write_checkpoint"]
 
+_SEAL: Final = "sealed-"
+_LAG: Final = 60
+"""Seconds for which machines may see different files of a shared folder."""
 _WHOLE: Final = ("done", "step", "curve", *REPLICATED)
 """Parts of the names of those tensors of a state that all ranks have. Of all others each has the rows of its own units."""
 
@@ -35,7 +39,7 @@ def checkpoints_in(folder: Path) -> list[int]:
 def write_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str]) -> None:
     """Commit the state of a trainer; all ranks call this. Earlier checkpoints go when this one is there.
 
-    Memory: a copy of the rank's own state.
+    Memory: a copy of the rank's own state. Cost: what a rank writes it reads once, for its checksum.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -47,10 +51,11 @@ def write_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str]
     curves = {name: state.pop(name).tolist() for name in [*state] if name.endswith(".curve")}
     with _one_process_is_meant():
         save(_placed(state, mesh), checkpoint_id=folder / name, no_dist=mesh.ranks == 1)
+    _seal(folder / name, mesh)
     mesh.wait()
     if mesh.first:
         with committed(folder / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps({"identity": dict(identity), "curves": curves}))
+            temporary.write_text(json.dumps({"identity": dict(identity), "ranks": mesh.ranks, "curves": curves}))
         for step in checkpoints_in(folder):
             if step < trainer.done:
                 (folder / f"step-{step:08d}.json").unlink()
@@ -61,22 +66,69 @@ def write_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str]
 def read_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str]) -> None:
     """Go on from the last checkpoint, if there is one; all ranks call this.
 
-    Errors: `Refusal` for a checkpoint of another training.
+    Errors: `Refusal` for a checkpoint of another training, `Interrupted` for one that is not as it was written.
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    steps = checkpoints_in(folder)
-    newest = min(trainer.mesh.counts(steps[-1] if steps else -1, "all"))  # machines may not see the same files yet
+    newest = _newest(folder, trainer.mesh)
     if newest < 0:
         return
     name = f"step-{newest:08d}"
-    marker = json.loads((folder / f"{name}.json").read_bytes())
+    marker = _marker(folder / f"{name}.json")
     _require_same(folder / name, marker["identity"], identity)
+    _require_sound(folder / name, marker["ranks"], trainer.mesh)
     state = {name: each for name, each in trainer.state().items() if not name.endswith(".curve")}
     with _one_process_is_meant():
         load(_placed(state, trainer.mesh), checkpoint_id=folder / name, no_dist=trainer.mesh.ranks == 1)
     curves = {name: torch.tensor(rows, dtype=torch.float64).view(-1, 6) for name, rows in marker["curves"].items()}
     trainer.restore(state | curves)
+
+
+def _newest(folder: Path, mesh: Mesh) -> int:
+    """The step of the last checkpoint, or -1. Errors: `Interrupted` where machines go on seeing different ones."""
+    for _ in range(_LAG):
+        steps = checkpoints_in(folder)
+        seen = mesh.counts(steps[-1] if steps else -1, "all")
+        if min(seen) == max(seen):
+            return seen[0]
+        time.sleep(1)
+    why = f"some machines see step {max(seen)} there and others not"
+    raise Interrupted(f"going on from {folder}", why=why, instead="let all have the same folder, and run again")
+
+
+def _seal(folder: Path, mesh: Mesh) -> None:
+    """Write down what this rank has written."""
+    own = [*folder.glob(f"__{_number(mesh)}_*"), *([folder / ".metadata"] if mesh.first else [])]
+    with committed(folder / f"{_SEAL}{_number(mesh)}.json") as temporary:
+        temporary.write_text(json.dumps({path.name: digest(path) for path in own}))
+
+
+def _require_sound(folder: Path, ranks: int, mesh: Mesh) -> None:
+    """Look at what some of the ranks had written, others at the rest."""
+    for number in range(_number(mesh), ranks, mesh.ranks):
+        for name, expected in _marker(folder / f"{_SEAL}{number}.json").items():
+            if not (folder / name).exists() or digest(folder / name) != expected:
+                raise _damaged(folder / name)
+
+
+def _number(mesh: Mesh) -> int:
+    """This rank's among all, as torch counts them."""
+    return mesh.row_rank * mesh.shards + mesh.unit_rank
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> Interrupted:
+    whole = next(each for each in path.parents if not each.name.startswith("step-"))
+    why = "it is not there, or its bytes are not those that were written"
+    return Interrupted(
+        f"checkpoint {path}", why=why, instead=f"delete {whole} and run again: the training begins anew, from the same states"
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 import torch
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.engine.gang import loopback
 from microtome.factors.checkpoints import read_checkpoint, write_checkpoint
 from microtome.factors.job import CHECKPOINTS, DICTIONARY, LAYOUT, REFUSED, STEP, identity_of, read_job
@@ -75,8 +75,9 @@ def take_part(folder: Path) -> None:
         device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", torch.cuda.current_device())
         learn(folder, mesh_of(layout["shards"], kind), device, layout["every"])
     except Refusal as refusal:
+        parts = {"what": refusal.what, "why": refusal.why, "instead": refusal.instead}
         with committed(folder / REFUSED) as temporary:
-            temporary.write_text(json.dumps({"what": refusal.what, "why": refusal.why, "instead": refusal.instead}))
+            temporary.write_text(json.dumps({"stays": isinstance(refusal, Interrupted), **parts}))
         raise
 
 

@@ -133,8 +133,11 @@ def launched(folder: Path, spread: Spread, progress: Progress | None = None) -> 
 
 
 def _refusal_in(folder: Path) -> Refusal | None:
-    """What one of the processes has refused."""
-    return Refusal(**json.loads((folder / REFUSED).read_bytes())) if (folder / REFUSED).exists() else None
+    """What one of the processes has refused; `Interrupted` where what is finished stays."""
+    if not (folder / REFUSED).exists():
+        return None
+    parts = json.loads((folder / REFUSED).read_bytes())
+    return (Interrupted if parts.pop("stays") else Refusal)(**parts)
 
 
 def _require_fit(job: Job, spread: Spread) -> None:

@@ -1,5 +1,6 @@
 """Worker processes: whatever ends them, the same bytes; what cannot work is refused in a line before it begins."""
 
+import logging
 import os
 import random
 import signal
@@ -107,6 +108,45 @@ def test_a_worker_that_dies_or_stands_still_costs_only_its_units(
     assert list(faults.glob("[0-9]*")) == []
 
 
+def test_the_only_unit_of_a_worker_that_stands_still_is_done_by_another(
+    tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microtome.engine.running._UNKNOWN", 0.5)
+    (faults / "0-stop").touch()
+    assert content(_by(2, Concatenation(1, faults=faults), tmp_path / "a")) == content(
+        run(Concatenation(1), Folder(tmp_path / "b"))
+    )
+
+
+def test_a_worker_that_stands_still_does_not_hold_up_the_next_stage(tmp_path: Path) -> None:
+    before, large = _children(), "a" * (1 << 22)  # more than a socket holds that nobody reads
+    with Processes(2, threads=1).started(ToySubject()) as crew:
+        stopped = max(_children() - before)
+        os.kill(stopped, signal.SIGSTOP)
+        states = run(Concatenation(6, name=large), Folder(tmp_path / "a"), crew=crew)
+    assert states["fold"]["order"].tolist() == list(range(6))
+    assert _children() == before
+
+
+def test_a_worker_that_never_opens_again_is_not_started_for_ever(
+    tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (faults / "1-kill").touch()
+    (faults / "2-hold").touch()  # so that the run lasts until it is known
+    told: list[str] = []
+
+    def warning(line: str, *given: object) -> None:
+        told.append(line % given)
+        (faults / "go").touch()
+
+    monkeypatch.setattr(logging.getLogger("microtome.engine.processes"), "warning", warning)
+    with Processes(2, threads=1).started(ToySubject()) as crew:
+        crew.subject = ToySubject("die")  # pyright: ignore[reportAttributeAccessIssue]
+        states = run(Concatenation(4, faults=faults), Folder(tmp_path / "a"), crew=crew)
+    assert states["fold"]["order"].tolist() == list(range(4))
+    assert [line for line in told if "the others go on without it" in line]
+
+
 def test_what_workers_warn_of_and_log_is_said_here_once(tmp_path: Path, faults: Path, caplog: pytest.LogCaptureFixture) -> None:
     for unit in range(8):
         (faults / f"{unit}-say").touch()
@@ -135,6 +175,10 @@ def test_a_refusal_in_a_worker_is_a_refusal_here_and_an_error_says_where(tmp_pat
     ("fault", "message"),
     [
         ("die", "worker processes: they end before they have opened the model: it was ended by SIGKILL"),
+        (
+            "one lives",
+            "worker processes: they end before they have opened the model: it was ended by SIGKILL; use fewer of them",
+        ),
         ("refuse", "model toy: there is no such folder; name a model folder"),
         ("differ", "worker 1: its model is toy1, not toy; let all have the same versions"),
     ],

@@ -191,6 +191,7 @@ def test_a_late_merge_is_copied_whole() -> None:
     merge = schedule.merge(0)
     assert merge is not None
     assert merge == Task("read", Node(0, 0), Node(1, 0))
+    assert schedule.relief(1, 2, [0], "nothing") is None, "who does not see the place cannot merge"
     assert schedule.relief(1, 2, [0]) == merge
     assert schedule.lost(0) == [merge]
     assert schedule.merge(2) is None, "it is being done"
@@ -220,3 +221,11 @@ def test_workers_are_wanted_for_what_nobody_has_been_given() -> None:
 def test_names_of_more_units_than_there_are_end_nothing() -> None:
     assert settled(Node(7, 0), 5) == Node(7, 0)
     assert settled(Node(0, 4), 5) == Node(2, 1)
+
+
+def test_who_does_not_see_the_place_relieves_of_units_alone() -> None:
+    schedule = Schedule(2, set())
+    assert schedule.unit(0, 2, "nothing") == Task("compute", Node(0, 0), Node(0, 0))
+    second = schedule.unit(0, 2, "nothing")
+    assert schedule.relief(1, 2, [0], "nothing") == second, "not begun: taken away"
+    assert schedule.relief(2, 3, [0], "nothing") == Task("compute", Node(0, 0), Node(0, 0)), "begun: copied"

@@ -136,7 +136,7 @@ class ToySubject:
     devices: int = 1
 
     def open(self, devices: Sequence[int]) -> dict[str, str]:
-        if self.fault == "die":
+        if self.fault == "die" or (self.fault == "one lives" and devices[0] > 0):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "refuse":
             raise Refusal("model toy", why="there is no such folder", instead="name a model folder")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microtome.core import Refusal
+from microtome.core import Interrupted, Refusal
 from microtome.factors.autoencoder import Autoencoder
 from microtome.factors.checkpoints import checkpoints_in, read_checkpoint, write_checkpoint
 from microtome.factors.mesh import ALONE, Mesh
@@ -137,6 +137,27 @@ def test_a_checkpoint_of_one_process_is_whole_or_absent(tmp_path: Path) -> None:
     read_checkpoint(tmp_path, second, IDENTITY)
     for name, value in trainer.state().items():
         assert torch.equal(second.state()[name], value), name
+
+
+@pytest.mark.parametrize("damage", ["a bit", "the end", "all", "the marker"])
+def test_a_damaged_checkpoint_is_refused_and_what_it_was_learnt_from_stays(damage: str, tmp_path: Path) -> None:
+    trainer = Trainer([Case(TopK(3)).autoencoder()], SETTINGS, seed=3)
+    trainer.step(next(Case(TopK(3)).batches()))
+    write_checkpoint(tmp_path, trainer, IDENTITY)
+    (marker,) = tmp_path.glob("step-*.json")
+    (part,) = tmp_path.glob("step-*/__0_*")
+    content = part.read_bytes()
+    match damage:
+        case "a bit":
+            part.write_bytes(content[:-300] + bytes([content[-300] ^ 4]) + content[-299:])
+        case "the end":
+            part.write_bytes(content[:-100])
+        case "all":
+            part.unlink()
+        case _:
+            marker.write_text("{")
+    with pytest.raises(Interrupted, match=rf"its bytes are not those that were written; delete {tmp_path} and run again"):
+        read_checkpoint(tmp_path, trainer, IDENTITY)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from microtome.core import Refusal, Site
+from microtome.core import Interrupted, Refusal, Site
 from microtome.factors import variants
 from microtome.factors.checkpoints import checkpoints_in
 from microtome.factors.dictionary import Dictionary
@@ -37,14 +37,16 @@ from microtome.factors.job import (
 )
 from microtome.factors.launch_torchrun import Torchrun
 from microtome.factors.learning import PAPER
+from microtome.factors.mesh import ALONE
 from microtome.factors.plan import Plan
+from microtome.factors.rank import take_part
 from microtome.factors.spread import Spread, begun_in, launched, learnt
 from microtome.factors.stored import save_dictionary
 from microtome.factors.train import train
 from microtome.factors.training import Training
 from microtome.factors.variant import Variant
 from microtome.factors.variants import NESTED, BatchTopK, Gated, JumpRelu, Matching, Relu, Steps, Tanh, Target, TopK
-from microtome.store import fingerprint
+from microtome.store import DiskFull, fingerprint
 from tests import toys
 from tests.unit.factors.ranks import UNITS, planted_job, require_near
 
@@ -206,6 +208,25 @@ def test_what_one_rank_refuses_is_handed_on(tmp_path: Path) -> None:
         launched(folder, Spread(2))
     assert not (folder / DICTIONARY).exists()
     assert json.loads((folder / "refused.json").read_text())["what"] == "stream 0 of batches"
+
+
+@pytest.mark.parametrize("kind", [Refusal, Interrupted, DiskFull])
+def test_what_is_finished_stays_after_what_passes(kind: type[Refusal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = begun_in(planted_job(tmp_path, TopK(3)), Spread(2))
+
+    class Refusing(Torchrun):
+        def run(self, folder: Path, processes: int, restarts: int) -> None:
+            with pytest.raises(kind):
+                take_part(folder)
+
+    def learn(*_: object) -> None:
+        raise kind("it", why="it is so", instead="wait")
+
+    monkeypatch.setattr("microtome.factors.rank.learn", learn)
+    monkeypatch.setattr("microtome.factors.rank.mesh_of", lambda *_: ALONE)
+    with pytest.raises(Refusal) as refused:
+        launched(folder, Spread(2, launcher=Refusing()))
+    assert isinstance(refused.value, Interrupted) == (kind is not Refusal)
 
 
 @pytest.mark.slow
