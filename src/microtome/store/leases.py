@@ -125,13 +125,23 @@ class Lease:
         with self._turn:
             if self._lost or self._ended.is_set():
                 return
-            began = time.monotonic()
             try:
-                self._lost = not self._held(began, swap(self._bucket, LEASE, self._next(), self._mark, seconds))
+                self._again(seconds)
             except Unreachable as refusal:
-                _log.debug(
-                    "%s", refusal
-                )  # the next renewal may succeed; `require` sees to it that it is not waited for too long
+                # the next renewal may succeed; `require` sees to it that it is not waited for too long
+                _log.debug("%s", refusal)
+
+    def _again(self, seconds: float) -> None:
+        """Write it anew. What is there may be of a renewal of ours whose answer was lost: then that is renewed; only another's is a loss."""
+        began, data = time.monotonic(), self._next()
+        written = swap(self._bucket, LEASE, data, self._mark, seconds)
+        if written is None:
+            found = look(self._bucket, LEASE)
+            self._lost = found is None or _said(found[0]).get("token") != self._token
+            if found is None or self._lost:
+                return
+            written = swap(self._bucket, LEASE, data, found[1], seconds)
+        self._held(began, written)
 
     def keep(self) -> None:
         """Renew the lease until `give_back`; the work of a thread."""

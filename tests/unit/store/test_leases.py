@@ -1,15 +1,18 @@
 """One writer at an address: who holds the lease, who is refused, and when it is another's."""
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from microtome.core import Refusal
 from microtome.store import Bucket, Unreachable, faults, leased, leases
 from microtome.store.conditional import look
+from microtome.store.connections import connected
 from tests.storage import ObjectStore, forget_connections, free_port, object_store
 
 _number = itertools.count()
@@ -94,3 +97,25 @@ def test_a_lease_that_cannot_be_renewed_is_not_relied_on(
                 lease.require()
         forget_connections()
         lease.require()  # nobody has taken it in the meantime
+
+
+def test_a_renewal_whose_answer_is_lost_is_no_loss_of_the_lease(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEWED", 0.02)
+    files, writes, renewed = connected(bucket.address).files, itertools.count(1), threading.Event()
+    written = files.pipe_file
+
+    def losing(*arguments: Any, **options: Any) -> object:
+        told = written(*arguments, **options)
+        if (write := next(writes)) == 2:
+            raise ConnectionResetError
+        if write == 4:
+            renewed.set()
+        return told
+
+    with leased(bucket, tmp_path / "one") as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "pipe_file", losing)
+            assert renewed.wait(10)
+        lease.require()
