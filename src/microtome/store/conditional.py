@@ -1,15 +1,13 @@
 """Small objects that several processes may want to write: made only where there is none, replaced only where nobody else has.
 
-S3 looks and writes in one request, and so excludes that two succeed. Other storage may not: then it is looked at before and
-after, which leaves the time of a request in which two may both believe it.
+S3 looks and writes in one request, and so excludes that two succeed. Other storage may not, nor may servers that speak S3 and ignore
+conditions: then it is looked at before and after, which leaves the time of a request in which two may both believe it.
 """
 
-import contextlib
 import hashlib
-from typing import Any
 
 from microtome.store.buckets import Bucket
-from microtome.store.connections import connected
+from microtome.store.connections import connected, unmet
 
 __all__ = ["create", "look", "swap"]
 
@@ -31,18 +29,21 @@ def create(bucket: Bucket, name: str, data: bytes) -> str | None:
     there = connected(bucket.address)
 
     def written() -> None:
+        if not there.conditional and there.files.exists(there.at(name)):
+            raise FileExistsError(name)
         try:
             there.files.pipe_file(there.at(name), data, mode="create")
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except (NotImplementedError, TypeError, ValueError):
             if there.conditional:  # it excludes that two write, and is not to be asked for less
                 raise
-            if there.files.exists(there.at(name)):
-                raise FileExistsError(name) from error
             there.files.pipe_file(there.at(name), data)
 
     # One that is there may be what this request has written itself, before its answer was lost and it was made again.
-    with contextlib.suppress(FileExistsError):
+    try:
         there.asked(written)
+    except OSError as error:
+        if not unmet(error):
+            raise
     return _mark_of(bucket, name, data)
 
 
@@ -60,7 +61,7 @@ def swap(bucket: Bucket, name: str, data: bytes, mark: str, seconds: float | Non
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not _unmet(error):
+        if not unmet(error):
             raise
     return _mark_of(bucket, name, data)
 
@@ -75,9 +76,3 @@ def _mark(bucket: Bucket, name: str) -> str:
     there = connected(bucket.address)
     told = there.asked(lambda: there.files.info(there.at(name)))
     return str(told["ETag"]) if there.conditional else ""
-
-
-def _unmet(error: OSError) -> bool:
-    """Whether a condition on what is there did not hold."""
-    response: dict[str, Any] = getattr(error.__cause__, "response", {})
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412

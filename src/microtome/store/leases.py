@@ -21,6 +21,7 @@ from typing import IO, Final
 from microtome.core import Refusal
 from microtome.store.buckets import Bucket
 from microtome.store.conditional import create, look, swap
+from microtome.store.connections import connected
 from microtome.store.faults import Unreachable
 
 __all__ = ["LEASE", "Lease", "leased"]
@@ -33,7 +34,7 @@ RENEWED: float = 5.0
 SILENT: float = 60.0
 """Seconds without a renewal after which a lease is another's to take. Its holder stops by itself after two thirds of them."""
 SETTLED: float = 1.0
-"""Seconds after which a lease that was taken over is looked at again, where storage cannot exclude that two take it."""
+"""Seconds after which a lease that was made or taken over is looked at again, where storage cannot exclude that two do that."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,18 +97,23 @@ class Lease:
         return found
 
     def _made(self) -> bool:
-        began = time.monotonic()
-        return self._held(began, create(self._bucket, LEASE, self._next()))
+        """Whether the lease could be made."""
+        began, data = time.monotonic(), self._next()
+        return self._settled(began, data, create(self._bucket, LEASE, data))
 
     def _taken(self, mark: str) -> bool:
         """Whether the lease with `mark` could be replaced by ours."""
         if look(self._bucket, LEASE) is None:
             return self._made()
         began, data = time.monotonic(), self._next()
-        written = swap(self._bucket, LEASE, data, mark)
-        if written is not None:
+        return self._settled(began, data, swap(self._bucket, LEASE, data, mark))
+
+    def _settled(self, began: float, data: bytes, mark: str | None) -> bool:
+        """Whether what was written is still there once another, who has looked before that, has written too."""
+        if mark is not None and not connected(self._bucket.address).conditional:
             time.sleep(SETTLED)
-        return self._held(began, written) and look(self._bucket, LEASE) == (data, written)
+            mark = mark if look(self._bucket, LEASE) == (data, mark) else None
+        return self._held(began, mark)
 
     def _held(self, began: float, mark: str | None) -> bool:
         """Whether it is ours, with its mark, since `began`."""
@@ -165,7 +171,8 @@ def leased(bucket: Bucket, here: Path) -> Iterator[Lease]:
     """Hold the only right to write at the address of `bucket`.
 
     `here` is a file of this machine that the holder keeps locked; it has the tokens of leases that were taken with it, of which no
-    process lives that could hold them once the lock is free. Cost: at the address a write every 5 seconds (on S3; elsewhere also two reads).
+    process lives that could hold them once the lock is free. Cost: at the address a write every 5 seconds (on S3; elsewhere also two reads),
+    and where two could take it at once a second at the beginning.
     Errors: `Refusal` where another holds it: at once on this machine, elsewhere within the time between two renewals.
     """
     token = secrets.token_hex(8)

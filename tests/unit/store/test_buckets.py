@@ -1,5 +1,6 @@
 """Places keep their contract at every kind of address; what is half written is not seen; errors of storage are told in one line."""
 
+import contextlib
 import http.server
 import itertools
 import pickle
@@ -248,20 +249,22 @@ def test_copies_are_bounded_and_those_last_used_stay(bucket: Bucket, monkeypatch
     assert sorted(path.read_bytes()[:1] for path in folder.glob("*-*")) == [b"a", b"c"]
 
 
-def test_small_objects_are_made_once_and_replaced_by_who_has_seen_them(place: Place) -> None:
-    if not isinstance(place, Bucket):
-        return
-    assert look(place, "word") is None
-    mark = create(place, "word", b"one")
-    assert mark is not None
-    assert create(place, "word", b"two") is None
-    assert look(place, "word") == (b"one", mark)
-    after = swap(place, "word", b"three", mark)
-    assert after is not None
-    assert swap(place, "word", b"four", mark) is None
-    assert look(place, "word") == (b"three", after)
-    place.delete("word")
-    assert swap(place, "word", b"five", after) is None
+@pytest.mark.parametrize("kind", ["s3", "careless", "memory"])
+def test_small_objects_are_made_once_and_replaced_by_who_has_seen_them(kind: str, store: ObjectStore) -> None:
+    place = Bucket(f"{'memory' if kind == 'memory' else 's3'}://places/{next(_number)}")
+    with store.careless() if kind == "careless" else contextlib.nullcontext():
+        assert look(place, "word") is None
+        mark = create(place, "word", b"one")
+        assert mark is not None
+        assert create(place, "word", b"two") is None
+        assert look(place, "word") == (b"one", mark)
+        after = swap(place, "word", b"three", mark)
+        assert after is not None
+        assert swap(place, "word", b"four", mark) is None
+        assert look(place, "word") == (b"three", after)
+        place.delete("word")
+        assert swap(place, "word", b"five", after) is None
+        assert place.names() == []
 
 
 def test_one_of_many_makes_an_object(bucket: Bucket) -> None:

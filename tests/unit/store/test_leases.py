@@ -1,5 +1,6 @@
 """One writer at an address: who holds the lease, who is refused, and when it is another's."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -25,10 +26,13 @@ def store() -> Iterator[ObjectStore]:
         yield started
 
 
-@pytest.fixture(params=["s3", "memory"])
-def bucket(request: pytest.FixtureRequest, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+@pytest.fixture(params=["s3", "careless", "memory"])
+def bucket(request: pytest.FixtureRequest, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new address: of a server that speaks S3, of one that does but ignores conditions, of another protocol."""
     monkeypatch.setattr(leases, "SETTLED", 0.05)
-    return Bucket(f"{request.param}://atlases/leases/{next(_number)}")
+    careless = store.careless() if request.param == "careless" else contextlib.nullcontext()
+    with careless:
+        yield Bucket(f"{'memory' if request.param == 'memory' else 's3'}://atlases/leases/{next(_number)}")
 
 
 def test_two_builds_on_one_machine(bucket: Bucket, tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_two_builds_on_one_machine(bucket: Bucket, tmp_path: Path) -> None:
 def test_a_lease_that_is_silent_is_taken_over_and_lost(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leases, "RENEWED", 60.0)  # it sleeps
-        patch.setattr(leases, "SILENT", 0.6)
+        patch.setattr(leases, "SILENT", 1.0)
         with leased(bucket, tmp_path / "one") as first:
             first.require()
             with leased(bucket, tmp_path / "two") as second:
@@ -96,6 +100,7 @@ def test_a_lease_that_cannot_be_renewed_is_not_relied_on(
             with pytest.raises(Unreachable, match="another build has taken over|not heard of for too long"):
                 lease.require()
         forget_connections()
+        assert connected(bucket.address).conditional
         lease.require()  # nobody has taken it in the meantime
 
 
@@ -119,3 +124,27 @@ def test_a_renewal_whose_answer_is_lost_is_no_loss_of_the_lease(
             patch.setattr(files, "pipe_file", losing)
             assert renewed.wait(10)
         lease.require()
+
+
+def test_servers_that_ignore_conditions_are_found_out(store: ObjectStore) -> None:
+    assert connected(f"s3://atlases/leases/{next(_number)}").conditional
+    with store.careless():
+        bucket = Bucket(f"s3://atlases/leases/{next(_number)}")
+        assert not connected(bucket.address).conditional
+    assert bucket.below() == []
+
+
+def test_who_writes_a_lease_at_the_same_moment_is_noticed(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before either writes; the other one writes last, and lives."""
+    beats = itertools.count(1)
+    with store.careless():
+        bucket = Bucket(f"s3://atlases/leases/{next(_number)}")
+
+        def meanwhile(_: float) -> None:
+            bucket._there.files.pipe_file(bucket._there.at("lease.json"), b'{"token": "of another", "beat": %d}' % next(beats))
+
+        monkeypatch.setattr(leases.time, "sleep", meanwhile)
+        with pytest.raises(Refusal, match="another build is writing there"), leased(bucket, tmp_path / "one"):
+            pass
