@@ -25,7 +25,7 @@ from microtome.store import (
     place_of,
     read_manifest,
 )
-from microtome.store.leases import LEASE, Lease
+from microtome.store.leases import LEASE, Held, Lease
 from microtome.store.manifest import manifest_of
 from microtome.store.mirrors import MANIFEST, PARTS
 
@@ -155,7 +155,7 @@ class _Remote:
         self._bucket, self._lease, self._run = mirror.bucket, lease, run
         self.folder = mirror.folder
         self._publication = Publication(mirror.bucket, mirror.folder, lease)
-        self._made = MadeFiles(self.states(run), self.folder / "work" / run / "made", lease)
+        self._made = MadeFiles(mirror.bucket.inside("work").inside(run), self.folder / "work" / run / "made", lease)
         self._made.bring()
 
     @property
@@ -163,9 +163,9 @@ class _Remote:
         """The address."""
         return self._bucket
 
-    def states(self, run: str) -> Bucket:
-        """At the address."""
-        return self._bucket.inside("work").inside(run)
+    def states(self, run: str) -> Place:
+        """At the address, as long as the lease is held."""
+        return Held(self._bucket, self._lease).inside("work").inside(run)
 
     def keep(self, files: Iterable[Path]) -> None:
         """Send what is new, each as `Publication` does."""

@@ -134,14 +134,15 @@ class MadeFiles:
             self._states.inside("made").send(files[name], name)
             self._kept[name] = digest(files[name])
         if new:
+            self._lease.require()
             with self._states.committing(_MADE) as temporary:
                 temporary.write_text(json.dumps(self._kept, indent=1, sort_keys=True))
 
     def drop(self) -> None:
         """Remove them, and all states of the run: they are in the atlas."""
-        self._lease.require()
         self._kept = {}
         for name in self._states.below():
+            self._lease.require()
             inner, _, last = name.rpartition("/")
             (self._states.inside(inner) if inner else self._states).delete(last)
 

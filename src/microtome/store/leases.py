@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -24,7 +25,7 @@ from microtome.store.conditional import create, look, swap
 from microtome.store.connections import connected
 from microtome.store.faults import Unreachable
 
-__all__ = ["LEASE", "Lease", "leased"]
+__all__ = ["LEASE", "Held", "Lease", "leased"]
 
 LEASE: Final = "lease.json"
 """The object."""
@@ -164,6 +165,54 @@ class Lease:
             found = None if self._lost or self._old else look(self._bucket, LEASE)
             if found is not None and _said(found[0]).get("token") == self._token:
                 self._bucket.delete(LEASE)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A place below an address whose lease this process holds: it is written, and files are removed, only as long as it does.
+
+    Errors: `Unreachable` of `committing` and `delete`, where the lease is lost. Sent to another process it is the bucket alone.
+    """
+
+    bucket: Bucket
+    lease: Lease
+
+    def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
+        """Leases stay with their process."""
+        return Bucket, (self.bucket.address,)
+
+    @property
+    def address(self) -> str:
+        """As `Place.address`."""
+        return self.bucket.address
+
+    def inside(self, name: str) -> "Held":
+        """As `Place.inside`, held by the same lease."""
+        return Held(self.bucket.inside(name), self.lease)
+
+    def names(self) -> list[str]:
+        """As `Place.names`."""
+        return self.bucket.names()
+
+    @contextlib.contextmanager
+    def committing(self, name: str) -> Iterator[Path]:
+        """As `Place.committing`."""
+        with self.bucket.committing(name) as temporary:
+            yield temporary
+            self.lease.require()
+
+    def read(self, name: str) -> bytes | None:
+        """As `Place.read`."""
+        return self.bucket.read(name)
+
+    def local(self, name: str) -> Path:
+        """As `Place.local`."""
+        return self.bucket.local(name)
+
+    def delete(self, name: str) -> None:
+        """As `Place.delete`."""
+        self.lease.require()
+        self.bucket.delete(name)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import torch
 
 from microtome.core import Interrupted, Refusal
 from microtome.engine import Node, Parts, root, run
-from microtome.store import Bucket, Folder, Shelf, fingerprint
+from microtome.store import Bucket, Folder, Shelf, Unreachable, fingerprint
+from microtome.store.leases import Held, Lease
 from tests.unit.engine.toy_work import Concatenation, Killed, content
 
 
@@ -206,3 +207,34 @@ def test_rows_that_decay_at_an_address_are_computed_again_once_that_is_known(
     run(again, place)
     assert 1 in again.ran
     assert parts[1]["row"].tolist() == [1, 1]
+
+
+class _Lease(Lease):
+    """One that is lost when it is said so."""
+
+    lost = False
+
+    def require(self) -> None:
+        if self.lost:
+            raise Unreachable("here", why="another build has taken over", instead="wait for it")
+
+
+def test_a_build_that_has_lost_its_address_removes_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, send = Bucket(f"memory://{tmp_path.name}/stage"), Bucket.send
+    lease = _Lease(bucket, "mine")
+
+    def losing(self: Bucket, source: Path, name: str) -> None:
+        send(self, source, name)
+        lease.lost |= name == "01-00000000.json"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "send", losing)
+        with pytest.raises(Unreachable, match="another build has taken over"):
+            run(Concatenation(4), Held(bucket, lease))
+    assert {"00-00000000.json", "01-00000000.json"} <= set(bucket.names())
+    run(Concatenation(4), bucket)
+    with bucket.committing("00-00000003.json") as temporary:
+        temporary.write_text("of the build that goes on")
+    with pytest.raises(Unreachable, match="another build has taken over"):
+        run(Concatenation(4), Held(bucket, lease))
+    assert "00-00000003.json" in bucket.names()

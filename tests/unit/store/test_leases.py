@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from microtome.core import Refusal
 from microtome.store import Bucket, Unreachable, faults, leased, leases
 from microtome.store.conditional import look
 from microtome.store.connections import connected
+from microtome.store.leases import Held
 from tests.storage import ObjectStore, forget_connections, free_port, object_store
 
 _number = itertools.count()
@@ -148,3 +150,22 @@ def test_who_writes_a_lease_at_the_same_moment_is_noticed(
         monkeypatch.setattr(leases.time, "sleep", meanwhile)
         with pytest.raises(Refusal, match="another build is writing there"), leased(bucket, tmp_path / "one"):
             pass
+
+
+def test_a_place_whose_lease_is_lost_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SETTLED", 0.0)
+    bucket = Bucket(f"memory://atlases/leases/{next(_number)}")
+    with leased(bucket, tmp_path / "one") as lease:
+        held = Held(bucket, lease).inside("work")
+        for name in ("a", "b"):
+            with held.committing(name) as temporary:
+                temporary.write_text("mine")
+        held.delete("b")
+        assert held.names() == ["a"]
+        assert pickle.loads(pickle.dumps(held)) == bucket.inside("work")
+        lease._lost = True
+        with pytest.raises(Unreachable, match="another build has taken over"):
+            held.delete("a")
+        with pytest.raises(Unreachable, match="another build has taken over"), held.committing("a") as temporary:
+            temporary.write_text("other")
+    assert held.read("a") == b"mine"
