@@ -19,6 +19,7 @@ from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Other
 from microtome.engine.nodes import joined, room_for
 from microtome.engine.notices import Notices
 from microtome.engine.tasks import Task
+from microtome.engine.waiting import Waiting
 from microtome.engine.work import Advance, Recipe, Subject, Work
 from microtome.engine.worker import THREADS, Answer, Worker, answered, beacon
 from microtome.store import Shelf
@@ -182,7 +183,7 @@ class _Crew:
         self.shared = self.ray.put(self.subject)
         for _ in range(_room(self.ray, self.resources, self.most)):
             self._start()
-        latest, ended = time.monotonic(), 0
+        latest, ended, waiting = time.monotonic(), 0, Waiting()
         while len(self._open) < _room(self.ray, self.resources, self.most) and not (
             self._open and time.monotonic() - latest > _GRACE_SECONDS
         ):
@@ -196,6 +197,8 @@ class _Crew:
                     raise Refusal("workers", why=why, instead="give each more memory, or look at the logs of its node")
             if len(self._open) > before:
                 latest, ended = time.monotonic(), 0
+            if not self._open:
+                waiting.look(len(self.members), sum(each.placed for each in self.members.values()))
         self.identity = agreed({each.number: each.identity for each in self._open if each.identity is not None})
         self.first = frozenset(each.number for each in self._open)
 

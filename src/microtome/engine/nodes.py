@@ -19,6 +19,8 @@ __all__ = ["installed_ray", "installed_ray_train", "join", "joined", "on_every_n
 _DISTRIBUTIONS: Final = ("microtome", "ray", "torch", "transformers", "numpy")
 _PROBE_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 5.0
+_ASKED: Final[set[str]] = set()
+"""Addresses by which this process has joined the cluster that it is in: Ray has another name for it where that is `localhost`, say."""
 
 
 def installed_ray() -> Any:
@@ -55,18 +57,31 @@ def installed_ray_train() -> Any:
 def joined(address: str) -> Iterator[Any]:
     """Ray, with this process as the driver of a cluster; where it is that already, it stays so.
 
-    Errors: `Refusal` as of `join` and `require_versions`.
+    Errors: `Refusal` as of `join` and `require_versions`, and where it is that of another one.
     """
     ray = installed_ray()
-    if ray.is_initialized() and address in ("auto", ray.get_runtime_context().gcs_address):
+    if ray.is_initialized():
+        _require_same_cluster(address, ray.get_runtime_context().gcs_address)
         yield ray
         return
     join(ray, address)
+    _ASKED.add(address)
     try:
         require_versions(ray)
         yield ray
     finally:
+        _ASKED.clear()
         ray.shutdown()
+
+
+def _require_same_cluster(address: str, own: str) -> None:
+    """Refuse an address that is neither Ray's name for the cluster which this process is in, nor the one by which it has joined."""
+    if address not in ("auto", own, *_ASKED):
+        raise Refusal(
+            f"Ray cluster at {address}",
+            why=f"this process is in the one at {own}, and can be in one only",
+            instead=f"name {own}, or auto, or leave that one before: ray.shutdown()",
+        )
 
 
 def join(ray: Any, address: str) -> None:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from microtome.core import Interrupted, Refusal
 from microtome.engine.notices import Notice, noticed
@@ -44,7 +44,7 @@ class Worker:
     def begin(self, recipe: Recipe, shelf: Shelf, sign: str) -> tuple[Mapping[str, str], Reach]:
         """Make the work of a stage; its identity, and whether its place can be reached, where `beacon` has left a sign.
 
-        Errors: `Refusal` where the place can be reached but not written to, or, other than a folder, not reached.
+        Errors: `Refusal` where the place can be reached but not read or written to, or, other than a folder, not reached.
         """
         self._work, self._shelf = recipe.work(self._opened), replace(shelf, place=_Marked(shelf.place, sign))
         self._reach = _reach(shelf.place, sign)
@@ -72,15 +72,38 @@ class Answer:
 
 
 def answered(order: Callable[[], Any]) -> Answer:
-    """Carry an order out. An error is part of the answer: the error itself where it is a refusal; else what a person needs to find it."""
+    """Carry an order out.
+
+    An error is part of the answer: itself where it is a refusal, with the name of the machine where the file system has refused; else what a
+    person needs to find it.
+    """
     with noticed() as notices:
         try:
             outcome = order()
         except Refusal as refusal:
             outcome = refusal
+        except OSError as error:
+            outcome = _of_machine(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is told where somebody can read it
-            outcome = RuntimeError("in a worker process:\n" + "".join(traceback.format_exception(error)))
+            outcome = RuntimeError(_traced(error))
     return Answer(outcome, tuple(notices))
+
+
+def _of_machine(error: OSError) -> OSError:
+    """The same error, and on which machine it was; where in the program is a note, which a traceback shows and a line does not."""
+    what = f"{error.strerror or error}, on machine {platform.node()}"
+    if error.errno is None or isinstance(
+        error, ConnectionError
+    ):  # by its number it would be one of the reader's own connections
+        told = OSError(what)
+    else:
+        told = OSError(error.errno, what, None if error.filename is None else str(error.filename))
+    told.add_note(_traced(error))
+    return told
+
+
+def _traced(error: Exception) -> str:
+    return "in a worker process:\n" + "".join(traceback.format_exception(error))
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,11 @@ def beacon(place: Place) -> str:
 
 
 def _reach(place: Place, sign: str) -> Reach:
-    if place.read(sign) != sign.encode():
+    try:
+        there = place.read(sign)
+    except PermissionError as error:
+        raise _forbidden(place, "read", error) from error
+    if there != sign.encode():
         if isinstance(place, Folder):
             return "nothing"
         raise Refusal(
@@ -141,13 +168,17 @@ def _reach(place: Place, sign: str) -> Reach:
     try:
         mine = beacon(place)
     except OSError as error:
-        raise Refusal(
-            place.address,
-            why=f"machine {platform.node()} may not write there: {error.strerror or error}",
-            instead="give workers the right to write, or name another place",
-        ) from error
+        raise _forbidden(place, "write", error) from error
     place.delete(mine)
     return "place"
+
+
+def _forbidden(place: Place, what: Literal["read", "write"], error: OSError) -> Refusal:
+    return Refusal(
+        place.address,
+        why=f"machine {platform.node()} may not {what} there: {error.strerror or error}",
+        instead=f"give workers the right to {what}, or name another place",
+    )
 
 
 def adopt(work: Work, shelf: Shelf, task: Task, files: Mapping[str, bytes]) -> None:

@@ -1,6 +1,7 @@
 """The Ray engine on nodes that are processes of their own: whichever part of it dies, the same bytes, or one line that says why not."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -66,6 +67,13 @@ def _waiting() -> int:
     from ray._private import state
 
     return sum(actor["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") for actor in state.actors().values())
+
+
+class Other:
+    """Somebody else's, who has a place on a node."""
+
+    def there(self) -> None:
+        """It has begun."""
 
 
 def _work(faults: Path | None = None, seconds: float = 0.0) -> Concatenation:
@@ -212,12 +220,50 @@ def test_a_place_that_workers_see_and_may_not_write_to_is_refused(nodes: Nodes, 
         _by(nodes, _work(), Private(tmp_path / "a", owner=os.getpid(), others="reading"))
 
 
+class _Heard(logging.Handler):
+    """Does what is next when it hears of workers that are waited for."""
+
+    def __init__(self, *then: Callable[[], None]) -> None:
+        super().__init__()
+        self.sentences: list[str] = []
+        self.then = list(then)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() not in self.sentences:
+            self.sentences.append(record.getMessage())
+            self.then.pop(0)()
+
+
+def test_who_waits_for_a_place_or_for_a_worker_that_opens_is_told(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microtome.engine.waiting._SILENT", 0.0)
+    monkeypatch.setattr("microtome.engine.waiting._AGAIN", 0.0)
+    nodes.add()
+    gate = tmp_path / "gate"
+    with joined(nodes.address) as ray:
+        ray.get((other := ray.remote(Other).options(num_cpus=1).remote()).there.remote())
+        heard = _Heard(lambda: ray.kill(other), gate.touch)
+        (logger := logging.getLogger("microtome.engine.waiting")).addHandler(heard)
+        try:
+            with Cluster(nodes.address).started(ToySubject(f"wait for {gate}")) as crew:
+                assert crew.identity == {"model": "toy"}
+        finally:
+            logger.removeHandler(heard)
+    assert [sentence.split(";")[0] for sentence in heard.sentences] == [
+        "1 worker is waited for, and none has a place yet: others use the cluster",
+        "1 worker is waited for: 1 has a place, and has not opened the model yet",
+    ]
+
+
 def test_what_cannot_work_is_refused_before_it_begins(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refusal, match="Ray cluster at 127.0.0.1:9: nobody answers there .*; start one with `ray start --head`"):
         _by(Nodes(type("Nothing", (), {"address": "127.0.0.1:9"})), _work(), Folder(tmp_path / "a"))
     with pytest.raises(Refusal, match="Ray cluster at nonsense: Invalid address format"):
         _by(Nodes(type("Nothing", (), {"address": "nonsense"})), _work(), Folder(tmp_path / "a"))
-    with joined(nodes.address):
+    with joined(local := nodes.address.replace("127.0.0.1", "localhost")), joined(local):
+        with pytest.raises(Refusal, match=f"Ray cluster at 127.0.0.1:9: this process is in the one at {nodes.address}, and"):
+            _by(Nodes(type("Another", (), {"address": "127.0.0.1:9"})), _work(), Folder(tmp_path / "a"))
         with pytest.raises(
             Refusal, match="a worker: it takes 1 cores, 0 devices and 0.0 GB of memory, and no node has as much"
         ):

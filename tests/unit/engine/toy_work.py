@@ -87,7 +87,7 @@ class Concatenation:
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "hold":
                 if not arguments or int(arguments[0]) == network():
-                    self._wait()
+                    _wait_for(self.faults / "go")
             case "sleep":
                 time.sleep(float(arguments[0]))
             case "limit":
@@ -96,12 +96,6 @@ class Concatenation:
                 _flip(self.faults.parent / "a")
             case _:
                 os.kill(os.getpid(), signal.SIGKILL)
-
-    def _wait(self) -> None:
-        assert self.faults is not None
-        deadline = time.monotonic() + 60
-        while not (self.faults / "go").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
 
     def merge(self, fold: str, state: State, later: State) -> State:
         assert fold == "fold"
@@ -140,6 +134,8 @@ class ToySubject:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "refuse":
             raise Refusal("model toy", why="there is no such folder", instead="name a model folder")
+        if self.fault.startswith("wait for "):
+            _wait_for(Path(self.fault.removeprefix("wait for ")))
         differs = devices[0] if self.fault == "differ" else 0
         return {"model": f"{self.model}{differs or ''}", "suffix": "b" if self.fault == "other work" else ""}
 
@@ -149,18 +145,26 @@ class ToySubject:
 
 @dataclass(frozen=True)
 class Private(Folder):
-    """A folder of one process: others do not see it, as on other machines; or see it, and may not write."""
+    """A folder of one process: others do not see it, as on other machines; or see it, and may not write, or not read either."""
 
     owner: int = 0
     others: str = "blind"
 
     def read(self, name: str) -> bytes | None:
+        if self.others == "shut out" and os.getpid() != self.owner:
+            raise PermissionError(13, "Permission denied")
         return None if self.others == "blind" and os.getpid() != self.owner else super().read(name)
 
     def committing(self, name: str) -> "contextlib._GeneratorContextManager[Path]":
         if os.getpid() != self.owner:
             raise PermissionError(13, "Permission denied")
         return super().committing(name)
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _flip(folder: Path) -> None:
