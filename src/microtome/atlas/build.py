@@ -26,7 +26,7 @@ from microtome.capture.recipes import require_same_model, subject_of, workers_cl
 from microtome.core import Interrupted, Refusal
 from microtome.corpus import Corpus, Reading, Source
 from microtome.engine import HERE, Crew, Engine
-from microtome.factors.plan import Plan
+from microtome.factors.plan import Plan, device_of
 from microtome.model import Checkpoint, Model, load, open_checkpoint
 from microtome.model.allocator import give_back_freed_memory
 from microtome.readout.words import texts_of
@@ -112,7 +112,7 @@ def _require_room(settings: Settings, subject: Model | Checkpoint) -> None:
     """Refuse to keep states for processes that cannot be started."""
     plan = settings.dictionary
     if isinstance(plan, Plan) and plan.spread.processes > 1 and isinstance(subject, Model):
-        plan.spread.launcher.require_room(plan.spread.processes, str(subject.device))
+        plan.spread.launcher.require_room(plan.spread.processes, device_of(plan, subject))
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ _INSTEAD: Final = "leave --engine out: then this process does it"
 class ModelSubject:
     """A model that workers open by its name. `memory` is in bytes: its parameters, half as much again, and a gigabyte for libraries.
 
-    `devices` is how many it is spread over.
+    `devices` is how many it is spread over, none where it was asked for on the CPU.
     """
 
     opening: Opening
@@ -71,9 +71,9 @@ def subject_of(model: Model) -> ModelSubject:
             instead="save it by save_pretrained and name the folder, or let this process do the work",
         )
     size = sum(each.numel() * each.element_size() for each in model.module.parameters())
-    return ModelSubject(
-        model.opening, round(1.5 * size) + (1 << 30), max(len(model.devices), model.opening.device.count(",") + 1)
-    )
+    asked = model.opening.device
+    devices = 0 if asked == "cpu" else max(len(model.devices), asked.count(",") + 1)
+    return ModelSubject(model.opening, round(1.5 * size) + (1 << 30), devices)
 
 
 def require_same_model(model: Model, identity: Mapping[str, str]) -> None:

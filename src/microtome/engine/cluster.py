@@ -16,7 +16,7 @@ from typing import Any, Final
 from microtome.core import Interrupted, Refusal
 from microtome.engine.agreement import agreed, require_same
 from microtome.engine.crew import Crew, Done, Event, Failed, Gone, Joined, Others, Team
-from microtome.engine.nodes import joined, room_for
+from microtome.engine.nodes import has_devices, joined, room_for
 from microtome.engine.notices import Notices
 from microtome.engine.tasks import Task
 from microtome.engine.waiting import Waiting
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Cluster:
     """A Ray cluster that runs: at `address` (host:port), or `auto` for the one of this machine.
 
-    A worker takes `threads` cores, and `gpus` devices: None: where the cluster has any, one, or as many as the model is spread over here. `workers` is the most there are;
+    A worker takes `threads` cores, and `gpus` devices: None: where the cluster has any, one, or as many as the model is spread over here; none where it was asked for on the CPU. `workers` is the most there are;
     None: as many as there is room for.
     Errors: `Refusal` for no worker, or no thread.
     """
@@ -85,7 +85,7 @@ def step_aside() -> None:
 
 def _resources(ray: Any, cluster: Cluster, subject: Subject) -> dict[str, float]:
     """What a worker declares."""
-    usual = float(subject.devices) if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+    usual = float(subject.devices) if has_devices(ray) else 0.0
     gpus = usual if cluster.gpus is None else cluster.gpus
     return {"CPU": float(cluster.threads), "GPU": gpus, "memory": float(subject.memory)}
 

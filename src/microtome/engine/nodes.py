@@ -14,7 +14,16 @@ from typing import Any, Final
 from microtome.core import Refusal
 from microtome.engine.agreement import require_same
 
-__all__ = ["installed_ray", "installed_ray_train", "join", "joined", "on_every_node", "require_versions", "room_for"]
+__all__ = [
+    "has_devices",
+    "installed_ray",
+    "installed_ray_train",
+    "join",
+    "joined",
+    "on_every_node",
+    "require_versions",
+    "room_for",
+]
 
 _DISTRIBUTIONS: Final = ("microtome", "ray", "torch", "transformers", "numpy")
 _PROBE_SECONDS: Final = 60.0
@@ -158,6 +167,11 @@ def on_every_node(ray: Any, ask: Callable[..., Any], *given: Any) -> Iterator[tu
                 instead="install the same versions of Python, ray and microtome there",
             ) from error
         yield address, answer
+
+
+def has_devices(ray: Any) -> bool:
+    """Whether any node has a GPU."""
+    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def room_for(ray: Any, resources: Mapping[str, float]) -> int:

@@ -32,7 +32,7 @@ class Subject(Protocol):
 
     @property
     def devices(self) -> int:
-        """How many devices a worker needs, where there are any: several for what is larger than one."""
+        """How many devices a worker needs, where there are any: several for what is larger than one, none for what is to be on the CPU."""
         ...
 
     def open(self, devices: Sequence[int]) -> Any:

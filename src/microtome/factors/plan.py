@@ -18,6 +18,7 @@ from microtome.factors.autoencoder import require_shards
 from microtome.factors.dictionary import Arrangement, Dictionary
 from microtome.factors.harvest import Form, Harvested, Live, Source, of_half, scaling_of, usual
 from microtome.factors.job import Job, Told
+from microtome.factors.launch_cluster import OnCluster
 from microtome.factors.learning import PAPER, Learner, Learning, paper_sites
 from microtome.factors.mesh import Mesh
 from microtome.factors.mixing import Mixing, in_order, part_of, served
@@ -34,6 +35,7 @@ __all__ = [
     "SOURCE_WORK",
     "Plan",
     "default_units",
+    "device_of",
     "learning_operations",
     "shared_sites",
     "sites_of",
@@ -154,6 +156,17 @@ def shared_sites(shape: Shape) -> tuple[Site, ...]:
     return tuple(Site("resid_pre", place * shape.layers // count) for place in range(count))
 
 
+def device_of(plan: Plan, model: Model) -> str:
+    """The device that a dictionary is trained on, or of whose kind those of several processes are: that of the model, but on a cluster what was asked for.
+
+    Errors: `Refusal` as of `OnCluster.device`.
+    """
+    launcher = plan.spread.launcher
+    if plan.spread.processes > 1 and isinstance(launcher, OnCluster) and model.opening is not None:
+        return launcher.device(model.opening.device)
+    return str(model.device)
+
+
 def sites_of(plan: Plan, model: Model) -> tuple[Site, ...]:
     """The sites that a plan names in a model; `paper` are those of the source work.
 
@@ -268,7 +281,7 @@ def _autoencoded(plan: Plan, asked: _Asked, harvested: Harvested | Live, told: T
         seed=asked.seed,
         model=asked.model.fingerprint,
         learnt=told,
-        device=str(asked.model.device),
+        device=device_of(plan, asked.model),
     )
     return learnt(job, plan.spread, asked.progress)
 

@@ -41,6 +41,14 @@ def corpus(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return prepare(toys.toy_texts(), model.tokenizer, sink, "main", cutting=Cutting(24, 8), vocab=model.shape.vocab)
 
 
+def test_workers_need_no_device_for_a_model_that_is_to_be_on_the_cpu(folder: Path, model: Model) -> None:
+    assert subject_of(load(folder, device="cpu")).devices == 0
+    assert model.opening is not None
+    assert subject_of(replace(model, opening=replace(model.opening, device="auto"))).devices == 1, "what they have, decides"
+    away = replace(model, opening=replace(model.opening, device="cuda:0,cuda:1"))
+    assert subject_of(away).devices == 2, "also where it is held on a CPU here"
+
+
 @dataclass(frozen=True, eq=False)
 class _Holding:
     """A fold that holds something, and folds nothing."""

@@ -55,8 +55,8 @@ class Nodes:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self, cores: int = 1) -> Any:
-        node = self.cluster.add_node(num_cpus=cores, node_ip_address=self.cluster.head_node.node_ip_address)
+    def add(self, cores: int = 1, gpus: int = 0) -> Any:
+        node = self.cluster.add_node(num_cpus=cores, num_gpus=gpus, node_ip_address=self.cluster.head_node.node_ip_address)
         self.added.append(node)
         return node
 

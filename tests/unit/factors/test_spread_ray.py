@@ -9,6 +9,7 @@ import pytest
 
 from microtome.core import Refusal
 from microtome.engine import Cluster, run
+from microtome.engine.nodes import joined
 from microtome.factors.job import folder_of
 from microtome.factors.launch_cluster import OnCluster
 from microtome.factors.spread import Spread, learnt
@@ -40,6 +41,15 @@ def test_a_rank_on_a_cluster_that_is_killed_changes_nothing(nodes: Nodes, tmp_pa
     assert len(killed) == 2
     assert not folder_of(job).exists()
     require_equal(found, learnt(job, Spread()))
+
+
+def test_what_may_be_on_any_device_is_on_what_the_cluster_has(nodes: Nodes) -> None:
+    nodes.add()
+    launcher = OnCluster(Cluster(nodes.address))
+    with joined(nodes.address):
+        assert launcher.device("auto") == "cpu"
+        nodes.add(gpus=1)
+        assert launcher.device("auto") == "cuda"
 
 
 def test_workers_make_room_for_a_training_and_come_back_also_when_it_is_refused(nodes: Nodes, tmp_path: Path) -> None:
