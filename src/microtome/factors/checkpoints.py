@@ -86,6 +86,7 @@ def read_checkpoint(folder: Path, trainer: Trainer, identity: Mapping[str, str])
 
 def _newest(folder: Path, mesh: Mesh) -> int:
     """The step of the last checkpoint, or -1. Errors: `Interrupted` where machines go on seeing different ones."""
+    seen: list[int] = []
     for _ in range(_LAG):
         steps = checkpoints_in(folder)
         seen = mesh.counts(steps[-1] if steps else -1, "all")
