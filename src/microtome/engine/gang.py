@@ -92,7 +92,7 @@ class Gang:
             raise Refusal(
                 f"{self.processes} processes on the Ray cluster",
                 why=f"each takes {each}, and there is room for {room}",
-                instead="add nodes, or name fewer processes",
+                instead="add nodes, or name fewer processes" + (", or --device cpu" if self.device == "cuda" else ""),
             )
 
 

@@ -27,7 +27,7 @@ def test_what_cannot_begin_is_refused(nodes: Nodes, tmp_path: Path) -> None:
             Refusal, match="2 processes on the Ray cluster: each takes 1 CPU, and there is room for 1; add nodes"
         ):
             Gang(cluster, 2).run(print, Folder(tmp_path), 0)
-        with pytest.raises(Refusal, match="each takes 1 CPU and 1 GPU, and there is room for 0"):
+        with pytest.raises(Refusal, match="each takes 1 CPU and 1 GPU, and there is room for 0; .* or --device cpu$"):
             Gang(cluster, 1, "cuda").require_room()
         with pytest.raises(
             Refusal, match=r"node 127\.0\.0\.1, 127\.0\.0\.1 does not find there what was written here; name a folder"
