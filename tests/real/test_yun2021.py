@@ -1,4 +1,4 @@
-"""A short form of the recipe of Yun et al. on SmolLM2: what should hold however little is read. It takes a minute or two."""
+"""A short form of the recipe of Yun et al. on SmolLM2: what should hold however little is read. It takes some minutes."""
 
 import shutil
 from dataclasses import replace
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.weights, pytest.mark.slow]
 
 SHORT = replace(
     QUICK, passages=20, examples=18, speeches=6, words=70, units=384, turns=2, asked=1, most=40, fewest=40, top=10, places=5, looked=6, contexts=2,
-    coloured=2, judged=500,
+    coloured=1, judged=500,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Files to words with labels and the characters they cover. Which tokens of a model they are is found in `words`.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def merged(texts: Iterable[LabelledText], words: int = 150) -> list[LabelledText
     return found
 
 
+@functools.cache  # a corpus has few tags, each a thousand times
 def brown_class(tag: str) -> str:
     """The coarse class of a tag of the Brown corpus: its first part, without marks of titles, headlines, quotations and foreign words.
 

@@ -39,7 +39,6 @@ def test_a_jump_is_of_the_median_layer_after_its_block() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_conclusion_at_a_small_size(tmp_path: Path) -> None:
     budget = dataclasses.replace(QUICK, seeds=1)
     rows = {row.condition: row for row in itertools.islice(addition(budget, tmp_path), 2)}
