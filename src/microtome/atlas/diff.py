@@ -157,9 +157,17 @@ def _write(
         if existing is not None and existing.identity != identity:
             instead = "use --run NAME for another run in the same atlas, or another folder"
             raise Refusal(f"run {run}", why="it is of something else than this comparison", instead=instead)
-        missing = {lens.name: found.says for lens in LENSES}
+        compared = found.compared
+        missing = {lens.name: f"this run says {compared.says}" for lens in LENSES}
         card = RunCard(
-            status="building", identity=identity, seed=comparison.seed, window=0, execution={}, certificate={}, absent=missing
+            status="building",
+            identity=identity,
+            seed=comparison.seed,
+            window=0,
+            execution={},
+            certificate={},
+            absent=missing,
+            compared=compared,
         )
         manifest.runs[run] = card
         write_manifest(folder, manifest)

@@ -11,6 +11,8 @@ from microtome.core.batches import Role as Role
 from microtome.core.batches import places_of as places_of
 from microtome.core.batches import token_keys as token_keys
 from microtome.core.errors import Interrupted as Interrupted
+from microtome.core.errors import Malformed as Malformed
+from microtome.core.errors import NotFound as NotFound
 from microtome.core.errors import Refusal as Refusal
 from microtome.core.folds import Fold as Fold
 from microtome.core.folds import RowFold as RowFold

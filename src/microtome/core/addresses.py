@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from microtome.core.errors import Refusal
+from microtome.core.errors import Malformed
 from microtome.core.sites import Site
 
 __all__ = ["UnitAddress", "WeightAddress"]
@@ -51,7 +51,7 @@ class UnitAddress:
         """Read the text form; anything that is not one is refused."""
         match = _UNIT.fullmatch(text)
         if match is None:
-            raise Refusal(
+            raise Malformed(
                 f"unit {text!r}",
                 why="not of the form basis[.layer]/index[@site][+|-]",
                 instead="write for example neurons.24/343",
@@ -100,7 +100,7 @@ class WeightAddress:
         """Read the text form; anything that is not one is refused."""
         match = _WEIGHT.fullmatch(text)
         if match is None:
-            raise Refusal(
+            raise Malformed(
                 f"weight vector {text!r}",
                 why="not of the form family[.layer[.head]]/index",
                 instead="write for example W_out.24/343",

@@ -4,7 +4,7 @@ Every refusal says what was asked, why it cannot be done, and what to do instead
 anything a user can cause is a `Refusal`. Formatting for a terminal belongs in `cli`, not here.
 """
 
-__all__ = ["Interrupted", "Refusal"]
+__all__ = ["Interrupted", "Malformed", "NotFound", "Refusal"]
 
 
 class Refusal(ValueError):
@@ -27,6 +27,14 @@ class Refusal(ValueError):
 
 class Interrupted(Refusal):
     """A refusal of what had begun, for a reason that passes or is elsewhere: what is finished stays, and the same command goes on with it."""
+
+
+class NotFound(Refusal):
+    """A refusal of a name or an address, of a form that could be something, that is nothing here: another name may be."""
+
+
+class Malformed(Refusal):
+    """A refusal of a question that is none, whatever there is: an address or a pattern of no known form, bounds of no number."""
 
 
 def _rebuild(kind: type[Refusal], what: str, why: str, instead: str) -> Refusal:

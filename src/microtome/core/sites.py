@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from microtome.core.errors import Refusal
+from microtome.core.errors import Malformed, NotFound
 
 __all__ = ["SITES", "Site", "SiteSpec"]
 
@@ -104,20 +104,22 @@ class Site:
     def __post_init__(self) -> None:
         spec = SITES.get(self.name)
         if spec is None:
-            raise Refusal(f"site {self.name!r}", why="no site has this name", instead=f"use one of {', '.join(SITES)}")
+            raise NotFound(f"site {self.name!r}", why="no site has this name", instead=f"use one of {', '.join(SITES)}")
         if spec.scope == "layer" and self.layer is None:
-            raise Refusal(
+            raise Malformed(
                 f"site {self.name!r}", why="this site exists once per layer", instead=f"name one, as in {self.name}.0"
             )
         if spec.scope == "model" and self.layer is not None:
-            raise Refusal(f"site {self}", why="this site exists once per model", instead=f"use {self.name}")
+            raise Malformed(f"site {self}", why="this site exists once per model", instead=f"use {self.name}")
 
     @classmethod
     def parse(cls, text: str) -> "Site":
         """Read the text form, `name` or `name.layer`; anything else is refused."""
         match = _FORM.fullmatch(text)
         if match is None:
-            raise Refusal(f"site {text!r}", why="not of the form name or name.layer", instead="write for example resid_post.6")
+            raise Malformed(
+                f"site {text!r}", why="not of the form name or name.layer", instead="write for example resid_post.6"
+            )
         layer = match["layer"]
         return cls(match["name"], None if layer is None else int(layer))
 

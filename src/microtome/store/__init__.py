@@ -15,6 +15,7 @@ from microtome.store.fingerprint import differences as differences
 from microtome.store.fingerprint import fingerprint as fingerprint
 from microtome.store.leases import leased as leased
 from microtome.store.manifest import SCHEMA_VERSION as SCHEMA_VERSION
+from microtome.store.manifest import Compared as Compared
 from microtome.store.manifest import Depth as Depth
 from microtome.store.manifest import Manifest as Manifest
 from microtome.store.manifest import ModelCard as ModelCard

@@ -14,6 +14,7 @@ from microtome.store.files import committed
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Compared",
     "Depth",
     "Manifest",
     "ModelCard",
@@ -46,12 +47,23 @@ class ModelCard(_Record):
     shape: dict[str, Any]
 
 
+class Compared(_Record):
+    """What a run says of two models that no lens was in: how they were compared, and the model (`other`) that this one is compared with.
+
+    `says` is the rest of a sentence that begins with the run.
+    """
+
+    kind: Literal["changes", "alignment"]
+    other: str
+    says: str
+
+
 class RunCard(_Record):
     """One run: a corpus and a seed, and what came of them.
 
     `depths` says how deep each lens has gone that is complete, `pending` how deep those are to go that are being computed. `sites`
     are the hidden states that were asked for by name; none is the residual stream. `protocol` says how windows were taken. `given` are
-    the fingerprints of what was in files that were given: facts.
+    the fingerprints of what was in files that were given: facts. A run that compares two models has `compared`, and no lens.
     """
 
     status: Literal["building", "complete"]
@@ -67,6 +79,7 @@ class RunCard(_Record):
     corpus: dict[str, Any] | None = None
     absent: dict[str, str] = Field(default_factory=dict)
     given: dict[str, str] = Field(default_factory=dict)
+    compared: Compared | None = None
     files: dict[str, str] = Field(default_factory=dict)
 
 

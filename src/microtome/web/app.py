@@ -6,14 +6,14 @@ in `resources`, who may ask in `security`.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from microtome.core import Refusal
+from microtome.core import Malformed, NotFound, Refusal
 from microtome.live import ModelOfAtlas
 from microtome.model import Model
 from microtome.web.assets import Asset, assets, edition
@@ -28,9 +28,6 @@ from microtome.web.turns import Turns
 __all__ = ["create_app"]
 
 BAD, MISSING, UNREADABLE = 400, 404, 424
-_ASKED_WRONGLY: Final = {"pattern", "bounds", "phrase", "meaning"}
-_NAMED: Final = {"unit", "document", "picture", "run", "site", "head", "map", "statistic", "label", "side", "block"}
-"""What a refusal begins with where an address names something that is not there."""
 
 
 def create_app(
@@ -57,8 +54,7 @@ def create_app(
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    subject = error.what.partition(" ")[0]
-    status = BAD if subject in _ASKED_WRONGLY else MISSING if subject in _NAMED else UNREADABLE
+    status = BAD if isinstance(error, Malformed) else MISSING if isinstance(error, NotFound) else UNREADABLE
     return JSONResponse(problem_of(error).model_dump(), status_code=status)
 
 

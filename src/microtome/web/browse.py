@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import Malformed
 from microtome.web.columns import Places, basis_names, clear_column, labelled, numbers_of, page_of, stat_column, units_of
 from microtome.web.index import indexed, spelt_token, stat_names, vocabulary
 from microtome.web.matching import Kind, Matched, matching
@@ -83,7 +83,7 @@ def _bases(view: View) -> list[BasisCard]:
 def units(view: View, query: Query) -> Units:
     """One page of units. An unknown statistic sorts by address; a token that is not there gives no rows and suggestions.
 
-    Errors: `Refusal` where the pattern is none, or bounds are given of no statistic.
+    Errors: `Malformed` where the pattern is none, or bounds are given of no statistic.
     """
     indexed(view)
     stats = stat_names(view)
@@ -128,7 +128,7 @@ def _chosen(view: View, query: Query, stats: Sequence[str]) -> NDArray[np.bool_]
     if query.layer is not None:
         chosen &= numbers_of(view, "layer") == query.layer
     if number is None and (query.least is not None or query.most is not None):
-        raise Refusal("bounds", why="units are sorted by nothing that has a value", instead="sort by a statistic")
+        raise Malformed("bounds", why="units are sorted by nothing that has a value", instead="sort by a statistic")
     if number is not None and query.least is not None:
         chosen &= stat_column(view, number) >= query.least
     if number is not None and query.most is not None:

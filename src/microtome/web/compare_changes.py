@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.web.compare_sides import SideAsked, card_of, diff_keys
 from microtome.web.gathered import Gathered
 from microtome.web.index import indexed, spelt_token, vocabulary
@@ -49,7 +49,7 @@ class BlockAsked(SideAsked):
 def changes(view: View, asked: SideAsked) -> Changes:
     """What the run of that name says of two models; it may be that which is looked at.
 
-    Errors: `Refusal` where there is no such run, or it is of one model.
+    Errors: `NotFound` where there is no such run, or it is of one model.
     """
     card, found = _diff(view, asked.side)
     pages = _pages(view, found)
@@ -59,7 +59,7 @@ def changes(view: View, asked: SideAsked) -> Changes:
 def changed_block(view: View, asked: BlockAsked) -> ChangedBlock:
     """The vectors of a block that moved farthest.
 
-    Errors: `Refusal` where there is no such run or block.
+    Errors: `NotFound` where there is no such run or block.
     """
     card, found = _diff(view, asked.side)
     gathered = Gathered(found, "changes", "vocabulary")
@@ -68,7 +68,7 @@ def changed_block(view: View, asked: BlockAsked) -> ChangedBlock:
     of = gathered.rows("changes", f"SELECT count(*) FROM changes {where}", asked.group, asked.layer)
     if not rows and not gathered.problems:
         name = asked.group[:80] if asked.layer is None else f"{asked.group[:80]}.{asked.layer}"
-        raise Refusal(f"block {name}", why="none of its vectors moved", instead="choose one that did")
+        raise NotFound(f"block {name}", why="none of its vectors moved", instead="choose one that did")
     vectors = list(_vectors(found, rows, _pages(view, found)))
     return ChangedBlock(
         group=asked.group, layer=asked.layer, of=of[0][0] if of else 0, vectors=vectors, problems=gathered.problems
@@ -86,7 +86,7 @@ def block_keys(view: View) -> Iterator[BlockAsked]:
 def _diff(view: View, name: str) -> tuple[SideCard, View]:
     card = card_of(view, name)
     if card.kind == "run":
-        raise Refusal(
+        raise NotFound(
             f"side {card.side}",
             why="it does not say how two models differ",
             instead="`microtome diff LEFT RIGHT -o ATLAS` makes one that does",
@@ -116,14 +116,14 @@ def _unit(vector: str, pages: frozenset[str]) -> str | None:
 def _changes(view: View, card: SideCard, pages: frozenset[str]) -> Changes:
     gathered = Gathered(view, *TABLES)
     rows = gathered.rows("changes", f"{_VECTORS}{_FARTHEST}", FARTHEST) if card.kind == "changes" else []
-    of = gathered.rows("changes", "SELECT count(*), any_value(base)::VARCHAR FROM changes")
+    of = gathered.rows("changes", "SELECT count(*) FROM changes")
     stats = gathered.rows(
         "vocabulary_stats",
         'SELECT "group"::VARCHAR, layer, stat::VARCHAR, value, control, control_kind::VARCHAR, control_lo, control_hi, q, undefined::VARCHAR '
         "FROM vocabulary_stats ORDER BY 1, 2 NULLS FIRST, 3",
     )
     said = gathered.rows("findings", "SELECT kind::VARCHAR, subject, sentence, q FROM findings ORDER BY rank, subject")
-    base = (of[0][1] if of and of[0][1] else "") or _named(card.says)
+    base = view.card.compared.other if view.card and view.card.compared else ""
     units = _units(gathered, base, pages) if card.kind == "alignment" else []
     return Changes(
         side=card, base=base,
@@ -132,12 +132,6 @@ def _changes(view: View, card: SideCard, pages: frozenset[str]) -> Changes:
         units_of=len(units), findings=[Said(kind=kind, subject=about, sentence=text, q=q) for kind, about, text, q in said],
         problems=gathered.problems,
     )  # fmt: skip
-
-
-def _named(says: str) -> str:
-    """The other model in what a run says of itself."""
-    found = re.match(r"(?:what changed since|which layers and units are like those of) ([^;]*)", says)
-    return found[1] if found else ""
 
 
 def _vectors(view: View, rows: Sequence[tuple[Any, ...]], pages: frozenset[str]) -> Iterator[VectorChanged]:

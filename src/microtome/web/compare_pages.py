@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.web.columns import Places, numbers_of
 from microtome.web.compare_sides import Pair, SideAsked, pair_of, pairs
 from microtome.web.compare_units import Beside, Part, common, compared_units, part_of, statistic
@@ -41,10 +41,10 @@ class DifferencesAsked(StatSideAsked):
 
 
 def _found(view: View, asked: StatSideAsked) -> tuple[Pair, Beside, Part]:
-    """Errors: `Refusal` where the units do not correspond, or not both runs have the statistic there."""
+    """Errors: `NotFound` where the units do not correspond, or not both runs have the statistic there."""
     pair = pair_of(view, asked.side)
     if pair.card.units_why:
-        raise Refusal(f"side {asked.side[:200]}", why=pair.card.units_why, instead="choose another of the list of sides")
+        raise NotFound(f"side {asked.side[:200]}", why=pair.card.units_why, instead="choose another of the list of sides")
     found = statistic(pair, asked.stat)
     return pair, found, part_of(found, asked.basis, asked.site)
 
@@ -52,7 +52,7 @@ def _found(view: View, asked: StatSideAsked) -> tuple[Pair, Beside, Part]:
 def differences(view: View, asked: DifferencesAsked) -> Differences:
     """One page of the units of a basis by how a statistic differs.
 
-    Errors: `Refusal` where there is no such side, or not both have the statistic.
+    Errors: `NotFound` where there is no such side, or not both have the statistic.
     """
     pair, found, part = _found(view, asked)
     rows = pair.lately(("order", asked.stat, part.basis, part.site, asked.order), lambda _: _ordered(found, part, asked.order))
@@ -115,7 +115,7 @@ def _called(view: View, places: list[int]) -> dict[int, str]:
 def scatter(view: View, asked: StatSideAsked) -> Pairs:
     """A statistic in one run against the other.
 
-    Errors: `Refusal` where there is no such side, or not both have the statistic.
+    Errors: `NotFound` where there is no such side, or not both have the statistic.
     """
     pair, found, part = _found(view, asked)
     return pair.lately(("scatter", asked.stat, part.basis, part.site), lambda both: _scatter(both, asked, found, part))

@@ -7,13 +7,12 @@ models in `compare_changes`.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, Field
 
 from microtome.atlas.differences import differing_sizes
-from microtome.core import Refusal
-from microtome.store import RunCard
+from microtome.core import NotFound
 from microtome.web.reader import Side, View
 from microtome.web.records import Problem, SideCard, Sides
 
@@ -23,7 +22,6 @@ T = TypeVar("T")
 
 KEPT: Final = 6
 """Statistics of a pair whose rows are kept."""
-_SAYS: Final = "this run says "
 
 
 class SideAsked(BaseModel):
@@ -47,24 +45,14 @@ def _sides(view: View) -> Sides:
 
 def _card(side: Side, own: Side) -> SideCard:
     model, run = side.manifest.model, side.manifest.runs[side.run]
-    text = run.corpus or {}
+    text, said = run.corpus or {}, run.compared
     return SideCard(
-        side=side.name, run=side.run, atlas=side.folder, model=model.name, kind=_kind(run), says=_says(run).removeprefix(_SAYS),
+        side=side.name, run=side.run, atlas=side.folder, model=model.name, kind="run" if said is None else said.kind,
+        says="" if said is None else said.says,
         text=None if run.corpus is None else str(text.get("name", "")), tokens=text.get("tokens"), text_fingerprint=text.get("fingerprint"),
         seed=run.seed, depths=dict(run.depths), same_model=model.fingerprint == own.manifest.model.fingerprint,
         why="it is still being built" if run.status != "complete" else "", units_why=_not_alike(own, side),
     )  # fmt: skip
-
-
-def _says(run: RunCard) -> str:
-    """What a run says that no lens has been in."""
-    return next((why for why in run.absent.values() if why.startswith(_SAYS)), "") if not run.depths and not run.pending else ""
-
-
-def _kind(run: RunCard) -> Literal["run", "changes", "alignment"]:
-    if not _says(run):
-        return "run"
-    return "changes" if any(file.startswith("tables/changes/") for file in run.files) else "alignment"
 
 
 def _not_alike(own: Side, side: Side) -> str:
@@ -82,13 +70,13 @@ def _not_alike(own: Side, side: Side) -> str:
 def card_of(view: View, name: str) -> SideCard:
     """The card of a run, of that which is looked at where no name is given.
 
-    Errors: `Refusal` where there is none of that name.
+    Errors: `NotFound` where there is none of that name.
     """
     found = sides(view)
     for card in ([found.own] if found.own else []) + found.others:
         if name == card.side or (not name and card is found.own):
             return card
-    raise Refusal(f"side {name[:200]}", why="there is no such run to compare with", instead="choose one of the list of sides")
+    raise NotFound(f"side {name[:200]}", why="there is no such run to compare with", instead="choose one of the list of sides")
 
 
 class Pair:
@@ -139,7 +127,7 @@ class Pair:
 def pair_of(view: View, name: str) -> Pair:
     """The run that is looked at with the one of that name.
 
-    Errors: `Refusal` where there is none, or it cannot be compared.
+    Errors: `NotFound` where there is none, or it cannot be compared.
     """
     card = card_of(view, name)
     own = card_of(view, "")
@@ -147,7 +135,7 @@ def pair_of(view: View, name: str) -> Pair:
     if not why and (own.kind, card.kind) != ("run", "run"):
         why = f"{'this run' if own.kind != 'run' else 'it'} says how two models differ, and has no lens of its own"
     if why:
-        raise Refusal(f"side {name[:200]}", why=why, instead="choose another of the list of sides")
+        raise NotFound(f"side {name[:200]}", why=why, instead="choose another of the list of sides")
     other = view.side(name)
     return view.once(("pair", name), lambda v: Pair(v, other, own, card))
 

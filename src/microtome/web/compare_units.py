@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from microtome.atlas.differences import LARGEST_Q, compare_statistics
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.web.browse import bases
 from microtome.web.columns import Floats, Places, basis_names, numbers_of
 from microtome.web.compare_sides import Pair
@@ -109,10 +109,10 @@ class Beside:
 def statistic(pair: Pair, stat: str) -> Beside:
     """A statistic in both runs.
 
-    Errors: `Refusal` where one of them has none of that name.
+    Errors: `NotFound` where one of them has none of that name.
     """
     if not all(stat in stat_names(view) for view in pair.both):
-        raise Refusal(f"statistic {stat[:80]}", why="not both runs have it", instead="choose one of the list of statistics")
+        raise NotFound(f"statistic {stat[:80]}", why="not both runs have it", instead="choose one of the list of statistics")
     return pair.lately(stat, lambda both: _statistic(both, stat))
 
 
@@ -193,13 +193,13 @@ def _parts(view: View, place: NDArray[np.integer], site: NDArray[np.integer], wo
 def part_of(found: Beside, basis: str, site: str) -> Part:
     """The rows of a basis, at a site.
 
-    Errors: `Refusal` where there are none.
+    Errors: `NotFound` where there are none.
     """
     for part in found.parts:
         if (part.basis, part.site) == (basis, site):
             return part
     where = f" of {basis[:80]}" + (f" at {site[:80]}" if site else "")
-    raise Refusal(f"statistic{where}", why="not both runs have it there", instead="choose one of the list of statistics")
+    raise NotFound(f"statistic{where}", why="not both runs have it there", instead="choose one of the list of statistics")
 
 
 def agreement(one: Floats, other: Floats, layer: NDArray[np.integer]) -> Agreement:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.examples import NO_TOKEN
 from microtome.web.index import spelt_token, vocabulary
 from microtome.web.pictures import patch_grid, patches_of, spelt_patches
@@ -141,7 +141,7 @@ def _mend(view: View, window: Window, places: Sequence[int], pieces: list[str]) 
 def document(view: View, number: int, begin: int, finish: int) -> Document:
     """A document's text around the characters `begin` to `finish`, a hundred thousand of them at most.
 
-    Errors: `Refusal` where the run has no such document or its text was not kept.
+    Errors: `NotFound` where the run has no such document or its text was not kept.
     """
     finish = min(finish, begin + MOST)
     left, right = max(0, begin - STRETCH), max(begin, finish) + STRETCH
@@ -151,7 +151,7 @@ def document(view: View, number: int, begin: int, finish: int) -> Document:
     )  # fmt: skip
     if not rows or rows[0][5] is None:
         image = bool(rows) and patch_grid(view) is not None
-        raise Refusal(
+        raise NotFound(
             f"document {number} of run {view.run[:40]}",
             why="it is an image" if image else "its text is not in this atlas",
             instead=f"ask for the picture of document {number}" if image else "open another context, or build again",

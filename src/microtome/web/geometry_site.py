@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.web.depth import layer_of
 from microtome.web.gathered import Gathered
 from microtome.web.geometry import TABLES, evenly, sites, stat_rows, told_stat
@@ -44,12 +44,12 @@ NAME: Final = 80
 def geometry_site(view: View, site: str) -> GeometrySite:
     """What is known of the states at `site`; a table that cannot be read is named and left out.
 
-    Errors: `Refusal` where no table of geometry has a row of it.
+    Errors: `NotFound` where no table of geometry has a row of it.
     """
     gathered = Gathered(view, *(f"geometry_{name}" for name in TABLES), "documents")
     every = [each.site for each in sites(view, gathered)]
     if site not in every:
-        raise Refusal(f"site {site[:80]}", why="this run has no geometry of it", instead="choose one of the list of sites")
+        raise NotFound(f"site {site[:80]}", why="this run has no geometry of it", instead="choose one of the list of sites")
     at = every.index(site)
     stats = [told_stat(row) for row in stat_rows(gathered, [site])[:STATS]]
     return GeometrySite(

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound
 from microtome.web.gathered import Gathered
 from microtome.web.index import indexed, measured_words, spelt_token, stat_names, vocabulary
 from microtome.web.reader import View
@@ -69,12 +69,12 @@ def known_heads(view: View) -> Iterator[HeadAsked]:
 def head(view: View, unit: str) -> HeadPage:
     """What the weights of a head say, beside its statistics.
 
-    Errors: `Refusal` where this atlas has no such head.
+    Errors: `NotFound` where this atlas has no such head.
     """
     indexed(view)
     rows = view.sql("SELECT place, layer, \"index\" FROM mt_rows WHERE unit = ? AND basis = 'heads'", unit)
     if not rows:
-        raise Refusal(
+        raise NotFound(
             f"head {unit[:80]}", why="this atlas has no head of that address", instead="choose one of the list of heads"
         )
     place, layer, index = rows[0]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound, Refusal
 from microtome.web.columns import stat_column, units_of
 from microtome.web.depth import by_depth
 from microtome.web.gathered import Gathered
@@ -132,7 +132,7 @@ def map_page(view: View, asked: str) -> MapPage:
     """
     layout = next((each for each in maps(view).layouts if each.layout == asked), None)
     if layout is None:
-        raise Refusal(f"map {asked[:80]}", why="this atlas has no map of that name", instead="choose one of the list of maps")
+        raise NotFound(f"map {asked[:80]}", why="this atlas has no map of that name", instead="choose one of the list of maps")
     return view.once(("map", asked), lambda v: _map_page(v, layout))
 
 
@@ -171,7 +171,7 @@ def unit_column(view: View, asked: StatAsked) -> UnitColumn:
     stats, sites = stat_names(view), measured_words(view, "site")
     if asked.stat not in stats or asked.site not in ("", *sites):
         what = f"statistic {asked.stat[:80]}" + (f" at {asked.site}" if asked.site else "")
-        raise Refusal(what, why="this run has no such column", instead="choose one of the list of columns")
+        raise NotFound(what, why="this run has no such column", instead="choose one of the list of columns")
     if asked.site:
         values = np.full(units_of(view), np.nan, np.float32)
         found = _arrays(
@@ -200,7 +200,7 @@ def _label_column(view: View, kind: str) -> LabelColumn:
     indexed(view)
     rows = view.sql("SELECT code, text FROM mt_label_texts WHERE kind = ? ORDER BY code", kind)
     if not rows:
-        raise Refusal(f"label {kind[:80]}", why="no unit has a label of that kind", instead="choose one of the list of kinds")
+        raise NotFound(f"label {kind[:80]}", why="no unit has a label of that kind", instead="choose one of the list of kinds")
     best = _arrays(
         view,
         "SELECT place, arg_min(code, (coalesce(q, 2), -coalesce(value, 0), code)) AS code FROM mt_labels WHERE code BETWEEN ? AND ? GROUP BY 1",

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.core import Refusal
+from microtome.core import Malformed, Refusal
 from microtome.web.columns import NONE, Places, told, units_of
 from microtome.web.index import KINDS, spelt_token, vocabulary
 from microtome.web.meanings import Meant, meant
@@ -144,7 +144,7 @@ def _fitting(view: View, pattern: str) -> list[int]:
         view.sql("SELECT regexp_matches('', ?)", pattern)
     except Refusal as refusal:
         why = str(refusal.__cause__).splitlines()[0].removeprefix("Invalid Input Error: ")
-        raise Refusal(
+        raise Malformed(
             f"pattern {pattern[:80]}",
             why=f"it is no regular expression ({why[:120]})",
             instead="put a \\ before signs that stand for themselves",

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.core import Refusal
+from microtome.core import Malformed
 from microtome.store import MEANING
 from microtome.web.columns import units_of
 from microtome.web.index import spelt_token, vocabulary
@@ -83,7 +83,7 @@ class _Vectors:
 def meant(view: View, words: str, kinds: Sequence[str], spelt: Sequence[tuple[str, Sequence[int]]]) -> Meant:
     """What has to do with `words`, each with the tokens that are it; `kinds` are those of `index.KINDS` that are asked for.
 
-    Errors: `Refusal` where the atlas has no vectors, or none of the words is a token.
+    Errors: `Malformed` where the atlas has no vectors, or none of the words is a token.
     """
     tokens = view.once(
         "token_meanings", lambda v: _Vectors(v, "SELECT token AS owner, vector FROM token_meanings ORDER BY token")
@@ -93,7 +93,7 @@ def meant(view: View, words: str, kinds: Sequence[str], spelt: Sequence[tuple[st
         way = "run the same `microtome build` again into a new folder"
         if patch_grid(view) is not None:
             why, way = "the model reads images, which have no vocabulary", "take this filter away"
-        raise Refusal(f"meaning {words[:80]}", why=why, instead=way)
+        raise Malformed(f"meaning {words[:80]}", why=why, instead=way)
     sums = np.zeros(tokens.rows.shape[1], np.float32)
     used, unknown = [], []
     for word, ids in spelt:
@@ -107,7 +107,7 @@ def meant(view: View, words: str, kinds: Sequence[str], spelt: Sequence[tuple[st
     length = float(np.linalg.norm(sums))
     if length < 1e-6:
         why = "none of its words is a token of this vocabulary" if not used else "its words together point nowhere"
-        raise Refusal(f"meaning {words[:80]}", why=why, instead="try other words")
+        raise Malformed(f"meaning {words[:80]}", why=why, instead="try other words")
     vector = (sums / length).astype(np.float32)
     asked = [kind for kind in kinds if kind in _ENDS]
     with ThreadPoolExecutor(len(_ENDS)) as pool:

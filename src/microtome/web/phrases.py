@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from microtome.core import Refusal
+from microtome.core import Malformed
 from microtome.web.columns import rows_between, units_of
 from microtome.web.reader import View
 from microtome.web.records import Phrase
@@ -38,11 +38,11 @@ class Inside:
 def inside(view: View, phrase: str) -> Inside:
     """Units by how many of their top contexts are inside `phrase`.
 
-    Errors: `Refusal` for a single letter or sign. Cost: a pass over the text, and a search in the contexts' places for each token found.
+    Errors: `Malformed` for a single letter or sign. Cost: a pass over the text, and a search in the contexts' places for each token found.
     """
     wanted = " ".join(phrase.split())
     if len(wanted) < 2 and wanted.isascii():
-        raise Refusal(f"phrase {phrase[:80]}", why="it is a single letter or sign", instead="search for a word or a pattern")
+        raise Malformed(f"phrase {phrase[:80]}", why="it is a single letter or sign", instead="search for a word or a pattern")
     spelt = re.compile(r"\s+".join(re.escape(word) for word in wanted.split(" ")), re.IGNORECASE)
     at, found = _places(view, wanted, spelt)
     tops = view.once("tops", lambda v: v.columns(f"SELECT {_KEY} AS key, place FROM mt_tops ORDER BY 1, 2"))

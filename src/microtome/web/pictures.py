@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound, Refusal
 from microtome.web.reader import View
 from microtome.web.records import PatchGrid, Picture
 
@@ -83,7 +83,7 @@ def picture(view: View, document: int) -> Picture:
         document,
     )
     if not rows:
-        raise Refusal(
+        raise NotFound(
             f"picture of document {document}",
             why=f"run {view.run[:40]} of this atlas has none: {_why(view)}",
             instead="choose another document" if _has(view) else "build it again into a new folder to see pictures",

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from microtome.core import Refusal
+from microtome.core import NotFound, Refusal
 from microtome.store import TABLES, Manifest, RunCard, empty_table, manifest_path, read_manifest
 from microtome.web.damage import Damage
 from microtome.web.records import Problem, Progress
@@ -286,7 +286,7 @@ class Reader:
         except Refusal as refusal:
             if not refusal.what.startswith("run "):
                 raise
-        raise Refusal(
+        raise NotFound(
             f"side {name[:200]}", why="there is no such run to compare with", instead="choose one of the list of sides"
         )
 
@@ -301,7 +301,7 @@ class Reader:
             _told_manifest(self.atlas)  # it is damaged, and says how
         if run and run not in runs:
             known = f"choose one of {', '.join(runs)}" if runs else "wait until it is being built"
-            raise Refusal(f"run {run[:80]}", why="this atlas has no run of that name", instead=known)
+            raise NotFound(f"run {run[:80]}", why="this atlas has no run of that name", instead=known)
         return run or (first_run(self._manifest) if self._manifest else "")
 
     def state(self) -> tuple[str, tuple[str, ...]]:

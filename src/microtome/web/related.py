@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound, Refusal
 from microtome.web.columns import Places, page_of, told, units_of
 from microtome.web.gathered import Gathered
 from microtome.web.index import KINDS, indexed, spelt_token, vocabulary
@@ -46,7 +46,7 @@ def related(view: View, unit: str) -> Related:
     indexed(view)
     places = view.sql("SELECT place FROM mt_rows WHERE unit = ?", unit)
     if not places:
-        raise Refusal(
+        raise NotFound(
             f"unit {unit[:80]}", why="this atlas has no unit of that address", instead="look for it in the unit browser"
         )
     [(place,)] = places

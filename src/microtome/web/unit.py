@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, Field
 
-from microtome.core import Refusal
+from microtome.core import NotFound, Refusal
 from microtome.web.contexts import contexts
 from microtome.web.depth import by_depth
 from microtome.web.index import indexed, measured_words, spelt_token, vocabulary
@@ -49,7 +49,7 @@ def page(view: View, unit: str) -> UnitPage:
     indexed(view)
     rows = view.sql("SELECT place FROM mt_rows WHERE unit = ?", unit)
     if not rows:
-        raise Refusal(
+        raise NotFound(
             f"unit {unit[:80]}", why="this atlas has no unit of that address", instead="look for it in the unit browser"
         )
     found = pages(view, rows[0][0], 1)[0]

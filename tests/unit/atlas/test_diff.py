@@ -10,7 +10,7 @@ from microtome.atlas.diff import diff
 from microtome.atlas.differences import Comparison, Kind, ModelAlignment, ModelDifference
 from microtome.cli.diff import show_difference
 from microtome.core import Refusal
-from microtome.store import digest
+from microtome.store import Compared, digest
 from tests import toys
 from tests.unit.model.adapters import linear, save_adapter
 
@@ -71,9 +71,9 @@ def test_an_adapter_that_names_another_model_is_read_and_doubted(
     assert isinstance(found, ModelDifference)
     doubt = "astray says that it was trained on somebody/Model-1B, and is read here as a change of base"
     assert caplog.messages == [found.doubt] == [doubt]
-    assert Atlas(tmp_path / "atlas").manifest.runs["since-base"].absent["neurons"] == (
-        f"this run says what changed since base; {doubt}"
-    )
+    card = Atlas(tmp_path / "atlas").manifest.runs["since-base"]
+    assert card.compared == Compared(kind="changes", other="base", says=f"what changed since base; {doubt}")
+    assert card.absent["neurons"] == f"this run says what changed since base; {doubt}"
     show_difference(found, 1)
     assert f"vectors differ, 623 are equal. But {doubt}." in " ".join(capsys.readouterr().out.split())
 

@@ -6,10 +6,11 @@ What is measured is said in `vocabulary.alignment` and `vocabulary.matching`; he
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from microtome.atlas.differences.comparison import Comparison, finding_rows, require_draws, require_idle
 from microtome.model import Checkpoint, Model
+from microtome.store import Compared
 from microtome.vocabulary.alignment import (
     Alignment,
     align,
@@ -66,7 +67,7 @@ class ModelAlignment:
     seed: int
 
     @property
-    def writer(self) -> str:
+    def writer(self) -> Literal["alignment"]:
         """Of the rows in an atlas."""
         return "alignment"
 
@@ -76,9 +77,10 @@ class ModelAlignment:
         return f"beside-{self.other}"
 
     @property
-    def says(self) -> str:
-        """What such a run is, instead of what it is not."""
-        return f"this run says which layers and units are like those of {self.other}"
+    def compared(self) -> Compared:
+        """What such a run is."""
+        says = f"which layers and units are like those of {self.other}"
+        return Compared(kind=self.writer, other=self.other, says=says)
 
     def findings(self) -> list[Row]:
         """Sentences: layers first, then units."""

@@ -6,13 +6,14 @@ What is measured is said in `vocabulary.changes`, tables and sentences in `vocab
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
 from microtome.atlas.differences.comparison import Comparison, finding_rows, require_draws, require_idle
 from microtome.model import Checkpoint, Model
 from microtome.model.adapter import AdaptedWeights
+from microtome.store import Compared
 from microtome.vocabulary.changed import Significance, block_rows, change_findings, change_rows, embedding_rows, significance
 from microtome.vocabulary.changes import BlockChange, EmbeddingChange, changes, embedding_changes, other_changes
 from microtome.vocabulary.findings import Row
@@ -45,7 +46,7 @@ class ModelDifference:
     doubt: str | None
 
     @property
-    def writer(self) -> str:
+    def writer(self) -> Literal["changes"]:
         """Of the rows in an atlas."""
         return "changes"
 
@@ -55,10 +56,10 @@ class ModelDifference:
         return f"since-{self.base}"
 
     @property
-    def says(self) -> str:
-        """What such a run is, instead of what it is not."""
-        said = f"this run says what changed since {self.base}"
-        return f"{said}; {self.doubt}" if self.doubt else said
+    def compared(self) -> Compared:
+        """What such a run is."""
+        said = f"what changed since {self.base}"
+        return Compared(kind=self.writer, other=self.base, says=f"{said}; {self.doubt}" if self.doubt else said)
 
     @property
     def identical(self) -> bool:
