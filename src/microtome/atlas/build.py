@@ -257,23 +257,24 @@ def _observe(output: Path, run: Run, lenses: Sequence[Lens], watch: Watched, inp
     """Run the stages of lenses and write their tables."""
     place = inputs.home.states(run.name)
     results = run_stages(run, lenses, output / "work" / run.name, watch, place=place, text=inputs.home.place, crew=inputs.crew)
-    watch.step("writing tables")
-    files = [*_write_lenses(output, run, lenses, results), *_kept(output, results)]
+    files = [*_write_lenses(output, run, lenses, results, watch), *_kept(output, results)]
     inputs.home.keep(files)
     _drop_stages(output, run.name)
     inputs.home.drop_states(run.name)
     return files
 
 
-def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results) -> list[Path]:
+def _write_lenses(output: Path, run: Run, lenses: Sequence[Lens], results: Results, watch: Watched) -> list[Path]:
     """Write the tables of lenses, and what tokens are called; rows that hold for any run of the model are written under the names of lens and part alone."""
     files = []
     for lens in lenses:
+        watch.step(f"writing tables of {lens.name}")
         for key, rows in lens.tables(run, results).items():
             name, _, part = key.partition(".")
             own = run.name if "run" in TABLES[name].schema.names else part
             files.append(write_table(output, name, f"{lens.name}.{own}" if own else lens.name, rows))
             give_back_freed_memory()
+    watch.step("writing what tokens are called and mean")
     if run.model.tokenizer is not None:  # what tokens are called is no lens's, and every page of one needs it
         rows = vocabulary_table(texts_of(run.model.tokenizer, run.model.shape.vocab))
         files.append(write_table(output, "vocabulary", "vocabulary", rows))

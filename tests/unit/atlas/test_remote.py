@@ -259,7 +259,7 @@ def test_killed_and_continued_elsewhere(
 def test_killed_and_continued_at_once_where_it_was_killed(
     address: str, store: ObjectStore, decoder: Model, local: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _stopped(address, store, tmp_path, "writing tables", 1):
+    with _stopped(address, store, tmp_path, "writing tables of geometry", 1):
         pass
     assert "lease.json" in _at(address)
     monkeypatch.setattr(leases, "SILENT", 3600.0)
