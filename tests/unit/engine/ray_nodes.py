@@ -22,16 +22,15 @@ _QUICK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "10",
     "PYTHONPATH": IMPORTABLE,
 }
 
 
 @contextlib.contextmanager
-def started(address: str = "127.0.0.1") -> "Iterator[Nodes]":
-    """A cluster that finds soon who is gone; it ends with all of its nodes."""
+def started(address: str = "127.0.0.1", *, unheard: int = 10) -> "Iterator[Nodes]":
+    """A cluster that finds soon who is gone, of whom it has not heard so many times; it ends with all of its nodes."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in _QUICK.items():
+        for name, value in (_QUICK | {"RAY_health_check_failure_threshold": str(unheard)}).items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 

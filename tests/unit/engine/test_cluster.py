@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from microtome.store import Folder, Place
 from tests.tree import ROOT
 from tests.unit.engine.networks import inside, why_not
 from tests.unit.engine.partition import UNITS
-from tests.unit.engine.ray_nodes import Nodes
+from tests.unit.engine.ray_nodes import Nodes, started
 from tests.unit.engine.toy_work import Concatenation, Private, ToySubject, assert_said_once
 
 pytestmark = [
@@ -128,11 +128,18 @@ def test_a_node_that_dies_costs_only_its_units_and_one_that_joins_late_works(
     assert len(list(faults.glob("by-*"))) >= 2, "the first node's worker, and the second's"
 
 
+@pytest.fixture
+def patient() -> Iterator[Nodes]:
+    """A cluster that takes no node for dead that stands still, however slow the machine: what it answers late is heard."""
+    with started(unheard=1000) as nodes:
+        yield nodes
+
+
 def test_what_a_node_has_that_is_cut_off_is_done_by_others_and_what_it_answers_late_does_not_count(
-    nodes: Nodes, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    patient: Nodes, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microtome.engine.running._SOON", 0.5)
-    first, _ = nodes.add(), nodes.add(2)
+    first, _ = patient.add(), patient.add(2)
     (faults := tmp_path / "faults").mkdir()
     (faults / "39-hold").touch()  # so that the run lasts until late answers have come
     heard: list[int] = []
@@ -142,17 +149,17 @@ def test_what_a_node_has_that_is_cut_off_is_done_by_others_and_what_it_answers_l
     def advance(windows: int, tokens: int) -> None:
         nonlocal moment
         heard.append(windows)
-        if moment == "cut off" and any((faults / f"by-{pid}").exists() for pid in nodes.processes(first)):
-            nodes.stop(first, signal.SIGSTOP)
+        if moment == "cut off" and any((faults / f"by-{pid}").exists() for pid in patient.processes(first)):
+            patient.stop(first, signal.SIGSTOP)
         elif moment == "all done by others" and all((tmp_path / "a" / f"rows-{unit:08d}.json").exists() for unit in range(39)):
-            nodes.stop(first, signal.SIGCONT)
+            patient.stop(first, signal.SIGCONT)
         elif moment == "answers late" and windows < 0:
             (faults / "go").touch()
         else:
             return
         moment = next(moments)
 
-    with Cluster(nodes.address).started(ToySubject()) as crew:
+    with Cluster(patient.address).started(ToySubject()) as crew:
         run(_work(faults, 0.05), Folder(tmp_path / "a"), crew=crew, advance=advance)
     assert moment == "over"
     assert sum(heard) == 40, "what came late was taken back"
