@@ -34,7 +34,7 @@ class NotFound(Refusal):
 
 
 class Malformed(Refusal):
-    """A refusal of a question that is none, whatever there is: an address or a pattern of no known form, bounds of no number."""
+    """A refusal of a question that cannot be asked as it is put: an address or a pattern of no known form, bounds of no number."""
 
 
 def _rebuild(kind: type[Refusal], what: str, why: str, instead: str) -> Refusal:

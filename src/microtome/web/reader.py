@@ -276,16 +276,15 @@ class Reader:
     def side(self, name: str) -> View:
         """The view of a run by its name among `sides`.
 
-        Errors: `Refusal` where there is no such run.
+        Errors: `NotFound` where there is no such run.
         """
         folder, _, run = name.rpartition(":")
         reader = self.beside.get(folder) if folder else self
         try:
             if reader is not None and run:
                 return reader.view(run)
-        except Refusal as refusal:
-            if not refusal.what.startswith("run "):
-                raise
+        except NotFound:
+            pass
         raise NotFound(
             f"side {name[:200]}", why="there is no such run to compare with", instead="choose one of the list of sides"
         )
